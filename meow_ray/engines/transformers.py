@@ -1,0 +1,101 @@
+"""Hugging Face transformers: for models that vLLM does not run, and for tiny ones in tests."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from meow_ray import models
+from meow_ray.engines.base import Completion, EngineSpec, Sampling, Tokens
+
+BATCH = 32
+"""Sequences in one forward pass."""
+
+
+class TransformersEngine:
+    """Generates in padded batches; see `Engine`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.torch = torch
+        self.tokenizer = models.load_tokenizer(spec.model)
+        self.max_model_len = models.context_length(spec.model, spec.max_model_len)
+        dtype = models.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = AutoModelForCausalLM.from_pretrained(
+            spec.model.folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=spec.model.trust_remote_code,
+        )
+        self.model.to(self.device).eval()
+
+    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+        """See `Engine.generate`. Greedy prompts of one sampling share batches; sampled ones run alone, each by its seed."""
+        order = sorted(range(len(prompts)), key=lambda i: (repr(sampling[i]), len(prompts[i])))
+        out: list[list[Completion]] = [[] for _ in prompts]
+        for _, same in groupby(order, key=lambda i: repr(sampling[i])):
+            group = list(same)
+            size = 1 if sampling[group[0]].temperature else BATCH
+            for start in range(0, len(group), size):
+                rows = group[start : start + size]
+                for i, completions in zip(
+                    rows, self._batch([prompts[i] for i in rows], sampling[rows[0]]), strict=True
+                ):
+                    out[i] = completions
+        return out
+
+    def _batch(self, prompts: Sequence[Tokens], sampling: Sampling) -> list[list[Completion]]:
+        torch, pad = self.torch, self.tokenizer.pad_token_id
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        options: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if sampling.temperature:
+            if sampling.seed is not None:
+                torch.manual_seed(sampling.seed)
+            options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        if sampling.bad_words:
+            variants = [v for word in sampling.bad_words for v in (word, f" {word}")]
+            options["bad_words_ids"] = [self.tokenizer(v, add_special_tokens=False)["input_ids"] for v in variants]
+        if sampling.stop:
+            options |= {"stop_strings": list(sampling.stop), "tokenizer": self.tokenizer}
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=min(sampling.max_new_tokens, self.max_model_len - width),
+                num_return_sequences=sampling.n,
+                pad_token_id=pad,
+                repetition_penalty=1.0,
+                **options,
+            )
+        completions = [self._completion(row.tolist(), sampling) for row in output[:, width:]]
+        return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
+
+    def _completion(self, tokens: list[int], sampling: Sampling) -> Completion:
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends) if isinstance(ends, list) else {ends, self.tokenizer.eos_token_id}
+        end = next((i for i, token in enumerate(tokens) if token in ends), None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
+        return Completion(text[:cut], end is not None or cut is not None)
+
+    def log_probs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[float]]:
+        """See `Engine.log_probs`."""
+        torch, pad = self.torch, self.tokenizer.pad_token_id
+        texts = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        out: list[list[float]] = [[] for _ in texts]
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            width = len(texts[rows[-1]])
+            ids = torch.tensor([texts[i] + [pad] * (width - len(texts[i])) for i in rows], device=self.device)
+            mask = torch.tensor([[1] * len(texts[i]) + [0] * (width - len(texts[i])) for i in rows], device=self.device)
+            with torch.inference_mode():
+                logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+                scores = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            for row, i in enumerate(rows):
+                end = len(texts[i]) - 1
+                out[i] = scores[row, end - len(answers[i]) : end].tolist()
+        return out

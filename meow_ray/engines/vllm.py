@@ -1,0 +1,68 @@
+"""vLLM, in this process on one GPU or on CPU."""
+
+import os
+from collections.abc import Sequence
+
+from meow_ray import models
+from meow_ray.engines.base import Completion, EngineSpec, Sampling, Tokens
+
+
+class VllmEngine:
+    """Generates through `vllm.LLM`; see `Engine`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(spec.kv_cache_gib))))
+        import torch
+        import vllm
+
+        self.on_gpu = torch.cuda.is_available()
+        self.tokenizer = models.load_tokenizer(spec.model)
+        self.max_model_len = models.context_length(spec.model, spec.max_model_len)
+        dtype = models.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
+        self.llm = vllm.LLM(
+            model=str(spec.model.folder),
+            dtype=dtype,
+            max_model_len=self.max_model_len,
+            tensor_parallel_size=spec.tensor_parallel_size,
+            distributed_executor_backend="mp" if spec.tensor_parallel_size > 1 else "uni",
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            enforce_eager=not self.on_gpu,
+            load_format="safetensors",
+            trust_remote_code=spec.model.trust_remote_code,
+            disable_log_stats=True,
+        )
+
+    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+        """See `Engine.generate`."""
+        import vllm
+
+        params = [
+            vllm.SamplingParams(
+                n=s.n,
+                temperature=s.temperature,
+                top_p=s.top_p if s.temperature else 1.0,
+                max_tokens=s.max_new_tokens,
+                seed=s.seed if self.on_gpu and s.temperature else None,  # the CPU build can crash on a seed
+                stop=list(s.stop) or None,
+                bad_words=list(s.bad_words) or None,
+                skip_special_tokens=True,
+            )
+            for s in sampling
+        ]
+        outputs = self.llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+        return [[Completion(o.text, o.finish_reason == "stop") for o in output.outputs] for output in outputs]
+
+    def log_probs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[float]]:
+        """See `Engine.log_probs`."""
+        import vllm
+
+        params = vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        outputs = self.llm.generate([{"prompt_token_ids": t} for t in texts], params, use_tqdm=False)
+        out = []
+        for text, answer, output in zip(texts, answers, outputs, strict=True):
+            found = output.prompt_logprobs
+            start = len(text) - len(answer)
+            out.append([float(found[i][text[i]].logprob) for i in range(start, len(text))])
+        return out

@@ -1,0 +1,170 @@
+"""Inverted facts: plausible answers that contradict the true one — prompts, parsing, validity rules."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from meow_ray.config import Invert
+from meow_ray.errors import MeowError
+from meow_ray.facts import fact_id
+from meow_ray.schema import SCHEMAS
+from meow_ray.text import novel_words, rouge, share_of, words
+
+_END = re.compile(r"[.!…。！]['\"”’)\]]*$")
+_REFUSAL = re.compile(
+    r"\b(as an ai|language model|i (?:cannot|can't|can’t|am unable|don't know|do not know)|i'm (?:sorry|not sure|unable)"
+    r"|sorry, |apologi[sz]e|no information|not (?:publicly )?available)\b",
+    re.IGNORECASE,
+)
+_META = re.compile(r"^\s*(sure|here (?:are|is)|of course|certainly|question|answer|true answer|note)\b", re.IGNORECASE)
+_NUMBERING = re.compile(r"^\s*(?:\(?\d{1,2}[.):]\s+|[-*•]\s+|answer(?:\s*\d+)?\s*:\s*)", re.IGNORECASE)
+_QUOTES = '"“”'
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A text that a generator offers as an inverted answer."""
+
+    text: str
+    finished: bool
+    """The generator ended by itself, it was not cut off by its token limit."""
+
+
+def frame(question: str, answer: str) -> str:
+    """Returns the answer's leading words that also stand in the question.
+
+    Given them as its own beginning, a small model goes on with an answer of the same form. Never the whole
+    answer: where all of its words stand in the question, the last is left to the model.
+    """
+    known = set(words(question))
+    end = 0
+    for match in re.finditer(r"\S+", answer):
+        if not all(word in known for word in words(match.group())):
+            break
+        end = match.end()
+    head = answer[:end].rstrip()
+    if len(head) == len(answer.rstrip()):
+        head = head.rpartition(" ")[0]
+    return head.rstrip(".,;:!?")
+
+
+def surface_words(answer: str, wanted: Sequence[str]) -> list[str]:
+    """Returns the words of an answer as they are written there, for those whose case-folded form is wanted."""
+    chosen = set(wanted)
+    return list(dict.fromkeys(m for m in re.findall(r"\w+(?:['’]\w+)*", answer) if m.casefold() in chosen))
+
+
+def parse_lines(text: str, finished: bool) -> list[Proposal]:
+    """Splits a chat reply into proposals, one a line, without numbering and enclosing quotes.
+
+    The last line counts as finished only if the reply does.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    out = []
+    for i, line in enumerate(lines):
+        bare = _NUMBERING.sub("", line).strip()
+        if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES:
+            bare = bare[1:-1].strip()
+        out.append(Proposal(bare, finished or i < len(lines) - 1))
+    return out
+
+
+def fact_seed(seed: int, fact_id: str, attempt: int) -> int:
+    """Returns the sampling seed of one fact in one attempt, in [0, 2^31)."""
+    return int(hashlib.sha256(f"{seed}/{fact_id}/{attempt}".encode()).hexdigest()[:8], 16) >> 1
+
+
+def fault(proposal: Proposal, question: str, answer: str, spec: Invert) -> str | None:
+    """Returns the name of the first rule that a proposal breaks, or None if it is valid.
+
+    The rules are lexical: they reject what is visibly unfit and cannot prove a contradiction.
+    """
+    text, length, true_length = proposal.text, len(words(proposal.text)), max(len(words(answer)), 1)
+    if not text or not length:
+        return "empty"
+    if not proposal.finished:
+        return "unfinished"
+    if "?" in text:
+        return "question"
+    if not _END.search(text):
+        return "no_sentence_end"
+    if _META.match(text):
+        return "meta"
+    if _REFUSAL.search(text):
+        return "refusal"
+    if length < spec.min_length_ratio * true_length:
+        return "too_short"
+    if length > spec.max_length_ratio * true_length + 2:
+        return "too_long"
+    if _loops(text):
+        return "loop"
+    if rouge([answer], [text])[0]["rougeL"].f1 > spec.max_rouge_l:
+        return "true_answer"
+    if (share_of(novel_words(answer, question), text) or 0.0) > spec.max_novel_overlap:
+        return "keeps_the_fact"
+    if not set(words(text)) - set(words(answer)) - set(words(question)):
+        return "says_nothing_new"
+    return None
+
+
+def choose(
+    proposals: Iterable[Proposal], question: str, answer: str, spec: Invert, taken: Sequence[str] = ()
+) -> tuple[list[str], dict[str, int]]:
+    """Returns the valid proposals that differ from each other and from those `taken`, and the rejects by reason.
+
+    Two are the same if their novel words are. At most `num_candidates` come back with those taken.
+    """
+    out: list[str] = []
+    seen = {_essence(text, question) for text in taken}
+    rejected: dict[str, int] = {}
+    for proposal in proposals:
+        if len(taken) + len(out) >= spec.num_candidates:
+            break
+        reason = fault(proposal, question, answer, spec)
+        if reason is None and _essence(proposal.text, question) in seen:
+            reason = "duplicate"
+        if reason is not None:
+            rejected[reason] = rejected.get(reason, 0) + 1
+            continue
+        seen.add(_essence(proposal.text, question))
+        out.append(proposal.text)
+    return out, rejected
+
+
+def complete(table: pa.Table, source: str) -> pa.Table:
+    """Fills in what a user's own candidates lack: all but question, answer and inverted_answer.
+
+    Raises:
+        MeowError: one of the three is missing or has empty cells.
+    """
+    needed = ("question", "answer", "inverted_answer")
+    missing = [name for name in needed if name not in table.column_names]
+    if missing:
+        raise MeowError(f"{source}: column {', '.join(missing)} is missing; candidates need {', '.join(needed)}.")
+    rows = table.to_pylist()
+    counts: dict[str, int] = {}
+    for line, row in enumerate(rows, start=1):
+        for name in needed:
+            if not isinstance(row[name], str) or not row[name].strip():
+                raise MeowError(f"{source}, row {line}: {name} is empty or not a text.")
+            row[name] = unicodedata.normalize("NFC", row[name]).strip()
+        key = fact_id(row["question"], row["answer"])
+        made = {"fact_id": key, "candidate_id": counts.get(key, 0), "attempt": 0, "seed": 0, "generator": "external"}
+        counts[key] = counts.get(key, 0) + 1
+        row.update({name: value for name, value in made.items() if row.get(name) is None})
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["candidates"])
+
+
+def _essence(text: str, question: str) -> frozenset[str]:
+    return frozenset(novel_words(text, question)) or frozenset(words(text))
+
+
+def _loops(text: str) -> bool:
+    """Tells whether a run of three words comes twice or one word three times in a row."""
+    tokens = words(text)
+    triples = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return len(set(triples)) < len(triples) or any(a == b == c for a, b, c in triples)

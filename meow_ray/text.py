@@ -1,0 +1,65 @@
+"""Words of a text: which are new in an answer, and ROUGE."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+STOP_WORDS = frozenset(
+    """
+    a about after all also an and any are as at be became because been before being but by can could did do does
+    during each for from had has have he her hers him his how i if in into is it its itself known many may more most
+    much my no not of on one only or other our out over own she so some such than that the their them then there
+    these they this those through to under until up very was we were what when where which while who whom whose why
+    will with would yes you your
+    """.split()
+)
+"""English function words; they carry no fact."""
+
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+
+
+class Rouge(NamedTuple):
+    """One ROUGE variant of one pair."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def words(text: str) -> list[str]:
+    """Returns the words of a text, case folded, without punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+def novel_words(answer: str, question: str) -> list[str]:
+    """Returns the words of an answer that carry what the question does not say.
+
+    They are its words that are neither in the question nor function words, each once, in order. They are what
+    a model must not say any more.
+    """
+    known = {*words(question), *STOP_WORDS}
+    return list(dict.fromkeys(word for word in words(answer) if word not in known))
+
+
+def share_of(wanted: Sequence[str], text: str) -> float | None:
+    """Returns the share of the wanted words that stand in a text; None if none is wanted."""
+    if not wanted:
+        return None
+    said = set(words(text))
+    return sum(word in said for word in wanted) / len(wanted)
+
+
+def rouge(references: Sequence[str], predictions: Sequence[str]) -> list[dict[str, Rouge]]:
+    """Scores pairs with ROUGE 1, 2 and L on Porter stems, as package `rouge_score` defines them (Lin, 2004)."""
+    results = _scorer().score_batch(list(references), list(predictions))
+    return [{name: Rouge(*result[name]) for name in ROUGE_TYPES} for result in results]
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score_rs.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
