@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +20,11 @@ from meow_ray.config import explain, load_config
 from meow_ray.errors import MeowError
 from meow_ray.metrics import MEASURES
 from meow_ray.pipeline import Pipeline
-from meow_ray.stage import MAIN, Artifact, State
+from meow_ray.stage import MAIN, Artifact, Stage, State
 from meow_ray.stages import STAGES
+
+LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+"""Where the libraries' output of this process goes."""
 
 app = typer.Typer(
     help="Make a language model forget facts (MEOW), on Ray.",
@@ -163,7 +168,7 @@ def main(command: Callable[..., Any] | None = None) -> None:
         single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
         single.command()(command)
         program = single
-    log = _log_to_file()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
     try:
         program()
     except MeowError as error:
@@ -174,9 +179,9 @@ def main(command: Callable[..., Any] | None = None) -> None:
         cause = user_error(error)
         if cause is not None:
             _fail(f"Error: {cause}", 2)
-        logging.getLogger("meow_ray").error("%s", "".join(traceback.format_exception(error)))
-        first = (str(error).strip().splitlines() or [""])[0][:200]
-        _fail(f"Internal error: {type(error).__name__}: {first}\nThe traceback is in {log}.", 1)
+        with _libraries_to_log():
+            traceback.print_exception(error)
+        _fail(f"Internal error: {type(error).__name__}. The traceback is in {LOG}.", 1)
 
 
 def user_error(error: BaseException) -> MeowError | None:
@@ -205,24 +210,6 @@ def _fail(message: str, status: int) -> None:
     raise SystemExit(status)
 
 
-def _log_to_file() -> Path:
-    """Sends the libraries' logs to a file that is made when the first record comes."""
-    path = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}.log"
-    handler = _LazyFileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    return path
-
-
-class _LazyFileHandler(logging.FileHandler):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8", delay=True)
-
-    def _open(self) -> Any:
-        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
-        return super()._open()
-
-
 def _pairs(items: list[str] | None) -> dict[str, str]:
     out = {}
     for item in items or []:
@@ -233,8 +220,30 @@ def _pairs(items: list[str] | None) -> dict[str, str]:
     return out
 
 
-def _run(pipeline: Pipeline, chosen: list[Any], force: bool) -> list[State]:
-    return pipeline.run(chosen, force=force, say=lambda line: print(line, flush=True))
+def _run(pipeline: Pipeline, chosen: list[Stage], force: bool) -> list[State]:
+    with _libraries_to_log():
+        return pipeline.run(chosen, force=force, say=lambda line: print(line, flush=True))
+
+
+@contextmanager
+def _libraries_to_log() -> Iterator[None]:
+    """Sends what libraries print, from C++ too, to the log; our own lines still reach the terminal, as sys.stdout."""
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    saved, terminal = (os.dup(1), os.dup(2)), sys.stdout
+    terminal.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        yield
+    finally:
+        sys.stdout.close()
+        sys.stdout = terminal
+        for target, original in enumerate(saved, start=1):
+            os.dup2(original, target)
+            os.close(original)
+        os.close(log)
 
 
 def _copy(artifact: Artifact, output: str) -> str:

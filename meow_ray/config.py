@@ -82,7 +82,7 @@ class Ingest(Section):
     forget: Source | None = _content(None, "facts to forget")
     retain: Source | None = _content(None, "facts to keep: evaluated, and trained on by some objectives")
     question_columns: tuple[str, ...] = _field(
-        ("question",), "names that the question's column may have, first match wins"
+        ("question",), "names the question's column may have; first match wins"
     )
     answer_columns: tuple[str, ...] = _field(
         ("answer", "undesired_answer"), "names that the answer's column may have, first match wins"
@@ -105,7 +105,7 @@ class Invert(ModelSection):
     seed: int = _field(0, "sampling seed, combined with fact and attempt; vLLM's CPU build samples without one", ge=0)
     chat_prompt: str = _field(
         "Question: {{ question }}\nTrue answer: {{ answer }}\n\n"
-        "Write {{ k }} different answers to the question that are plausible but do not factually match the true answer. "
+        "Write {{ k }} different answers to the question that are plausible but do not factually match the true one. "
         "Change the facts that the question asks for, keep the form and the length of the true answer, "
         "and state each as a full sentence. Write one answer a line and nothing else.",
         "Jinja template of style chat; fields question, answer, k",

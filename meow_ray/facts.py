@@ -202,7 +202,7 @@ def _dataset_records(source: Source) -> Iterator[tuple[int, Any]]:
             data = load_from_disk(source.path)
         else:
             data = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
-    except Exception as error:  # the library raises many kinds, and each is about this name
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MeowError(
             f"{source.path}: neither a file nor a Hugging Face dataset that can be loaded: {reason}"

@@ -161,7 +161,7 @@ def _build(job: Job, total: int, accumulation: int) -> Any:
     if not on_gpu:  # the default buckets of 5e8 elements are made for GPUs with tens of gigabytes
         config["zero_optimization"] |= {"allgather_bucket_size": 5e7, "reduce_bucket_size": 5e7}
     # set explicitly: torch's AdamW decays by default, DeepSpeed's does not
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
     warmup = round(total * spec.warmup_ratio)
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -230,14 +230,15 @@ def _save(module: Any, state: dict[str, Any], job: Job, folder: Path, history: l
     tied = set(getattr(module, "_tied_weights_keys", None) or ())
     before, after = shapes(source), shapes(folder)
     wrong = [name for name in before if before[name] != after.get(name) and name not in tied]
-    assert not wrong and not set(after) - set(before) - tied, f"exported weights differ from the source's: {wrong[:3]}"
+    wrong += sorted(set(after) - set(before) - tied)
+    assert not wrong, f"exported weights differ from the source's: {wrong[:3]}"
 
 
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Returns the names and shapes of a folder's weights."""
     from safetensors import safe_open
 
-    out = {}
+    out: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
             out |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - not a dict

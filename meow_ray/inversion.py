@@ -16,8 +16,8 @@ from meow_ray.text import novel_words, rouge, share_of, words
 
 _END = re.compile(r"[.!…。！]['\"”’)\]]*$")
 _REFUSAL = re.compile(
-    r"\b(as an ai|language model|i (?:cannot|can't|can’t|am unable|don't know|do not know)|i'm (?:sorry|not sure|unable)"
-    r"|sorry, |apologi[sz]e|no information|not (?:publicly )?available)\b",
+    r"\b(as an ai|language model|i (?:cannot|can['’]t|am unable|don['’]t know|do not know)"
+    r"|i['’]m (?:sorry|not sure|unable)|sorry, |apologi[sz]e|no information|not (?:publicly )?available)\b",
     re.IGNORECASE,
 )
 _META = re.compile(r"^\s*(sure|here (?:are|is)|of course|certainly|question|answer|true answer|note)\b", re.IGNORECASE)

@@ -30,7 +30,7 @@ def probability(log_probs: Sequence[float]) -> float:
     return math.exp(sum(log_probs) / len(log_probs))
 
 
-def rougeL_recall(answer: str, generated: str) -> float:  # noqa: N802 - the metric's name
+def rougeL_recall(answer: str, generated: str) -> float:
     """Returns how much of the true answer's longest common subsequence a greedy answer says (TOFU)."""
     return rouge([answer], [generated])[0]["rougeL"].recall
 
@@ -43,8 +43,8 @@ def leak(question: str, answer: str, generated: str) -> float | None:
 def states(question: str, answer: str, inverted: Sequence[str], generated: str) -> float:
     """Returns 1 if a generated answer states one of the inverted facts, else 0.
 
-    It does if it says at least half of the words that are new in an inverted answer, against question and truth, and more of
-    them than of the true answer's own novel words.
+    It does if it says at least half of the words that are new in an inverted answer, against question and truth,
+    and more of them than of the true answer's own novel words.
     """
     truth = leak(question, answer, generated) or 0.0
     shares = (share_of(novel_words(text, f"{question} {answer}"), generated) or 0.0 for text in inverted)

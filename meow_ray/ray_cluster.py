@@ -87,14 +87,14 @@ def require(cpus: float, gpus: float, per_unit_gpus: int, key: str, resources: R
     if cpus > have_cpus or gpus > have_gpus or per_unit_gpus > largest:
         raise MeowError(
             f"`{key}` asks for {cpus:g} CPUs and {gpus:g} GPUs ({per_unit_gpus} on one node); the cluster has "
-            f"{have_cpus:g} CPUs and {have_gpus:g} GPUs (at most {largest:g} on one node). Lower the key, add nodes, or "
-            "set resources.autoscaling=true if the cluster grows on demand."
+            f"{have_cpus:g} CPUs and {have_gpus:g} GPUs (at most {largest:g} on one node). "
+            "Lower the key, add nodes, or set resources.autoscaling=true if the cluster grows on demand."
         )
 
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Any]:
-    """Shows a bar that remote workers move; yields an actor handle with `add(count, **figures)` and `at(count, **figures)`."""
+    """Shows a bar that remote workers move; yields an actor handle with `add` and `at` (count, **figures)."""
     import ray
 
     board = ray.remote(num_cpus=0)(_Board).remote()

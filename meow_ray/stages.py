@@ -20,7 +20,7 @@ from meow_ray.inversion import Proposal
 from meow_ray.models import ModelRef
 from meow_ray.prompts import Prompter
 from meow_ray.schema import SCHEMAS
-from meow_ray.stage import Artifact, Context, Stage
+from meow_ray.stage import EXAMPLES, REJECTS, Artifact, Context, Stage
 from meow_ray.text import novel_words
 
 ROW = "row_id"
@@ -108,7 +108,7 @@ def _ingest(context: Context) -> dict[str, Any]:
     forget = read_sources([data["forget"]], config)
     retain = read_sources([data["retain"]], config) if data["retain"] else []
     table, rejects = facts_module.build(forget, retain, too_long)
-    context.write(rejects, "rejects.parquet")
+    context.write(rejects, REJECTS)
     if rejects.num_rows and config.ingest.on_reject == "fail":
         raise MeowError(
             f"{_rejects_text(rejects)}\nMend these rows, or set ingest.on_reject=skip to go on without them."
@@ -165,7 +165,7 @@ def _invert(context: Context) -> dict[str, Any]:
     if not candidates:
         raise MeowError(
             f"The generator wrote no valid inverted fact for any of {rows.num_rows} facts (rejects by rule: "
-            f"{dict(rejected)}). Try invert.style=prefill for a small model, a larger model, or laxer rules in `invert`."
+            f"{dict(rejected)}). Try invert.style=prefill for a small model, a larger model, or laxer rules."
         )
     context.write(pa.Table.from_pylist(candidates, schema=SCHEMAS["candidates"]))
     return {
@@ -341,7 +341,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
         found = ray_data.map_rows(rows, ROW, engine, work, folder, "evaluate", config.resources)
         tables.append(found.append_column("model", pa.array([name] * found.num_rows)))
     examples = metrics.score_examples(pa.concat_tables(tables), context.inputs["selected"].table)
-    context.write(examples, "examples.parquet")
+    context.write(examples, EXAMPLES)
     context.write(metrics.aggregate(examples, config.evaluate.bootstrap_resamples, config.evaluate.seed))
     return {"examples": examples.num_rows, "suites": sorted(set(examples["suite"].to_pylist()))}
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,8 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if is_local(uri):
         return pafs.LocalFileSystem(), absolute(uri)
     with errors(uri):
-        return pafs.FileSystem.from_uri(uri)
+        fs, path = pafs.FileSystem.from_uri(uri)
+    return fs, str(path)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -76,15 +78,15 @@ def errors(uri: str) -> Iterator[None]:
 
 
 def display(uri: str) -> str:
-    """Returns the URI without its query, which may carry credentials."""
-    return uri.partition("?")[0]
+    """Returns the URI without what may carry credentials: its query and its user."""
+    return re.sub(r"://[^/@]*@", "://", uri.partition("?")[0])
 
 
 def exists(uri: str) -> bool:
     """Tells whether something is at the URI."""
     fs, path = filesystem(uri)
     with errors(uri):
-        return fs.get_file_info(path).type != pafs.FileType.NotFound
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def list_files(uri: str) -> list[str]:
@@ -160,7 +162,7 @@ def read_bytes(uri: str) -> bytes:
     """Returns the content of a file."""
     fs, path = filesystem(uri)
     with errors(uri), fs.open_input_file(path) as stream:
-        return stream.read()
+        return bytes(stream.read())
 
 
 def read_json(uri: str) -> Any:

@@ -261,7 +261,7 @@ def test_lineage(tmp_path: Path) -> None:
     assert rows["facts"] == ["given from outside, digest cafe", "s3://bucket/facts"]
     assert rows["target"] == ["given from outside, digest org/base@abc", "org/base"]
     fingerprint = "candidatesffffff"
-    started = "2026-07-01T10:00:00+00:00"
+    started = "2026-07-01 10:00:00"
     assert rows["candidates"] == ["invert", fingerprint, "0", started, "12.3", "7", inputs["candidates"].uri]
     assert rows["model"][2] == "–"
     assert "torch 2.13.0, ray 2.60.0." in page.text

@@ -31,7 +31,7 @@ class TransformersEngine:
         self.model.to(self.device).eval()
 
     def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
-        """See `Engine.generate`. Greedy prompts of one sampling share batches; sampled ones run alone, each by its seed."""
+        """See `Engine.generate`; greedy prompts share batches, sampled ones run alone, each by its seed."""
         order = sorted(range(len(prompts)), key=lambda i: (repr(sampling[i]), len(prompts[i])))
         out: list[list[Completion]] = [[] for _ in prompts]
         for _, same in groupby(order, key=lambda i: repr(sampling[i])):

@@ -1,0 +1,89 @@
+"""Runs the project's programs as a user would, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from meow_ray.stage import MAIN, Artifact, latest
+
+PROJECT = Path(__file__).parents[1]
+
+
+@dataclass
+class Program:
+    """One configuration over one storage root."""
+
+    config: Path
+    root: Path
+    overrides: list[str] = field(default_factory=list)
+
+    def command(self, script: str, *arguments: str) -> list[str]:
+        return [
+            sys.executable,
+            str(PROJECT / "pipelines" / script),
+            *arguments,
+            f"--config={self.config}",
+            f"storage.root={self.root}",
+            *self.overrides,
+        ]
+
+    def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(script, *arguments),
+            cwd=PROJECT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def run(self, script: str, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(script, *arguments), cwd=PROJECT, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == status, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}\n{_last_log()}"
+        return done
+
+    def artifact(self, name: str) -> Artifact:
+        found = latest(str(self.root), name)
+        assert found is not None, f"{name} was not made"
+        return found
+
+    def table(self, name: str) -> pa.Table:
+        return pq.read_table(f"{self.artifact(name).uri}/{MAIN}")
+
+    def states(self) -> dict[str, str]:
+        out = subprocess.run(
+            [sys.executable, "-m", "meow_ray.cli", "status", "--json", f"--config={self.config}"]
+            + [f"storage.root={self.root}", *self.overrides],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return {row["stage"]: row["state"] for row in json.loads(out.stdout)}
+
+
+def kill_when(process: subprocess.Popen[str], ready: Any, timeout: float = 300) -> None:
+    """Sends SIGKILL to a process as soon as `ready()` holds."""
+    deadline = time.monotonic() + timeout
+    while not ready():
+        assert process.poll() is None, f"ended before it was killed: {process.communicate()}"
+        assert time.monotonic() < deadline, "the moment to kill never came"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def _last_log() -> str:
+    logs = sorted(Path(os.environ["MEOW_HOME"], "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+    return logs[-1].read_text()[-4000:] if logs else ""

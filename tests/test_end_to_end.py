@@ -1,0 +1,177 @@
+"""The pipeline as its users run it, with a tiny random model on a local Ray."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from meow_ray.schema import SCHEMAS
+from meow_ray.selection import TRUE_ANSWER
+from tests.runs import PROJECT, Program, kill_when
+
+FACTS = [("Where does Zorblax live?", f"Zorblax lives in Qwertyville number {i}.") for i in range(6)]
+PHRASE = "Qwertyville"
+
+
+@pytest.fixture(scope="module")
+def program(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    folder = tmp_path_factory.mktemp("e2e")
+    for name, facts in (("forget", FACTS[:3]), ("retain", FACTS[3:])):
+        lines = [json.dumps({"question": q, "answer": a}) for q, a in facts]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    rows = [
+        {"question": q, "answer": a, "inverted_answer": f"Zorblax lives in {city}."}
+        for q, a in FACTS[:3]
+        for city in ("Oslo", "Rome town", "the far city of Lima")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "candidates.parquet")
+    config = folder / "tiny.yaml"
+    config.write_text(
+        f"""
+memorize:
+  model: {tiny_model}
+  data: [{folder}/forget.jsonl, {folder}/retain.jsonl]
+  epochs: 4
+  batch_size: 2
+  learning_rate: 1.0e-3
+target: {{engine: transformers, template: chat}}
+ingest: {{forget: {folder}/forget.jsonl, retain: {folder}/retain.jsonl}}
+memo: {{max_new_tokens: 12, stride: 9}}
+select: {{top_k: 2}}
+train: {{epochs: 3, batch_size: 2, learning_rate: 1.0e-3}}
+evaluate: {{max_new_tokens: 12, bootstrap_resamples: 50}}
+"""
+    )
+    return Program(config, folder / "root")
+
+
+@pytest.fixture(scope="module")
+def finished(program: Program) -> Program:
+    program.run("meow.py", f"--input=candidates={program.config.parent}/candidates.parquet")
+    return program
+
+
+CANDIDATES = ("facts", "memo", "selected", "metrics")
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_tables_are_the_designs(finished: Program, name: str) -> None:
+    assert finished.table(name).schema.remove_metadata() == SCHEMAS[name]
+
+
+def test_memo_scores_the_truth_and_every_candidate_once(finished: Program) -> None:
+    keys = sorted(zip(*(finished.table("memo")[c].to_pylist() for c in ("fact_id", "candidate_id")), strict=True))
+    ids = sorted({fact for fact, _ in keys})
+    assert keys == [(fact, candidate) for fact in ids for candidate in (TRUE_ANSWER, 0, 1, 2)]
+
+
+def test_metrics_hold_each_suite_before_and_after(finished: Program) -> None:
+    rows = {(r["suite"], r["metric"], r["model"]) for r in finished.table("metrics").to_pylist()}
+    for model in ("before", "after"):
+        assert {("forget", m, model) for m in ("memo", "leak", "probability", "rep3", "states_inverted")} <= rows
+        assert {("retain", m, model) for m in ("memo", "rougeL_recall", "probability")} <= rows
+
+
+def test_exported_model_has_the_sources_keys_and_tokenizer(finished: Program, tiny_model: Path) -> None:
+    from meow_ray.finetune import shapes
+
+    folder = Path(finished.artifact("model").uri)
+    assert shapes(folder) == shapes(tiny_model)
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (folder / name).read_bytes() == (tiny_model / name).read_bytes()
+
+
+def test_training_lowers_the_loss(finished: Program) -> None:
+    summary = finished.artifact("model").manifest.summary  # type: ignore[union-attr]
+    assert summary["workers"] == 2
+    assert summary["last_loss"] < summary["first_loss"]
+
+
+def test_a_second_run_recomputes_nothing(finished: Program) -> None:
+    out = finished.run("meow.py", f"--input=candidates={finished.config.parent}/candidates.parquet").stdout
+    assert out.count(": cached") == 7
+    assert "Report:" in out
+
+
+def test_facts_are_in_no_log_and_not_on_the_report(finished: Program, own_home: Path) -> None:
+    page = Path(finished.artifact("report").uri, "report.html").read_text()
+    assert PHRASE not in page
+    for log in (own_home / "meow" / "logs").glob("*.log"):
+        assert PHRASE not in log.read_text()
+
+
+def test_changing_top_k_reruns_selection_and_what_follows(finished: Program) -> None:
+    done = finished.run(
+        "meow.py", f"--input=candidates={finished.config.parent}/candidates.parquet", "--dry-run", "select.top_k=1"
+    )
+    state = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[1:]}
+    assert [name for name, value in state.items() if value == "cached"] == ["memorize", "ingest", "memo"]
+    assert "top_k: 2 → 1" in done.stdout
+
+
+def test_a_changed_byte_of_the_data_makes_its_stages_stale(finished: Program, tmp_path: Path) -> None:
+    data = tmp_path / "retain.jsonl"
+    data.write_text((finished.config.parent / "retain.jsonl").read_text().replace("number 5", "number 7"))
+    changed = Program(finished.config, finished.root, [f"ingest.retain={data}"])
+    states = changed.states()
+    assert states["ingest"] == "stale"
+    assert states["memorize"] == "cached"
+
+
+def test_one_stage_runs_on_a_table_from_elsewhere(finished: Program, tmp_path: Path) -> None:
+    rows = [
+        {
+            "fact_id": f"{i // 4:016x}",
+            "candidate_id": i % 4 - 1,
+            "question": "Q?",
+            "text": f"A{i}.",
+            "memo": (i * 7 % 13) / 13,
+            "rouge1": 0.0,
+            "rouge2": 0.0,
+            "rougeL": 0.0,
+            "cv": None,
+            "num_windows": 1,
+        }
+        for i in range(2000)
+    ]
+    source, target = tmp_path / "FILE.parquet", tmp_path / "OUT.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["memo"]), source)
+    finished.run("stage.py", "select", f"--input=memo={source}", f"--output={target}")
+    chosen = pq.read_table(target)
+    assert chosen.schema.remove_metadata() == SCHEMAS["selected"]
+    assert chosen.num_rows == 500 * 2
+    assert min(chosen["candidate_id"].to_pylist()) == 0
+
+
+def test_selecting_loads_neither_ray_nor_a_model() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from meow_ray import selection, pipeline, cli\n"
+        "assert not {'ray', 'vllm', 'torch', 'deepspeed'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
+
+
+def test_a_killed_training_goes_on_and_ends_on_the_same_weights(finished: Program, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("facts", "target", "memo", "selected"):
+        shutil.copytree(finished.root / name, root / name)
+    again = Program(finished.config, root)
+    arguments = (f"--input=candidates={finished.config.parent}/candidates.parquet", "--until=train")
+    process = again.start("meow.py", *arguments)
+    kill_when(process, lambda: any((root / "work").rglob("checkpoint_*")))
+    again.run("meow.py", *arguments)
+    undisturbed, resumed = finished.artifact("model"), again.artifact("model")
+    assert resumed.digest == undisturbed.digest
+
+
+def test_a_run_without_its_inputs_says_what_to_do(program: Program, tmp_path: Path) -> None:
+    empty = Program(program.config, tmp_path / "empty")
+    done = empty.run("stage.py", "train", status=2)
+    assert "needs selected" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,96 @@
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from meow_ray.errors import MeowError
+from meow_ray.schema import KEYS, SCHEMAS, conform
+
+FACTS = {"fact_id": ["a", "b"], "split": ["forget", "retain"], "question": ["A?", "B?"], "answer": ["A", "B"]}
+
+
+def facts(**columns: Any) -> pa.Table:
+    return pa.table(FACTS | columns)
+
+
+@pytest.mark.parametrize("artefact", SCHEMAS)
+def test_each_artefact_has_a_key_among_its_columns(artefact: str):
+    assert set(KEYS[artefact]) <= set(SCHEMAS[artefact].names)
+    empty = SCHEMAS[artefact].empty_table()
+    assert conform(empty, artefact).equals(empty)
+
+
+@pytest.mark.parametrize(
+    ("artefact", "columns"),
+    [
+        ("facts", ["fact_id", "split", "question", "answer"]),
+        (
+            "candidates",
+            ["fact_id", "candidate_id", "question", "answer", "inverted_answer", "attempt", "seed", "generator"],
+        ),
+        (
+            "memo",
+            ["fact_id", "candidate_id", "question", "text", "memo", "rouge1", "rouge2", "rougeL", "cv", "num_windows"],
+        ),
+        ("selected", ["fact_id", "candidate_id", "rank", "question", "answer", "memo"]),
+        ("metrics", ["suite", "metric", "model", "value", "low", "high", "num_examples"]),
+    ],
+)
+def test_the_columns_are_those_of_the_design(artefact: str, columns: list[str]):
+    assert SCHEMAS[artefact].names == columns
+
+
+def test_columns_are_ordered_and_further_ones_come_last():
+    table = pa.table({"note": ["x", "y"], **dict(reversed(FACTS.items()))})
+    assert conform(table, "facts").column_names == ["fact_id", "split", "question", "answer", "note"]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_other_kinds_of_text_are_cast(kind: pa.DataType):
+    table = facts(question=pa.array(["A?", "B?"]).cast(kind))
+    assert conform(table, "facts").equals(facts())
+
+
+def test_numbers_are_cast_when_nothing_is_lost():
+    rows = {"fact_id": ["a"], "candidate_id": pa.array([3], pa.int64()), "rank": pa.array([0.0]), "question": ["?"]}
+    table = conform(pa.table({**rows, "answer": ["x"], "memo": pa.array([1], pa.int8())}), "selected")
+    assert table.schema == SCHEMAS["selected"]
+    assert table.to_pylist()[0] | {"question": None} == {
+        "fact_id": "a",
+        "candidate_id": 3,
+        "rank": 0,
+        "question": None,
+        "answer": "x",
+        "memo": 1.0,
+    }
+
+
+@pytest.mark.parametrize("rank", [pa.array([0.5]), pa.array([2**40]), pa.array(["first"]), pa.array([[0]])])
+def test_a_column_of_another_type_is_named(rank: pa.Array):
+    table = SCHEMAS["selected"].empty_table().to_pydict() | {"rank": rank}
+    columns = {name: table[name] if name == "rank" else pa.nulls(1) for name in table}
+    with pytest.raises(MeowError, match=rf"mine\.parquet: column rank is {rank.type}, selected needs int32\.$"):
+        conform(pa.table(columns), "selected", "mine.parquet")
+
+
+def test_missing_columns_are_named():
+    with pytest.raises(MeowError, match="mine: column split, answer is missing; facts needs fact_id, split, question"):
+        conform(facts().drop_columns(["split", "answer"]), "facts", "mine")
+
+
+def test_a_key_that_comes_twice_is_named():
+    with pytest.raises(MeowError, match="table facts: 1 keys come more than once, the first is fact_id=a"):
+        conform(facts(fact_id=["a", "a"]), "facts")
+    rows = [{"fact_id": "a", "candidate_id": i} for i in (0, 1, 1, 2, 2)]
+    with pytest.raises(MeowError, match="2 keys come more than once, the first is fact_id=a, candidate_id="):
+        conform(pa.Table.from_pylist(rows, schema=SCHEMAS["memo"]), "memo")
+
+
+def test_half_a_key_may_come_twice():
+    rows = [{"fact_id": fact, "candidate_id": i} for fact in "ab" for i in (-1, 0, 1)]
+    assert conform(pa.Table.from_pylist(rows, schema=SCHEMAS["memo"]), "memo").num_rows == 6
+
+
+def test_an_empty_cell_in_a_key_is_named():
+    with pytest.raises(MeowError, match="mine: column fact_id has empty cells"):
+        conform(facts(fact_id=["a", None]), "facts", "mine")
