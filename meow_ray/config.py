@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -34,7 +34,7 @@ def _field(default: Any, description: str, unit: str = "", **kwargs: Any) -> Any
 class Section(BaseModel):
     """A frozen group of keys that knows no others."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     def spec(self) -> dict[str, Any]:
         """Returns the fields that change results, without those that enter by content."""
@@ -75,15 +75,20 @@ class Target(ModelSection):
     template: str = _field("chat", "prompt of a question: chat (the tokenizer's chat template), tofu, raw, or Jinja")
     system: str | None = _field(None, "system message of the chat template; null leaves it to the template")
 
+    @field_validator("template")
+    @classmethod
+    def _known_template(cls, value: str) -> str:
+        if value not in ("chat", "tofu", "raw") and "question" not in value:
+            raise ValueError("neither chat, tofu, raw nor a Jinja template with {{ question }}")
+        return value
+
 
 class Ingest(Section):
     """Reads and checks the user's facts."""
 
     forget: Source | None = _content(None, "facts to forget")
     retain: Source | None = _content(None, "facts to keep: evaluated, and trained on by some objectives")
-    question_columns: tuple[str, ...] = _field(
-        ("question",), "names the question's column may have; first match wins"
-    )
+    question_columns: tuple[str, ...] = _field(("question",), "names the question's column may have; first match wins")
     answer_columns: tuple[str, ...] = _field(
         ("answer", "undesired_answer"), "names that the answer's column may have, first match wins"
     )
@@ -114,7 +119,7 @@ class Invert(ModelSection):
         "Invent a short answer to the question.\n\n{{ question }}",
         "Jinja template of the user message of style prefill; fields question, answer",
     )
-    min_length_ratio: float = _field(0.5, "shortest inverted answer, as a share of the true one's words", gt=0)
+    min_length_ratio: float = _field(0.3, "shortest inverted answer, as a share of the true one's words", gt=0)
     max_length_ratio: float = _field(2.0, "longest inverted answer, as a share of the true one's words", gt=0)
     max_rouge_l: float = _field(0.9, "highest ROUGE-L F1 to the true answer", gt=0, le=1)
     max_novel_overlap: float = _field(0.5, "largest share of the true answer's novel words that may stay", ge=0, le=1)
@@ -201,7 +206,7 @@ class EngineResources(Section):
     """The actor pool of a generating or scoring stage."""
 
     num_actors: int = _field(1, "actors, each with an engine of its own", "actors", gt=0)
-    gpus_per_actor: int | Literal["auto"] = _field(
+    gpus_per_actor: Annotated[int, Field(ge=0)] | Literal["auto"] = _field(
         "auto", "GPUs of one actor; auto is tensor_parallel_size where there are GPUs"
     )
     cpus_per_actor: float = _field(0.5, "CPUs that Ray reserves for one actor", "CPUs", ge=0)
@@ -217,7 +222,9 @@ class EngineResources(Section):
 class TrainResources(Section):
     """The workers of a fine-tuning stage."""
 
-    num_workers: int | Literal["auto"] = _field("auto", "ZeRO workers; auto is one a GPU, or on CPU two", "workers")
+    num_workers: Annotated[int, Field(gt=0)] | Literal["auto"] = _field(
+        "auto", "ZeRO workers; auto is one a GPU, or on CPU two", "workers"
+    )
     max_workers: int | None = _field(None, "upper bound of auto", "workers", gt=0)
     cpus_per_worker: float = _field(1.0, "CPUs that Ray reserves for one worker", "CPUs", gt=0)
     micro_batch_size: int = _field(4, "pairs in one forward pass of one worker", "pairs", gt=0)
@@ -278,30 +285,53 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         MeowError: names every mistake at once, each with file, line, key, value and the nearest valid key.
     """
     text = _read(Path(path)) if path else ""
-    lines: dict[str, int] = {}
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines = dict(_key_lines(node))
-        base = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-        for override in overrides:
-            if "=" not in override:
-                raise MeowError(f"Override {override!r} is not of the form section.key=value.")
-        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        if node is not None and not isinstance(node, yaml.MappingNode):
+            raise MeowError(
+                f"{path}: a configuration is a mapping of sections, this is a {node.tag.rpartition(':')[2]}."
+            )
+        base = OmegaConf.create(text)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise MeowError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise MeowError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+    lines = dict(_key_lines(node))
+    for override in overrides:
+        if "=" not in override:
+            raise MeowError(f"Override {override!r} is not of the form section.key=value.")
+        try:
+            base = OmegaConf.merge(base, OmegaConf.from_dotlist([override]))
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+            raise MeowError(f"Override {override!r}: {getattr(error, 'problem', error)}.") from None
+    try:
+        values = OmegaConf.to_container(base, resolve=True)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise MeowError(f"{path or 'overrides'}: {error}") from None
-    if not isinstance(values, dict):
-        raise MeowError(f"{path}: a configuration is a mapping of sections, this is a {type(values).__name__}.")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         overridden = {item.split("=", 1)[0] for item in overrides}
-        mistakes = [_mistake(item, path, lines, overridden) for item in error.errors()]
+        mistakes = dict.fromkeys(_mistake(item, path, lines, overridden) for item in _merged(error))
         raise MeowError("Configuration:\n" + "\n".join(f"  {line}" for line in mistakes)) from None
+
+
+def _merged(error: ValidationError) -> list[dict[str, Any]]:
+    """Returns the errors with those of a union's branches made one, under the key of the field."""
+    keys = set(valid_keys())
+    out: dict[tuple[int | str, ...], dict[str, Any]] = {}
+    for item in error.errors():
+        loc = item["loc"]
+        is_branch = ".".join(map(str, loc[:-1])) in keys and not isinstance(loc[-1], int)
+        if is_branch and item["type"] not in ("missing", "extra_forbidden"):
+            loc = loc[:-1]
+        if loc in out:
+            out[loc]["msg"] += f", or {item['msg']}"
+        else:
+            out[loc] = {**item, "loc": loc}
+    return list(out.values())
 
 
 def explain() -> Iterator[tuple[str, str, str, str, str]]:
@@ -334,7 +364,7 @@ def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, 
 def _mistake(item: Any, path: str | Path | None, lines: dict[str, int], overridden: set[str]) -> str:
     parts = [str(part) for part in item["loc"]]
     key = ".".join(parts)
-    if key in overridden:
+    if any(".".join(parts[:i]) in overridden for i in range(1, len(parts) + 1)):
         where = "override"
     else:
         line = next((lines[k] for i in range(len(parts), 0, -1) if (k := ".".join(parts[:i])) in lines), None)
@@ -349,6 +379,10 @@ def _mistake(item: Any, path: str | Path | None, lines: dict[str, int], overridd
 def nearest_key(key: str) -> str | None:
     """Returns the valid key most like `key`: one with the same last name, else the closest spelling."""
     keys = valid_keys()
+    if "." not in key:
+        section = get_close_matches(key, list(Config.model_fields), n=1)
+        if section:
+            return section[0]
     same_name = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     candidates = get_close_matches(key, same_name or keys, n=1, cutoff=0.3 if same_name else 0.6)
     return candidates[0] if candidates else (same_name[0] if same_name else None)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import unicodedata
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -40,7 +41,7 @@ def fact_id(question: str, answer: str) -> str:
 
 def is_file(source: Source) -> bool:
     """Tells whether a source is a file that we read ourselves, and not a Hugging Face dataset."""
-    return PurePosixPath(source.path.removesuffix(".gz")).suffix in FORMATS
+    return PurePosixPath(storage.display(source.path).removesuffix(".gz")).suffix in FORMATS
 
 
 def read(source: Source, questions: Sequence[str], answers: Sequence[str]) -> list[Row]:
@@ -54,7 +55,7 @@ def read(source: Source, questions: Sequence[str], answers: Sequence[str]) -> li
     else:
         uri = storage.absolute(source.path)
         records = _file_records(uri, storage.read_bytes(uri))
-    rows, name = [], source.path
+    rows, name = [], storage.display(source.path)
     for line, record in records:
         if not isinstance(record, dict):
             raise MeowError(f"{name}, line {line}: expected an object with a question and an answer.")
@@ -96,6 +97,8 @@ def _check(
             return f"{name} is not a text but {type(value).__name__}", None
         if not value.strip():
             return f"{name} is empty", None
+        if any("\ud800" <= c <= "\udfff" for c in value):
+            return f"{name} has half a surrogate pair", None
     question = unicodedata.normalize("NFC", row.question).strip()
     answer = unicodedata.normalize("NFC", row.answer).strip()
     key = fact_id(question, answer)
@@ -124,7 +127,7 @@ def _file_records(uri: str, content: bytes) -> Iterator[tuple[int, Any]]:
     if name.endswith(".gz"):
         try:
             content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise MeowError(f"{name}: not a whole gzip file ({error}).") from None
         name = name.removesuffix(".gz")
     if name.endswith(".parquet"):
@@ -135,7 +138,7 @@ def _file_records(uri: str, content: bytes) -> Iterator[tuple[int, Any]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise MeowError(f"{name}, line {line}: not UTF-8 text (byte {error.start}).") from None
     if "\x00" in text:
         raise MeowError(f"{name}: a binary file, not text.")
@@ -178,7 +181,7 @@ def _csv_records(name: str, text: str) -> Iterator[tuple[int, Any]]:
                 raise MeowError(f"{name}, line {reader.line_num}: more cells than the header has columns.")
             yield reader.line_num, record
     except csv.Error as error:
-        raise MeowError(f"{name}, line {reader.line_num}: malformed CSV ({error}).") from None
+        raise MeowError(f"{name}, line {reader.reader.line_num}: malformed CSV ({error}).") from None
 
 
 def _parquet_records(name: str, content: bytes) -> Iterator[tuple[int, Any]]:

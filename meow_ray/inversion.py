@@ -14,7 +14,7 @@ from meow_ray.facts import fact_id
 from meow_ray.schema import SCHEMAS
 from meow_ray.text import novel_words, rouge, share_of, words
 
-_END = re.compile(r"[.!…。！]['\"”’)\]]*$")
+_END = re.compile(r"[.!…。．！।॥۔]['\"”’)\]]*$")
 _REFUSAL = re.compile(
     r"\b(as an ai|language model|i (?:cannot|can['’]t|am unable|don['’]t know|do not know)"
     r"|i['’]m (?:sorry|not sure|unable)|sorry, |apologi[sz]e|no information|not (?:publicly )?available)\b",
@@ -52,12 +52,6 @@ def frame(question: str, answer: str) -> str:
     return head.rstrip(".,;:!?")
 
 
-def surface_words(answer: str, wanted: Sequence[str]) -> list[str]:
-    """Returns the words of an answer as they are written there, for those whose case-folded form is wanted."""
-    chosen = set(wanted)
-    return list(dict.fromkeys(m for m in re.findall(r"\w+(?:['’]\w+)*", answer) if m.casefold() in chosen))
-
-
 def parse_lines(text: str, finished: bool) -> list[Proposal]:
     """Splits a chat reply into proposals, one a line, without numbering and enclosing quotes.
 
@@ -67,7 +61,7 @@ def parse_lines(text: str, finished: bool) -> list[Proposal]:
     out = []
     for i, line in enumerate(lines):
         bare = _NUMBERING.sub("", line).strip()
-        if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES:
+        if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES and not set(bare[1:-1]) & set(_QUOTES):
             bare = bare[1:-1].strip()
         out.append(Proposal(bare, finished or i < len(lines) - 1))
     return out
@@ -88,7 +82,9 @@ def fault(proposal: Proposal, question: str, answer: str, spec: Invert) -> str |
         return "empty"
     if not proposal.finished:
         return "unfinished"
-    if "?" in text:
+    if "\ufffd" in text:
+        return "garbled"
+    if set("?？؟") & set(text):
         return "question"
     if not _END.search(text):
         return "no_sentence_end"
@@ -156,6 +152,10 @@ def complete(table: pa.Table, source: str) -> pa.Table:
         made = {"fact_id": key, "candidate_id": counts.get(key, 0), "attempt": 0, "seed": 0, "generator": "external"}
         counts[key] = counts.get(key, 0) + 1
         row.update({name: value for name, value in made.items() if row.get(name) is None})
+    for line, row in enumerate(rows, start=1):
+        for name in ("candidate_id", "attempt", "seed"):
+            if not isinstance(row[name], int) or row[name] < 0:
+                raise MeowError(f"{source}, row {line}: {name} is not a whole number from 0.")
     return pa.Table.from_pylist(rows, schema=SCHEMAS["candidates"])
 
 

@@ -72,6 +72,8 @@ class Pipeline:
             return [s for s in order if s.name == only]
         first = names.index(start) if start else 0
         last = names.index(until) if until else len(order) - 1
+        if first > last:
+            raise MeowError(f"--from {start} comes after --until {until}; the order is {', '.join(names)}.")
         return order[first : last + 1]
 
     def run(self, chosen: list[Stage], *, force: bool = False, say: Callable[[str], None] = print) -> list[State]:

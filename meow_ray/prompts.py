@@ -15,7 +15,7 @@ IGNORE = -100
 _JINJA = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
 _TEMPLATES = {
     "raw": "{{ question }} ",
-    "tofu": "[INST] {{ question }} [/INST] ",
+    "tofu": "[INST] {{ question }} [/INST]",
 }
 """Named prompts besides `chat`. `tofu` is that of the TOFU benchmark for Llama-2 (arXiv 2401.06121)."""
 
@@ -28,7 +28,7 @@ def fill(template: str, key: str, **fields: Any) -> str:
     """
     try:
         return _JINJA.from_string(template).render(**fields)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ArithmeticError, ValueError) as error:
         raise MeowError(f"`{key}`: {error}; fields are {', '.join(fields)}.") from None
 
 
@@ -54,7 +54,10 @@ class Prompter:
             )
         if self.system is not None:
             messages = [{"role": "system", "content": self.system}, *messages]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise MeowError(f"The chat template of the model refuses the prompt: {error}.") from None
 
     def encode_prompt(self, text: str) -> list[int]:
         """Returns a prompt's tokens; a chat template has written its special tokens itself."""

@@ -17,6 +17,9 @@ Work = Callable[[Engine, pa.Table], pa.Table]
 """Turns a batch of rows into as many rows, with the engine; keeps the key column."""
 
 
+ENV = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+
+
 class EngineActor:
     """Loads an engine once and sends batches through it."""
 
@@ -124,23 +127,25 @@ def _stream(
 
 
 def actor_env(resources: EngineResources, gpus: int) -> dict[str, str]:
-    """Returns the environment of an engine actor; on CPU that is what vLLM's CPU build runs well with."""
-    env = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    """Returns the environment of an engine actor."""
     if gpus:
-        return env
+        return ENV
     import ray
 
     cores = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
-    threads = resources.threads or max(1, int(cores // resources.num_actors))
-    env |= {
-        "OMP_NUM_THREADS": str(threads),
-        "RAYON_NUM_THREADS": str(threads),
+    return cpu_env(resources, int(cores))
+
+
+def cpu_env(resources: EngineResources, cores: int) -> dict[str, str]:
+    """Returns what vLLM's CPU build runs well with on a node of so many cores."""
+    threads = str(resources.threads or max(1, cores // resources.num_actors))
+    env = ENV | {
+        "OMP_NUM_THREADS": threads,
+        "RAYON_NUM_THREADS": threads,
         "KMP_BLOCKTIME": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(resources.kv_cache_gib))),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
-    if openmp.exists():
-        env["LD_PRELOAD"] = str(openmp)
-    return env
+    return env | ({"LD_PRELOAD": str(openmp)} if openmp.exists() else {})

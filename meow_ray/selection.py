@@ -23,7 +23,7 @@ def select(memo: pa.Table, spec: Select) -> tuple[pa.Table, dict[str, Any]]:
         The `selected` table, sorted by fact and rank, and the counts for the manifest.
     """
     wanted = pc.and_(pc.not_equal(memo["candidate_id"], TRUE_ANSWER), pc.is_valid(memo["memo"]))
-    pool = memo.filter(wanted)
+    pool = memo.select(SCHEMAS["memo"].names).filter(wanted)
     if spec.order == "random":
         key = pa.array([_lot(spec.seed, f, c) for f, c in zip(*_ids(pool), strict=True)], pa.string())
         direction = "ascending"

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from uuid import uuid4
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from meow_ray import schema, storage
 from meow_ray.config import Config
@@ -184,7 +184,10 @@ def load(folder: str) -> Artifact | None:
     path = storage.join(folder, MANIFEST)
     if not storage.exists(path):
         return None
-    manifest = Manifest.model_validate(storage.read_json(path))
+    try:
+        manifest = Manifest.model_validate(storage.read_json(path))
+    except ValidationError:
+        raise MeowError(f"{storage.display(path)}: not a manifest that this version can read.") from None
     return Artifact(
         name=manifest.artefact,
         uri=storage.join(folder, manifest.attempt),
@@ -266,12 +269,15 @@ def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Art
     started, clock = datetime.now(UTC), time.monotonic()
     try:
         summary = stage.run(context)
+        if stage.artefact in schema.SCHEMAS:
+            schema.conform(storage.read_table([storage.join(out, MAIN)]), stage.artefact)
         files = {name: _entry(storage.join(out, name)) for name in storage.list_files(out)}
-    except BaseException:
+    except BaseException as error:
+        published = load(folder) if isinstance(error, Exception) else None
         _discard(folder, out)
-        raise
-    if stage.artefact in schema.SCHEMAS:
-        schema.conform(storage.read_table([storage.join(out, MAIN)]), stage.artefact)
+        if published is None:
+            raise
+        return published
     manifest = Manifest(
         artefact=stage.artefact,
         stage=stage.name,
@@ -282,7 +288,7 @@ def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Art
         digest=storage.json_digest({name: entry.sha256 for name, entry in files.items()}),
         rows=files[MAIN].rows if MAIN in files else None,
         summary=summary,
-        started=started.isoformat(timespec="seconds"),
+        started=started.isoformat(timespec="microseconds"),
         seconds=time.monotonic() - clock,
         versions=_versions(),
     )
@@ -316,7 +322,7 @@ def _slice(config: Config, names: tuple[str, ...]) -> Config:
 
 
 def _next_number(root: str, state: State) -> int:
-    found = find(root, state.stage.artefact, cast(str, state.fingerprint))
+    found = state.artifact
     if found is None:
         return 1
     return int(storage.display(found.uri).rsplit("/", 2)[-2].rsplit("-", 1)[-1]) + 1

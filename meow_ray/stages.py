@@ -21,7 +21,7 @@ from meow_ray.models import ModelRef
 from meow_ray.prompts import Prompter
 from meow_ray.schema import SCHEMAS
 from meow_ray.stage import EXAMPLES, REJECTS, Artifact, Context, Stage
-from meow_ray.text import novel_words
+from meow_ray.text import novel_words, written_words
 
 ROW = "row_id"
 """Column that names a row of an engine stage's work."""
@@ -225,7 +225,7 @@ def _ask(prompter: Prompter, row: dict[str, str], spec: Invert, attempt: int) ->
         spec.max_new_tokens,
         n=spec.samples,
         stop=("\n",),
-        bad_words=tuple(inversion.surface_words(answer, novel_words(answer, question))),
+        bad_words=tuple(written_words(answer, novel_words(answer, question))),
         **common,
     )
     return prompter.encode_prompt(_as_user(prompter, text) + head), sampling, head

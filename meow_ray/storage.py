@@ -54,7 +54,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def join(uri: str, *parts: str) -> str:
     """Appends path components to a URI, before its query."""
-    base, mark, query = uri.partition("?")
+    base, mark, query = (uri, "", "") if is_local(uri) else uri.partition("?")
     return "/".join([base.rstrip("/"), *parts]) + mark + query
 
 
@@ -227,7 +227,10 @@ def read_table(uris: Sequence[str]) -> pa.Table:
     for uri in uris:
         fs, path = filesystem(uri)
         with errors(uri):
-            tables.append(pq.ParquetFile(path, filesystem=fs).read())
+            table = pq.ParquetFile(path, filesystem=fs).read()
+            tables.append(table)
+            if not table.schema.equals(tables[0].schema):
+                raise MeowError(f"{display(uri)}: other columns than in {display(uris[0])}.")
     return pa.concat_tables(tables)
 
 

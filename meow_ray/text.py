@@ -1,9 +1,11 @@
 """Words of a text: which are new in an answer, and ROUGE."""
 
-import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Container, Sequence
 from functools import cache
 from typing import Any, NamedTuple
+
+import regex
 
 STOP_WORDS = frozenset(
     """
@@ -16,7 +18,7 @@ STOP_WORDS = frozenset(
 )
 """English function words; they carry no fact."""
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = regex.compile(r"\w[\w\p{M}]*(?:['’]\w[\w\p{M}]*)*")
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
@@ -31,7 +33,17 @@ class Rouge(NamedTuple):
 
 def words(text: str) -> list[str]:
     """Returns the words of a text, case folded, without punctuation."""
-    return _WORD.findall(text.casefold())
+    return [_fold(word) for word in written_words(text)]
+
+
+def written_words(text: str, folded: Container[str] | None = None) -> list[str]:
+    """Returns the words of a text as they are written there; with `folded`, those whose folded form is in it, once."""
+    found: list[str] = _WORD.findall(unicodedata.normalize("NFC", text))
+    return found if folded is None else list(dict.fromkeys(word for word in found if _fold(word) in folded))
+
+
+def _fold(word: str) -> str:
+    return unicodedata.normalize("NFC", word.casefold()).replace("’", "'")
 
 
 def novel_words(answer: str, question: str) -> list[str]:

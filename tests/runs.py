@@ -63,8 +63,14 @@ class Program:
 
     def states(self) -> dict[str, str]:
         out = subprocess.run(
-            [sys.executable, "-m", "meow_ray.cli", "status", "--json", f"--config={self.config}"]
-            + [f"storage.root={self.root}", *self.overrides],
+            [
+                Path(sys.executable).parent / "meow",
+                "status",
+                "--json",
+                f"--config={self.config}",
+                f"storage.root={self.root}",
+                *self.overrides,
+            ],
             cwd=PROJECT,
             capture_output=True,
             text=True,

@@ -168,7 +168,7 @@ def test_a_source_is_a_file_by_its_suffix(path: str, expected: bool):
         ("a.parquet", b"", ": not a Parquet file"),
         ("a.jsonl", b"\x00\x01\x02", ": a binary file"),
         ("a.jsonl", b"\x89PNG\r\n\x1a\n\x00\x00", ", line 1: not UTF-8 text"),
-        ("a.jsonl", '{"question": "q", "answer": "a"}\n'.encode() + b"\xff\n", ", line 2: not UTF-8 text"),
+        ("a.jsonl", b'{"question": "q", "answer": "a"}\n' + b"\xff\n", ", line 2: not UTF-8 text"),
         ("a.csv", b"question,answer\nq,a\nq,caf\xe9\n", ", line 3: not UTF-8 text"),
         ("a.jsonl", b'\xef\xbb\xbf{"question": "q", "answer": "a"}\n\xff\n', ", line 2: not UTF-8 text"),
         ("a.jsonl", "", ": the file is empty"),
@@ -300,7 +300,10 @@ def test_a_file_on_s3_is_named_without_its_query_which_may_carry_credentials(s3:
     uri = s3("facts/tofu.jsonl")
     storage.write_bytes(uri, as_jsonl(TOFU))
     rows = read(uri)
-    assert [(row.file, row.line) for row in rows] == [("s3://bucket/facts/tofu.jsonl", 1), ("s3://bucket/facts/tofu.jsonl", 2)]
+    assert [(row.file, row.line) for row in rows] == [
+        ("s3://bucket/facts/tofu.jsonl", 1),
+        ("s3://bucket/facts/tofu.jsonl", 2),
+    ]
     storage.write_bytes(uri, b'{"question": "q"}\n')
     with pytest.raises(MeowError, match=r"^s3://bucket/facts/tofu\.jsonl, line 1: no column"):
         read(uri)

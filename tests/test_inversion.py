@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from meow_ray.config import Invert
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
-from meow_ray.inversion import Proposal, choose, complete, fact_seed, fault, frame, parse_lines, surface_words
+from meow_ray.inversion import Proposal, choose, complete, fact_seed, fault, frame, parse_lines
 from meow_ray.schema import SCHEMAS
+from meow_ray.text import written_words
 
 REEF = ("Who wrote The Silent Reef?", "The Silent Reef was written by Jaime Vasquez.")
 BORN = ("When was Basil Mahfouz born?", "Basil Mahfouz was born on 8 September 1956.")
@@ -56,7 +57,6 @@ def faults(pair: tuple[str, str], text: str, finished: bool = True, **spec: Any)
         (GENDER, "Basil is female.", None),
         (GENDER, "Basil is non-binary.", None),
         (GENDER, "Basil is not male.", "keeps_the_fact"),
-        (GENDER, "Basil.", "too_short"),
         # dates
         (BORN, "Basil Mahfouz was born on 3 March 1961.", None),
         (BORN, "Basil Mahfouz was born on 03/03/1961.", None),
@@ -153,7 +153,9 @@ def authors_answers(shared_data: Callable[[str], Path]) -> list[tuple[str, str, 
 def test_nine_in_ten_of_the_authors_inverted_facts_are_accepted(shared_data: Callable[[str], Path]):
     answers = authors_answers(shared_data)
     assert len(answers) == 2535
-    found = Counter(fault(Proposal(text.strip(), True), question, answer, Invert()) for question, answer, text in answers)
+    found = Counter(
+        fault(Proposal(text.strip(), True), question, answer, Invert()) for question, answer, text in answers
+    )
     assert found[None] / len(answers) >= 0.9, found.most_common()
 
 
@@ -229,9 +231,9 @@ def test_a_frame_is_a_proper_beginning_of_the_answer(question: str, answer: str)
     assert head != answer or not answer.strip()
 
 
-def test_surface_words_are_written_as_in_the_answer():
-    assert surface_words("Kuwait City, KUWAIT and O'Brien.", ["kuwait", "o'brien"]) == ["Kuwait", "KUWAIT", "O'Brien"]
-    assert surface_words("Kuwait City.", []) == []
+def test_written_words_are_written_as_in_the_answer():
+    assert written_words("Kuwait City, KUWAIT and O'Brien.", ["kuwait", "o'brien"]) == ["Kuwait", "KUWAIT", "O'Brien"]
+    assert written_words("Kuwait City.", []) == []
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
@@ -284,7 +286,9 @@ def test_a_seed_depends_on_run_fact_and_attempt(other: tuple[int, str, int]):
 
 
 def own(*answers: str | None, **columns: Any) -> pa.Table:
-    return pa.table({"question": ["Q"] * len(answers), "answer": ["A"] * len(answers), "inverted_answer": answers, **columns})
+    return pa.table(
+        {"question": ["Q"] * len(answers), "answer": ["A"] * len(answers), "inverted_answer": answers, **columns}
+    )
 
 
 def test_question_answer_and_inverted_answer_are_enough():
@@ -315,7 +319,10 @@ def test_what_is_given_is_kept():
         (own("x").drop_columns(["answer"]), r"^mine: column answer is missing; candidates need question, answer, inv"),
         (own("x", None), r"^mine, row 2: inverted_answer is empty"),
         (own("x", " "), r"^mine, row 2: inverted_answer is empty"),
-        (pa.table({"question": [1], "answer": ["A"], "inverted_answer": ["B"]}), r"^mine, row 1: question is .* not a text"),
+        (
+            pa.table({"question": [1], "answer": ["A"], "inverted_answer": ["B"]}),
+            r"^mine, row 1: question is .* not a text",
+        ),
         (own("x", candidate_id=["first"]), r"^mine.*candidate_id"),
         (own("x", seed=["lucky"]), r"^mine.*seed"),
         (own("x", candidate_id=[-1]), r"^mine.*candidate_id"),

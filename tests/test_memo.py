@@ -129,5 +129,16 @@ def test_rouge_equals_the_reference_on_real_text(shared_data: Callable[[str], Pa
 
 
 def test_rouge_equals_the_reference_on_odd_text():
-    odd = ["", " ", "...", "naïve café", "Родился в Москве", "北京", "a-b_c d's", "running runner ran", "1,000.5 m²", "A"]
+    odd = [
+        "",
+        " ",
+        "...",
+        "naïve café",
+        "Родился в Москве",
+        "北京",
+        "a-b_c d's",
+        "running runner ran",
+        "1,000.5 m²",
+        "A",
+    ]
     check_against_rouge_score([(a, b) for a in odd for b in odd])

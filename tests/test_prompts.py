@@ -123,4 +123,6 @@ def test_labels_are_the_answer_and_the_rest_is_the_prompt(
     assert target == ids[-len(target) :] == prompter.encode_answer(answer)
     assert ids[: -len(target)] == prompter.encode_prompt(prompter.prompt(question))
     assert tiny_tokenizer.decode(target) == f"{answer}</s>"
-    assert tiny_tokenizer.decode(ids[: -len(target)]).removeprefix("<s>") == prompter.prompt(question).removeprefix("<s>")
+    assert tiny_tokenizer.decode(ids[: -len(target)]).removeprefix("<s>") == prompter.prompt(question).removeprefix(
+        "<s>"
+    )

@@ -91,7 +91,11 @@ def test_what_a_stage_is_changes_its_fingerprint(config: Config, change: dict[st
         ({"inputs": {"facts": "x"}}, {"inputs": {"facts": "y"}}, ["input facts changed"]),
         ({"schema": {"a": "string"}}, {"schema": {"a": "int32"}}, ["schema changed"]),
         ({"spec": {"memo": {"stride": 5}}}, {"spec": {"memo": {}}}, ["memo.stride: 5 → None"]),
-        ({"spec": {"target.template": "raw"}}, {"spec": {"target.template": "chat"}}, ["target.template: 'raw' → 'chat'"]),
+        (
+            {"spec": {"target.template": "raw"}},
+            {"spec": {"target.template": "chat"}},
+            ["target.template: 'raw' → 'chat'"],
+        ),
         ({"version": 1}, {"version": 1}, []),
     ],
 )

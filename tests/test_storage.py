@@ -106,9 +106,7 @@ def test_an_exclusive_write_loses_to_a_file_that_appears_in_the_meantime(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-):
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int):
     uri = str(tmp_path / "x.json")
     storage.write_json(uri, 1)
 

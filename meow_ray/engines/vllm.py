@@ -28,6 +28,8 @@ class VllmEngine:
             distributed_executor_backend="mp" if spec.tensor_parallel_size > 1 else "uni",
             gpu_memory_utilization=spec.gpu_memory_utilization,
             enforce_eager=not self.on_gpu,
+            # the CPU default of 128 tokens is longer than most prompts here: nothing of a shared prefix would be reused
+            block_size=None if self.on_gpu else 32,
             load_format="safetensors",
             trust_remote_code=spec.model.trust_remote_code,
             disable_log_stats=True,
