@@ -205,8 +205,9 @@ def _export(engine: Any, job: Job, rank: int, history: list[dict[str, float]]) -
     import torch
 
     module, dtype = engine.module, getattr(torch, models.stored_dtype(job.model))
-    state = {name: buffer.detach().cpu().clone() for name, buffer in module.state_dict().items()} if rank == 0 else {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
+    parameters = dict(module.named_parameters())  # tied weights once, as the source has them
+    state = {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in module.state_dict()}
+    for name, parameter in parameters.items():
         with deepspeed.zero.GatheredParameters([parameter], enabled=job.zero_stage == 3):
             if rank == 0:
                 state[name] = parameter.detach().to("cpu", dtype, copy=True)
@@ -227,11 +228,10 @@ def _save(module: Any, state: dict[str, Any], job: Job, folder: Path, history: l
         if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in ("config.json", HISTORY):
             shutil.copy(file, folder)
     (folder / HISTORY).write_text(json.dumps(history))
-    tied = set(getattr(module, "_tied_weights_keys", None) or ())
+    tied = set(getattr(module, "_tied_weights_keys", None) or ())  # some sources store both names of one weight
     before, after = shapes(source), shapes(folder)
-    wrong = [name for name in before if before[name] != after.get(name) and name not in tied]
-    wrong += sorted(set(after) - set(before) - tied)
-    assert not wrong, f"exported weights differ from the source's: {wrong[:3]}"
+    wrong = [name for name in {*before, *after} if before.get(name) != after.get(name) and name not in tied]
+    assert not wrong, f"exported weights differ from the source's: {sorted(wrong)[:3]}"
 
 
 def shapes(folder: Path) -> dict[str, list[int]]:

@@ -2,14 +2,14 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -79,15 +79,38 @@ class Program:
         return {row["stage"]: row["state"] for row in json.loads(out.stdout)}
 
 
-def kill_when(process: subprocess.Popen[str], ready: Any, timeout: float = 300) -> None:
-    """Sends SIGKILL to a process as soon as `ready()` holds."""
+def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Sends SIGKILL to a driver as soon as `ready()` holds."""
+    _wait(process, ready)
+    process.kill()
+    process.wait()
+
+
+def kill_descendant(process: subprocess.Popen[str], title: str, ready: Callable[[], bool]) -> None:
+    """Sends SIGKILL to one of the Ray workers of a driver, once it is there and `ready()` holds."""
+    found: list[psutil.Process] = []
+
+    def there() -> bool:
+        found[:] = [child for child in psutil.Process(process.pid).children(recursive=True) if _is(child, title)]
+        return bool(found) and ready()
+
+    _wait(process, there)
+    found[0].kill()
+
+
+def _is(process: psutil.Process, title: str) -> bool:
+    try:
+        return title in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait(process: subprocess.Popen[str], ready: Callable[[], bool], timeout: float = 300) -> None:
     deadline = time.monotonic() + timeout
     while not ready():
-        assert process.poll() is None, f"ended before it was killed: {process.communicate()}"
+        assert process.poll() is None, f"ended before its moment came: {process.communicate()}"
         assert time.monotonic() < deadline, "the moment to kill never came"
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 def _last_log() -> str:

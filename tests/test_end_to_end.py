@@ -10,7 +10,7 @@ import pytest
 
 from meow_ray.schema import SCHEMAS
 from meow_ray.selection import TRUE_ANSWER
-from tests.runs import PROJECT, Program, kill_when
+from tests.runs import PROJECT, Program, kill_descendant, kill_when
 
 FACTS = [("Where does Zorblax live?", f"Zorblax lives in Qwertyville number {i}.") for i in range(6)]
 PHRASE = "Qwertyville"
@@ -48,9 +48,13 @@ evaluate: {{max_new_tokens: 12, bootstrap_resamples: 50}}
     return Program(config, folder / "root")
 
 
+def candidates_of(program: Program) -> str:
+    return f"--input=candidates={program.config.parent}/candidates.parquet"
+
+
 @pytest.fixture(scope="module")
 def finished(program: Program) -> Program:
-    program.run("meow.py", f"--input=candidates={program.config.parent}/candidates.parquet")
+    program.run("meow.py", candidates_of(program))
     return program
 
 
@@ -91,7 +95,7 @@ def test_training_lowers_the_loss(finished: Program) -> None:
 
 
 def test_a_second_run_recomputes_nothing(finished: Program) -> None:
-    out = finished.run("meow.py", f"--input=candidates={finished.config.parent}/candidates.parquet").stdout
+    out = finished.run("meow.py", candidates_of(finished)).stdout
     assert out.count(": cached") == 7
     assert "Report:" in out
 
@@ -99,13 +103,15 @@ def test_a_second_run_recomputes_nothing(finished: Program) -> None:
 def test_facts_are_in_no_log_and_not_on_the_report(finished: Program, own_home: Path) -> None:
     page = Path(finished.artifact("report").uri, "report.html").read_text()
     assert PHRASE not in page
-    for log in (own_home / "meow" / "logs").glob("*.log"):
+    logs = list((own_home / "meow" / "logs").glob("*.log"))
+    assert logs
+    for log in logs:
         assert PHRASE not in log.read_text()
 
 
 def test_changing_top_k_reruns_selection_and_what_follows(finished: Program) -> None:
     done = finished.run(
-        "meow.py", f"--input=candidates={finished.config.parent}/candidates.parquet", "--dry-run", "select.top_k=1"
+        "meow.py", candidates_of(finished), "--dry-run", "select.top_k=1"
     )
     state = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[1:]}
     assert [name for name, value in state.items() if value == "cached"] == ["memorize", "ingest", "memo"]
@@ -157,17 +163,42 @@ def test_selecting_loads_neither_ray_nor_a_model() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
 
 
-def test_a_killed_training_goes_on_and_ends_on_the_same_weights(finished: Program, tmp_path: Path) -> None:
+def tables_equal(one: Program, other: Program, names: tuple[str, ...]) -> None:
+    for name in names:
+        assert one.artifact(name).digest == other.artifact(name).digest, name
+
+
+def test_an_actor_and_a_worker_killed_in_mid_stage_need_no_restart(finished: Program, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    for name in ("facts", "target", "memo", "selected"):
+    for name in ("facts", "target"):
         shutil.copytree(finished.root / name, root / name)
     again = Program(finished.config, root)
-    arguments = (f"--input=candidates={finished.config.parent}/candidates.parquet", "--until=train")
-    process = again.start("meow.py", *arguments)
-    kill_when(process, lambda: any((root / "work").rglob("checkpoint_*")))
-    again.run("meow.py", *arguments)
-    undisturbed, resumed = finished.artifact("model"), again.artifact("model")
-    assert resumed.digest == undisturbed.digest
+    process = again.start("meow.py", candidates_of(finished))
+    kill_descendant(process, "MapWorker", lambda: any((root / "work").rglob("input/rows.parquet")))
+    kill_descendant(process, "RayTrainWorker", lambda: any((root / "work").rglob("checkpoint_*")))
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out[-3000:] + err[-3000:]
+    tables_equal(again, finished, ("memo", "selected", "model", "metrics"))
+
+
+@pytest.mark.slow
+def test_a_driver_killed_in_the_middle_of_each_stage_ends_whole(finished: Program, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    again = Program(finished.config, root)
+    work = root / "work"
+    moments = {
+        "memorize": lambda: any(work.rglob("checkpoint_*")),
+        "memo": lambda: (root / "facts").exists() and any(work.rglob("input/rows.parquet")),
+        "train": lambda: (root / "selected").exists() and any(work.rglob("checkpoint_*")),
+        "evaluate": lambda: any(work.glob("evaluate-*/output/*.parquet")),
+    }
+    for moment in moments.values():
+        kill_when(again.start("meow.py", candidates_of(finished)), moment)
+    lines = again.run("meow.py", candidates_of(finished)).stdout.splitlines()
+    assert [line for line in lines if line.endswith(": cached")] == [
+        f"[{i}/7] {name}: cached" for i, name in enumerate(("memorize", "ingest", "memo", "select", "train"), start=1)
+    ]
+    tables_equal(again, finished, ("target", "facts", "memo", "selected", "model", "metrics"))
 
 
 def test_a_run_without_its_inputs_says_what_to_do(program: Program, tmp_path: Path) -> None:
