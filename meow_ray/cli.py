@@ -15,12 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from meow_ray import storage
+from meow_ray import schema, storage
 from meow_ray.config import explain, load_config
 from meow_ray.errors import MeowError
 from meow_ray.metrics import MEASURES
 from meow_ray.pipeline import Pipeline
-from meow_ray.stage import MAIN, Artifact, Stage, State
+from meow_ray.stage import MAIN, Artifact, Stage, State, leftovers
 from meow_ray.stages import STAGES
 
 LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
@@ -153,12 +153,16 @@ def clean(
         ),
     ] = False,
 ) -> None:
-    """Deletes work that was cut off or kept for reuse below the storage root."""
+    """Deletes work that was cut off or kept for reuse below the storage root; not while a run is going on."""
     root = storage.absolute(load_config(config, overrides or []).storage.root)
-    names = ["work", *(("facts", "candidates", "memo", "selected", "metrics") if facts else ())]
-    for name in names:
-        storage.remove(storage.join(root, name))
-        print(f"deleted {storage.display(storage.join(root, name))}")
+    names = ["work", *(schema.SCHEMAS if facts else ())]
+    doomed = [storage.join(root, name) for name in names]
+    for artefact in {stage.artefact for stage in STAGES} - set(names):
+        doomed += leftovers(root, artefact)
+    for uri in doomed:
+        if storage.exists(uri):
+            storage.remove(uri)
+            print(f"deleted {storage.display(uri)}")
 
 
 def main(command: Callable[..., Any] | None = None) -> None:

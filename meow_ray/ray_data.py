@@ -146,6 +146,7 @@ def cpu_env(resources: EngineResources, cores: int) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(resources.kv_cache_gib))),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "TORCHDYNAMO_DISABLE": "1",  # vLLM would compile its sampler in every actor, which costs more than it saves
     }
     openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
     return env | ({"LD_PRELOAD": str(openmp)} if openmp.exists() else {})

@@ -204,6 +204,17 @@ def latest(root: str, artefact: str) -> Artifact | None:
     return max(found, key=lambda a: cast(Manifest, a.manifest).started, default=None)
 
 
+def leftovers(root: str, artefact: str) -> list[str]:
+    """Returns the folders of attempts that were cut off before they wrote a manifest, or lost to another driver."""
+    out = []
+    for name in storage.list_names(storage.join(root, artefact)):
+        folder = storage.join(root, artefact, name)
+        whole = load(folder)
+        kept = {MANIFEST, whole.manifest.attempt} if whole and whole.manifest else set()
+        out += [storage.join(folder, entry) for entry in storage.list_names(folder) if entry not in kept]
+    return out
+
+
 def state_of(stage: Stage, config: Config, inputs: Mapping[str, Artifact | None]) -> State:
     """Compares a stage with the cache; an input that is None is still to be made."""
     root = storage.absolute(config.storage.root)

@@ -110,8 +110,11 @@ def _ingest(context: Context) -> dict[str, Any]:
     table, rejects = facts_module.build(forget, retain, too_long)
     context.write(rejects, REJECTS)
     if rejects.num_rows and config.ingest.on_reject == "fail":
+        place = storage.join(context.work, REJECTS)
+        storage.write_table(rejects, place)
         raise MeowError(
-            f"{_rejects_text(rejects)}\nMend these rows, or set ingest.on_reject=skip to go on without them."
+            f"{_rejects_text(rejects)}\nMend these rows, or set ingest.on_reject=skip to go on without them. "
+            f"All of them are in {storage.display(place)}."
         )
     if not pc.any(pc.equal(table["split"], "forget")).as_py():
         raise MeowError(f"{data['forget'].path}: no row is left to forget, all {rejects.num_rows} were rejected.")

@@ -110,9 +110,7 @@ def test_facts_are_in_no_log_and_not_on_the_report(finished: Program, own_home: 
 
 
 def test_changing_top_k_reruns_selection_and_what_follows(finished: Program) -> None:
-    done = finished.run(
-        "meow.py", candidates_of(finished), "--dry-run", "select.top_k=1"
-    )
+    done = finished.run("meow.py", candidates_of(finished), "--dry-run", "select.top_k=1")
     state = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[1:]}
     assert [name for name, value in state.items() if value == "cached"] == ["memorize", "ingest", "memo"]
     assert "top_k: 2 → 1" in done.stdout
