@@ -199,6 +199,8 @@ def user_error(error: BaseException) -> MeowError | None:
         seen.add(id(item))
         if type(item) is MeowError:
             return item
+        if isinstance(item, OSError) and item.errno in storage.CAUSES:
+            return MeowError(f"{item.filename or 'storage'}: {storage.CAUSES[item.errno]}.")
         failures = getattr(item, "worker_failures", None)
         todo += [
             item.__cause__,

@@ -135,6 +135,12 @@ class Memo(Section):
     statistic: Literal["precision", "recall", "f1"] = _field("precision", "which statistic of ROUGE")
     template: Literal["raw", "target"] = _field("raw", "prompts as bare text (paper), or through target.template")
 
+    @model_validator(mode="after")
+    def _prefix_is_raw(self) -> "Memo":
+        if self.mode == "prefix" and self.template == "target":
+            raise ValueError("mode prefix cuts the question itself, which needs template raw")
+        return self
+
 
 class Select(Section):
     """Chooses the candidates to train on."""

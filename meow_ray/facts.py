@@ -55,13 +55,21 @@ def read(source: Source, questions: Sequence[str], answers: Sequence[str]) -> li
     else:
         uri = storage.absolute(source.path)
         records = _file_records(uri, storage.read_bytes(uri))
+    found: set[str] = set()
     rows, name = [], storage.display(source.path)
     for line, record in records:
         if not isinstance(record, dict):
             raise MeowError(f"{name}, line {line}: expected an object with a question and an answer.")
-        rows.append(Row(name, line, _column(record, questions, name, line), _column(record, answers, name, line)))
+        found.update(record)
+        rows.append(Row(name, line, _column(record, questions), _column(record, answers)))
     if not rows:
         raise MeowError(f"{name}: the file has no rows.")
+    for names in (questions, answers):
+        if not found & set(names):  # what the columns are called instead may be facts: a file without a header
+            raise MeowError(
+                f"{name}: no column {' or '.join(names)} among its {len(found)}; "
+                "name yours in `ingest.question_columns` and `ingest.answer_columns`."
+            )
     return rows
 
 
@@ -111,15 +119,8 @@ def _check(
     return "", {"fact_id": key, "split": split, "question": question, "answer": answer}
 
 
-def _column(record: dict[str, Any], names: Sequence[str], file: str, line: int) -> Any:
-    for name in names:
-        if name in record:
-            return record[name]
-    have = ", ".join(map(str, record)) or "none"
-    raise MeowError(
-        f"{file}, line {line}: no column {' or '.join(names)} (columns here: {have}); "
-        "name yours in `ingest.question_columns` and `ingest.answer_columns`."
-    )
+def _column(record: dict[str, Any], names: Sequence[str]) -> Any:
+    return next((record[name] for name in names if name in record), None)
 
 
 def _file_records(uri: str, content: bytes) -> Iterator[tuple[int, Any]]:

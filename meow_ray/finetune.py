@@ -1,6 +1,7 @@
 """One worker's fine-tuning on DeepSpeed: build, step, save, load, export. Knows no Ray."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable
@@ -128,6 +129,8 @@ def run(job: Job, hooks: Hooks) -> None:
         if hooks.world_size > 1:
             torch.distributed.all_reduce(summed)
         step += 1
+        if not math.isfinite(float(summed)):
+            raise MeowError(f"The loss is not a number at step {step} any more; lower the learning rate.")
         record = {"step": step, "epoch": step / per_epoch, "loss": float(summed) / tokens, "tokens": tokens}
         history.append(record | {"learning_rate": engine.get_lr()[0]})
         hooks.progress(step, {"loss": f"{record['loss']:.4f}", "epoch": f"{record['epoch']:.1f}"})
@@ -158,6 +161,8 @@ def _build(job: Job, total: int, accumulation: int) -> Any:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 30,
     }
+    if spec.train_dtype == "bfloat16":  # else sums would depend on how a batch is cut
+        config |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     if not on_gpu:  # the default buckets of 5e8 elements are made for GPUs with tens of gigabytes
         config["zero_optimization"] |= {"allgather_bucket_size": 5e7, "reduce_bucket_size": 5e7}
     # set explicitly: torch's AdamW decays by default, DeepSpeed's does not
@@ -206,7 +211,8 @@ def _export(engine: Any, job: Job, rank: int, history: list[dict[str, float]]) -
 
     module, dtype = engine.module, getattr(torch, models.stored_dtype(job.model))
     parameters = dict(module.named_parameters())  # tied weights once, as the source has them
-    state = {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in module.state_dict()}
+    kept = set(module.state_dict())
+    state = {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in kept}
     for name, parameter in parameters.items():
         with deepspeed.zero.GatheredParameters([parameter], enabled=job.zero_stage == 3):
             if rank == 0:

@@ -152,7 +152,11 @@ def complete(table: pa.Table, source: str) -> pa.Table:
         made = {"fact_id": key, "candidate_id": counts.get(key, 0), "attempt": 0, "seed": 0, "generator": "external"}
         counts[key] = counts.get(key, 0) + 1
         row.update({name: value for name, value in made.items() if row.get(name) is None})
+    facts: dict[str, tuple[str, str]] = {}
     for line, row in enumerate(rows, start=1):
+        pair = (row["question"], row["answer"])
+        if facts.setdefault(row["fact_id"], pair) != pair:
+            raise MeowError(f"{source}, row {line}: fact_id {row['fact_id']} names two different facts.")
         for name in ("candidate_id", "attempt", "seed"):
             if not isinstance(row[name], int) or row[name] < 0:
                 raise MeowError(f"{source}, row {line}: {name} is not a whole number from 0.")

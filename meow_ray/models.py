@@ -102,7 +102,10 @@ def _commit(model: str, revision: str | None, key: str) -> str:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return str(HfApi().model_info(model, revision=revision).sha)
+        info = HfApi().model_info(model, revision=revision)
+        if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
+            raise MeowError(f"`{key}`: the hub model {model} has no safetensors; pickled weights are not loaded.")
+        return str(info.sha)
     except GatedRepoError:
         raise MeowError(f"`{key}`: {model} is gated; accept its terms on the hub and set HF_TOKEN.") from None
     except RepositoryNotFoundError:

@@ -107,8 +107,9 @@ class Pipeline:
             ref = models.reference(place, None, f"--input {name}", verify=self.verify)
             return Artifact(name, ref.uri, ref.digest, value=ref)
         uri = storage.absolute(place)
-        files = storage.parquet_files(uri)
-        table, where = storage.read_table(files), storage.display(uri)
+        files, where = storage.parquet_files(uri), storage.display(uri)
+        own = [file for file in files if file.endswith(f"/{stage.MAIN}")]  # an artefact of ours, with tables beside it
+        table = storage.read_table(own or files)
         if name == "candidates":
             table = inversion.complete(table, where)
         table = schema.conform(table, name, where)
@@ -122,7 +123,7 @@ class Pipeline:
             assert config.memorize is not None
             return self._model(name, "memorize.model", config.memorize.model, config.memorize.revision)
         if name == "generator":
-            if config.invert.model is None and "candidates" in self.overrides:
+            if config.invert.model is None:  # candidates may come from elsewhere; `invert` itself will ask for it
                 return Artifact(name, "", "none")
             return self._model(name, "invert.model", config.invert.model, config.invert.revision)
         if name == "data":

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -18,10 +19,11 @@ LOCAL_ENV = {
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Defaults of a local cluster: it listens on localhost alone, so it needs no token."""
+
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 - Ray's own place
 
 
 def connect() -> None:
@@ -30,14 +32,16 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    for name, value in LOCAL_ENV.items():
-        os.environ.setdefault(name, value)
     if os.environ.get("RAY_ADDRESS"):
         ray.init()  # bare: options of the driver may conflict with those of the job
         return
-    with contextlib.suppress(ConnectionError):
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-        return
+    if CURRENT_CLUSTER.exists():
+        # written by `ray start`, and not by the private Ray of another run, which would end with it
+        with contextlib.suppress(ConnectionError):
+            ray.init(address=CURRENT_CLUSTER.read_text().strip(), log_to_driver=False, logging_level=logging.ERROR)
+            return
+    for name, value in LOCAL_ENV.items():
+        os.environ.setdefault(name, value)
     ray.init(
         address="local",
         include_dashboard=False,
@@ -56,9 +60,15 @@ def has_gpus() -> bool:
 
 def gpus_per_actor(resources: EngineResources) -> int:
     """Returns the GPUs of one engine actor."""
-    if resources.gpus_per_actor == "auto":
-        return resources.tensor_parallel_size if has_gpus() else 0
-    return resources.gpus_per_actor
+    gpus = resources.gpus_per_actor
+    if gpus == "auto":
+        gpus = resources.tensor_parallel_size if has_gpus() else 0
+    if gpus < resources.tensor_parallel_size and (gpus or resources.tensor_parallel_size > 1):
+        raise MeowError(
+            f"`gpus_per_actor` is {gpus} and `tensor_parallel_size` {resources.tensor_parallel_size}: "
+            "an engine needs a GPU for each part of its weights."
+        )
+    return gpus
 
 
 def num_workers(resources: TrainResources) -> int:
@@ -72,8 +82,8 @@ def num_workers(resources: TrainResources) -> int:
     return max(1, min(auto, resources.max_workers or auto))
 
 
-def require(cpus: float, gpus: float, per_unit_gpus: int, key: str, resources: Resources) -> None:
-    """Checks that the cluster can ever give what a stage asks for, instead of waiting for it.
+def require(count: int, cpus: float, gpus: int, key: str, resources: Resources, spare_cpus: int = 0) -> None:
+    """Checks that the cluster can ever hold `count` workers of so many CPUs and GPUs, instead of waiting for it.
 
     Raises:
         MeowError: says what is asked for, what is there, and which key to change.
@@ -82,13 +92,15 @@ def require(cpus: float, gpus: float, per_unit_gpus: int, key: str, resources: R
 
     if resources.autoscaling:
         return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    slots = [min(n.get("CPU", 0) // cpus if cpus else count, n.get("GPU", 0) // gpus if gpus else count) for n in nodes]
     total = ray.cluster_resources()
-    have_cpus, have_gpus = total.get("CPU", 0), total.get("GPU", 0)
-    largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-    if cpus > have_cpus or gpus > have_gpus or per_unit_gpus > largest:
+    if sum(slots) < count or total.get("CPU", 0) < count * cpus + spare_cpus:
+        have = "; ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
+        beside = f" and {spare_cpus} CPU beside them" if spare_cpus else ""
         raise MeowError(
-            f"`{key}` asks for {cpus:g} CPUs and {gpus:g} GPUs ({per_unit_gpus} on one node); the cluster has "
-            f"{have_cpus:g} CPUs and {have_gpus:g} GPUs (at most {largest:g} on one node). "
+            f"`{key}` asks for {count} x ({cpus:g} CPUs, {gpus} GPUs, each on one node){beside}; "
+            f"the cluster's nodes have {have}. "
             "Lower the key, add nodes, or set resources.autoscaling=true if the cluster grows on demand."
         )
 
@@ -98,7 +110,7 @@ def progress(title: str, total: int) -> Iterator[Any]:
     """Shows a bar that remote workers move; yields an actor handle with `add` and `at` (count, **figures)."""
     import ray
 
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
     done = threading.Event()
     bar = tqdm(
         total=total, desc=f"  {title}", file=sys.stdout, mininterval=1 if sys.stdout.isatty() else 15, leave=True
@@ -109,7 +121,10 @@ def progress(title: str, total: int) -> Iterator[Any]:
             show()
 
     def show() -> None:
-        count, figures = ray.get(board.read.remote())
+        try:
+            count, figures = ray.get(board.read.remote())
+        except ray.exceptions.RayError:  # its node may have died: a bar is not worth a stage
+            return
         if figures:
             bar.set_postfix(figures, refresh=False)
         bar.update(min(count, total) - bar.n)

@@ -56,13 +56,13 @@ def map_rows(
         all_resources: the configuration's resources.
     """
     source, output, commits = (storage.join(folder, part) for part in ("input", "output", "commits"))
-    finished = _finished(output, key)
+    finished = _finished(output, commits, key)
     todo = rows.filter(pc.invert(pc.is_in(rows[key], value_set=finished[key]))) if finished else rows
     if todo.num_rows:
         storage.write_table(rows, storage.join(source, "rows.parquet"))
         storage.make_folder(output)
-        _stream(source, output, commits, key, spec, work, name, all_resources, rows.num_rows, todo.num_rows)
-        finished = _finished(output, key)
+        _stream(source, output, commits, key, spec, work, name, all_resources, todo.num_rows)
+        finished = _finished(output, commits, key)
     assert finished is not None
     order = finished.append_column("__row", pa.array(range(finished.num_rows), pa.int64())).group_by(key)
     first = order.aggregate([("__row", "min")]).sort_by(key)[
@@ -73,9 +73,13 @@ def map_rows(
     return result
 
 
-def _finished(output: str, key: str) -> pa.Table | None:
-    files = [storage.join(output, name) for name in storage.list_files(output) if name.endswith(".parquet")]
-    table = storage.read_table(files) if files else None
+def _finished(output: str, commits: str, key: str) -> pa.Table | None:
+    """Returns the rows of the files whose commit is there; a file without one may have been cut off."""
+    committed = {name.removesuffix(".parquet") for name in storage.list_files(commits)}
+    names = [
+        name for name in storage.list_files(output) if name.removesuffix(".parquet").rpartition("-")[0] in committed
+    ]
+    table = storage.read_table([storage.join(output, name) for name in names]) if names else None
     return table if table is not None and table.num_rows else None
 
 
@@ -88,7 +92,6 @@ def _stream(
     work: Work,
     name: str,
     all_resources: Resources,
-    total: int,
     todo: int,
 ) -> None:
     import ray
@@ -97,7 +100,8 @@ def _stream(
     ray_cluster.connect()
     resources: EngineResources = getattr(all_resources, name)
     gpus, actors = ray_cluster.gpus_per_actor(resources), resources.num_actors
-    ray_cluster.require(actors * resources.cpus_per_actor, actors * gpus, gpus, f"resources.{name}", all_resources)
+    one_more = 1  # Ray Data reads, filters and writes with tasks of one CPU beside the actors
+    ray_cluster.require(actors, resources.cpus_per_actor, gpus, f"resources.{name}", all_resources, spare_cpus=one_more)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -107,14 +111,15 @@ def _stream(
     context.checkpoint_config = CheckpointConfig(
         key, commit_path, override_filesystem=commit_fs, delete_checkpoint_on_success=False
     )
-    blocks = max(1, -(-total // resources.batch_size))
+    batch = min(resources.batch_size, -(-todo // actors))  # as many batches as actors at least
+    blocks = -(-todo // batch)
     try:
         with ray_cluster.progress(name, todo) as board:
             data = ray.data.read_parquet(path, filesystem=fs, override_num_blocks=blocks)
             mapped = data.map_batches(
                 EngineActor,
                 fn_constructor_args=(spec, work, board),
-                batch_size=resources.batch_size,
+                batch_size=batch,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=actors),
                 num_cpus=resources.cpus_per_actor,
@@ -140,6 +145,7 @@ def cpu_env(resources: EngineResources, cores: int) -> dict[str, str]:
     """Returns what vLLM's CPU build runs well with on a node of so many cores."""
     threads = str(resources.threads or max(1, cores // resources.num_actors))
     env = ENV | {
+        "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": threads,
         "RAYON_NUM_THREADS": threads,
         "KMP_BLOCKTIME": "1",

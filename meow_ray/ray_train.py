@@ -6,7 +6,6 @@ from typing import Any
 
 from meow_ray import finetune, ray_cluster, storage
 from meow_ray.config import Resources, TrainResources
-from meow_ray.errors import MeowError
 from meow_ray.finetune import Hooks, Job
 
 CPU_ENV = {"TOKENIZERS_PARALLELISM": "false", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -26,9 +25,7 @@ def fit(job: Job, work: str, name: str, all_resources: Resources) -> dict[str, A
     resources: TrainResources = getattr(all_resources, name)
     pairs = finetune.encode(job)  # before any worker starts: a mistake in the data is not worth a retry
     on_gpu, workers = ray_cluster.has_gpus(), ray_cluster.num_workers(resources)
-    ray_cluster.require(
-        workers * resources.cpus_per_worker, workers if on_gpu else 0, int(on_gpu), f"resources.{name}", all_resources
-    )
+    ray_cluster.require(workers, resources.cpus_per_worker, int(on_gpu), f"resources.{name}", all_resources)
     storage.make_folder(work)
     fs, path = storage.filesystem(work)
     steps = finetune.num_steps(len(pairs), job.spec)
@@ -43,7 +40,7 @@ def fit(job: Job, work: str, name: str, all_resources: Resources) -> dict[str, A
                 resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if on_gpu else {})},
             ),
             run_config=RunConfig(
-                name="train",
+                name=f"train-zero{job.zero_stage}-{workers}",  # DeepSpeed cannot load another layout's checkpoint
                 storage_path=path,
                 storage_filesystem=fs,
                 failure_config=FailureConfig(max_failures=resources.max_failures),
@@ -53,8 +50,6 @@ def fit(job: Job, work: str, name: str, all_resources: Resources) -> dict[str, A
         )
         trainer.fit()
     history = storage.read_json(storage.join(job.out, finetune.HISTORY))
-    if not all(_finite(record["loss"]) for record in history):
-        raise MeowError(f"`{name}`: the loss is not a number any more; lower `{name}.learning_rate`.")
     return {
         "pairs": len(pairs),
         "steps": steps,
@@ -65,10 +60,6 @@ def fit(job: Job, work: str, name: str, all_resources: Resources) -> dict[str, A
         "last_loss": history[-1]["loss"],
         "tokens": sum(record["tokens"] for record in history),
     }
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 def _worker(config: dict[str, Any]) -> None:

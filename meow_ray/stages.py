@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -37,7 +38,7 @@ def model_ref(artifact: Artifact) -> ModelRef:
 def engine_spec(ref: ModelRef, section: ModelSection, resources: EngineResources) -> EngineSpec:
     """Says how a stage's actors load a model."""
     return EngineSpec(
-        model=ref,
+        model=replace(ref, trust_remote_code=section.trust_remote_code),
         engine=section.engine,
         dtype=section.dtype,
         max_model_len=section.max_model_len,
@@ -148,6 +149,10 @@ _CANDIDATES = pa.list_(pa.struct([("text", pa.string()), ("attempt", pa.int32())
 def _invert(context: Context) -> dict[str, Any]:
     from meow_ray import ray_data
 
+    if not isinstance(context.inputs["generator"].value, ModelRef):
+        raise MeowError(
+            "`invert.model` is not set: name the model that writes inverted facts, or give --input candidates=."
+        )
     config, ref = context.config, model_ref(context.inputs["generator"])
     spec: Invert = config.invert
     rows = context.inputs["facts"].table.filter(pc.field("split") == "forget").select(["fact_id", "question", "answer"])

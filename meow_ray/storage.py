@@ -21,6 +21,15 @@ from meow_ray.errors import MeowError
 
 CHUNK = 1 << 22
 
+CAUSES = {
+    errno.ENOSPC: "the disk is full; free some space and start again, finished stages are kept",
+    errno.EDQUOT: "the disk quota is used up; free some space and start again, finished stages are kept",
+    errno.EACCES: "permission denied; choose another place or mend its rights",
+    errno.EROFS: "the filesystem is read-only; choose another place",
+    errno.ENOENT: "there is no such file or folder",
+}
+"""What the system says of a place, in words, with the cure."""
+
 
 def cache_home() -> Path:
     """Returns the folder of what this machine may recompute: digests, converted and downloaded models."""
@@ -64,14 +73,7 @@ def errors(uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        causes = {
-            errno.ENOSPC: "the disk is full; free some space and start again, finished stages are kept",
-            errno.EDQUOT: "the disk quota is used up; free some space and start again, finished stages are kept",
-            errno.EACCES: "permission denied; choose another place or mend its rights",
-            errno.EROFS: "the filesystem is read-only; choose another place",
-            errno.ENOENT: "there is no such file or folder",
-        }
-        reason = causes.get(error.errno or 0) or str(error).splitlines()[0]
+        reason = CAUSES.get(error.errno or 0) or str(error).splitlines()[0]
         raise MeowError(f"{display(uri)}: {reason}.") from error
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise MeowError(f"{display(uri)}: {str(error).splitlines()[0]}.") from error

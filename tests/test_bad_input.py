@@ -48,7 +48,11 @@ def line(text: str) -> Callable[[Path], None]:
 
 CASES = {
     "malformed JSON": (facts(FACT.encode() + b'{"question": \n'), (), ["forget.jsonl, line 2", "malformed JSON"]),
-    "missing column": (facts(b'{"q": "x", "answer": "y"}\n'), (), ["line 1", "no column question", "columns here: q"]),
+    "missing column": (
+        facts(b'{"q": "x", "answer": "y"}\n'),
+        (),
+        ["forget.jsonl", "no column question", "among its 2", "ingest.question_columns"],
+    ),
     "empty file": (facts(b""), (), ["forget.jsonl", "empty"]),
     "binary file": (facts(b"PK\x03\x04\x00\x00"), (), ["forget.jsonl", "binary"]),
     "not UTF-8": (facts(FACT.encode() + b"\xff\xfe"), (), ["line 2", "not UTF-8"]),

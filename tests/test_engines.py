@@ -61,8 +61,9 @@ def plain(model: Path) -> tuple[list[str], list[list[float]]]:
     network = AutoModelForCausalLM.from_pretrained(model).eval()
     greedy, scores = [], []
     for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        out = network.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        inputs = tokenizer(prompt, return_tensors="pt")
+        ids = inputs["input_ids"]
+        out = network.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         greedy.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
         tail = tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"]
         whole = torch.cat([ids, tail], dim=1)

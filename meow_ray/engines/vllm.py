@@ -1,7 +1,9 @@
 """vLLM, in this process on one GPU or on CPU."""
 
 import os
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from meow_ray import models
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, Tokens
@@ -20,6 +22,8 @@ class VllmEngine:
         self.tokenizer = models.load_tokenizer(spec.model)
         self.max_model_len = models.context_length(spec.model, spec.max_model_len)
         dtype = models.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
+        if self.on_gpu and spec.tensor_parallel_size == 1:
+            _await_memory(spec.gpu_memory_utilization)
         self.llm = vllm.LLM(
             model=str(spec.model.folder),
             dtype=dtype,
@@ -53,7 +57,16 @@ class VllmEngine:
             for s in sampling
         ]
         outputs = self.llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
-        return [[Completion(o.text, o.finish_reason == "stop") for o in output.outputs] for output in outputs]
+        return [
+            [Completion(self._text(o, s), o.finish_reason == "stop") for o in output.outputs]
+            for output, s in zip(outputs, sampling, strict=True)
+        ]
+
+    def _text(self, output: Any, sampling: Sampling) -> str:
+        """Decodes whole where nothing is cut off; vLLM's own text leaves out a last character that is unfinished."""
+        if sampling.stop:
+            return str(output.text)
+        return str(self.tokenizer.decode(output.token_ids, skip_special_tokens=True))
 
     def log_probs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[float]]:
         """See `Engine.log_probs`."""
@@ -68,3 +81,14 @@ class VllmEngine:
             start = len(text) - len(answer)
             out.append([float(found[i][text[i]].logprob) for i in range(start, len(text))])
         return out
+
+
+def _await_memory(share: float, seconds: int = 60) -> None:
+    """Waits until an engine that has just ended has given its GPU memory back; vLLM would refuse to start before."""
+    import torch
+
+    for _ in range(seconds):
+        free, total = torch.cuda.mem_get_info()
+        if free >= share * total:
+            return
+        time.sleep(1)
