@@ -43,6 +43,8 @@ def shared_data() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         path = folder / name
         if not path.exists():
+            if folder.exists() and os.environ.get("MEOW_REQUIRE_SHARED_DATA"):
+                pytest.fail(f"shared data: {path} is absent, but its folder is there")
             pytest.skip(f"shared data: {path} is absent")
         return path
 

@@ -143,7 +143,8 @@ def test_one_stage_runs_on_a_table_from_elsewhere(finished: Program, tmp_path: P
     ]
     source, target = tmp_path / "FILE.parquet", tmp_path / "OUT.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["memo"]), source)
-    finished.run("stage.py", "select", f"--input=memo={source}", f"--output={target}")
+    alone = Program(finished.config, tmp_path / "root")
+    alone.run("stage.py", "select", f"--input=memo={source}", f"--output={target}")
     chosen = pq.read_table(target)
     assert chosen.schema.remove_metadata() == SCHEMAS["selected"]
     assert chosen.num_rows == 500 * 2
@@ -204,3 +205,24 @@ def test_a_run_without_its_inputs_says_what_to_do(program: Program, tmp_path: Pa
     done = empty.run("stage.py", "train", status=2)
     assert "needs selected" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_real_small_model_writes_valid_inverted_facts_through_vllm(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    from meow_ray.config import load_config
+    from meow_ray.facts import build, read
+    from meow_ray.inversion import Proposal, fault
+
+    demo = PROJECT / "pipelines/configs/demo.yaml"
+    spec = load_config(demo)
+    assert spec.ingest.forget is not None
+    rows = read(spec.ingest.forget, ("question",), ("answer",))[:3]
+    facts, _ = build(rows, [], lambda question, answer: None)
+    pq.write_table(facts, tmp_path / "facts.parquet")
+    Program(demo, tmp_path / "root").run("stage.py", "invert", f"--input=facts={tmp_path}/facts.parquet")
+    made = Program(demo, tmp_path / "root").table("candidates")
+    assert made.schema.remove_metadata() == SCHEMAS["candidates"]
+    assert sorted(set(made["fact_id"].to_pylist())) == sorted(facts["fact_id"].to_pylist())
+    assert made.num_rows >= 3 * 3
+    for row in made.to_pylist():
+        assert fault(Proposal(row["inverted_answer"], True), row["question"], row["answer"], spec.invert) is None
