@@ -8,6 +8,8 @@ TORCH := 2.13.0
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 export MEOW_RUNS ?= $(CURDIR)/runs
+# DeepSpeed calls ninja, which lies beside the environment's python
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .PHONY: demo test test-slow lint setup help
 help:
@@ -44,5 +46,9 @@ endif
 	@for name in torchvision torchaudio torchcodec; do \
 	  $(VENV)/bin/python -c "import $$name" 2>/dev/null || $(VENV)/bin/python -m pip uninstall --quiet --yes $$name 2>/dev/null; \
 	done
+ifeq ($(HARDWARE),cpu)
+	@# what DeepSpeed would compile at the first training
+	@$(VENV)/bin/python -c 'from deepspeed.accelerator import get_accelerator as cpu; cpu().create_op_builder("ShareMemCommBuilder").load()' >/dev/null 2>&1 || true
+endif
 	@$(VENV)/bin/python -c "import torch, transformers, ray, deepspeed; print('Ready: torch', torch.__version__)" 2>/dev/null
 	@touch $@
