@@ -65,10 +65,8 @@ def map_rows(
         finished = _finished(output, commits, key)
     assert finished is not None
     order = finished.append_column("__row", pa.array(range(finished.num_rows), pa.int64())).group_by(key)
-    first = order.aggregate([("__row", "min")]).sort_by(key)[
-        "__row_min"
-    ]  # a row that was cut off in its commit comes twice
-    result = finished.take(first)
+    first = order.aggregate([("__row", "min")]).sort_by(key)  # a row that was cut off in its commit comes twice
+    result = finished.take(first["__row_min"])
     assert result.num_rows == rows.num_rows, f"{result.num_rows} of {rows.num_rows} rows came back"
     return result
 
@@ -100,8 +98,8 @@ def _stream(
     ray_cluster.connect()
     resources: EngineResources = getattr(all_resources, name)
     gpus, actors = ray_cluster.gpus_per_actor(resources), resources.num_actors
-    one_more = 1  # Ray Data reads, filters and writes with tasks of one CPU beside the actors
-    ray_cluster.require(actors, resources.cpus_per_actor, gpus, f"resources.{name}", all_resources, spare_cpus=one_more)
+    # Ray Data reads, filters and writes with tasks of one CPU beside the actors
+    ray_cluster.require(actors, resources.cpus_per_actor, gpus, f"resources.{name}", all_resources, spare_cpus=1)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -126,7 +124,8 @@ def _stream(
                 num_gpus=gpus,
                 runtime_env={"env_vars": actor_env(resources, gpus)},
             )
-            mapped.write_parquet(storage.filesystem(output)[1], filesystem=storage.filesystem(output)[0])
+            output_fs, output_path = storage.filesystem(output)
+            mapped.write_parquet(output_path, filesystem=output_fs)
     finally:
         context.checkpoint_config = None
 

@@ -128,7 +128,6 @@ class Stage:
     sections: tuple[str, ...]
     inputs: tuple[str, ...]
     run: Callable[[Context], dict[str, Any]]
-    uses_cluster: bool = False
 
     def ingredients(self, config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
         """Returns what the fingerprint is the hash of."""

@@ -416,7 +416,6 @@ MEMORIZE = Stage(
     ("memorize", *_COLUMNS, *_TEMPLATE),
     ("memorize_data", "base"),
     _memorize,
-    uses_cluster=True,
 )
 INGEST = Stage(
     "ingest",
@@ -426,10 +425,10 @@ INGEST = Stage(
     ("data", "target", "generator"),
     _ingest,
 )
-INVERT = Stage("invert", "candidates", 1, ("invert",), ("facts", "generator"), _invert, uses_cluster=True)
-MEMO = Stage("memo", "memo", 1, ("memo", "target"), ("candidates", "target"), _memo, uses_cluster=True)
+INVERT = Stage("invert", "candidates", 1, ("invert",), ("facts", "generator"), _invert)
+MEMO = Stage("memo", "memo", 1, ("memo", "target"), ("candidates", "target"), _memo)
 SELECT = Stage("select", "selected", 1, ("select",), ("memo",), _select)
-TRAIN = Stage("train", "model", 1, ("train", *_TEMPLATE), ("selected", "target"), _train, uses_cluster=True)
+TRAIN = Stage("train", "model", 1, ("train", *_TEMPLATE), ("selected", "target"), _train)
 EVALUATE = Stage(
     "evaluate",
     "metrics",
@@ -437,7 +436,6 @@ EVALUATE = Stage(
     ("evaluate", "memo", "target", *_COLUMNS),
     ("facts", "sets", "selected", "target", "model"),
     _evaluate,
-    uses_cluster=True,
 )
 REPORT = Stage(
     "report",
