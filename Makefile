@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := 2.13.0
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile
 export MEOW_RUNS ?= $(CURDIR)/runs
 # DeepSpeed calls ninja, which lies beside the environment's python
 export PATH := $(abspath $(VENV))/bin:$(PATH)

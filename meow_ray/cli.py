@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from meow_ray import schema, storage
-from meow_ray.config import explain, load_config
+from meow_ray import schema, show, storage
+from meow_ray.config_files import explain, load_config
 from meow_ray.errors import MeowError
 from meow_ray.metrics import MEASURES
 from meow_ray.pipeline import Pipeline
@@ -25,6 +25,9 @@ from meow_ray.stages import STAGES
 
 LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
 """Where the libraries' output of this process goes."""
+
+SHOWN = {"memo": show.show_memo}
+"""What `meow show` knows, and who prints it."""
 
 app = typer.Typer(
     help="Make a language model forget facts (MEOW), on Ray.",
@@ -124,6 +127,27 @@ def status(
         print(json.dumps([state.as_row() for state in states], indent=2))
     else:
         _print_states(states)
+
+
+@app.command("show")
+def show_stage(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(SHOWN)}.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Shows the figures of a finished stage."""
+    pipeline = Pipeline(load_config(config, overrides or []))
+    if name not in SHOWN:
+        raise MeowError(f"meow show {name}: there is {', '.join(SHOWN)}.")
+    stage = pipeline.selection(name, None, None)[0]
+    artifact = pipeline.state(stage).artifact
+    summary = show.summary_of(artifact, name)
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        assert artifact is not None
+        SHOWN[name](_console(), artifact, summary)
 
 
 @app.command("config")
@@ -256,7 +280,8 @@ def _copy(artifact: Artifact, output: str) -> str:
     """Copies an artefact: a table to one Parquet file, a model or a report as it is."""
     target = storage.absolute(output)
     if MAIN in artifact.files:
-        storage.write_table(artifact.table, target if target.endswith(".parquet") else storage.join(target, MAIN))
+        target = target if target.endswith(".parquet") else storage.join(target, MAIN)
+        storage.copy_file(storage.join(artifact.uri, MAIN), target)
     else:
         storage.copy_folder(artifact.uri, target)
     return storage.display(target)
@@ -268,10 +293,13 @@ def _print_states(states: list[State]) -> None:
         row = state.as_row()
         row["fingerprint"] = (row["fingerprint"] or "")[:16]
         table.add_row(*("" if value is None else str(value) for value in row.values()), style=_STYLES[state.state])
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=240)
-    console.print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Returns the terminal, or for a pipe a console wide enough that nothing is wrapped."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=240, highlight=False)
 
 
 _STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}

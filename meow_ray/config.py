@@ -6,19 +6,10 @@ outside (a model, a data file): they enter fingerprints by content, never by pat
 `storage` and `resources` change where and how fast, never what.
 """
 
-import importlib.util
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
-
-from meow_ray.errors import MeowError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -31,6 +22,11 @@ def _field(default: Any, description: str, unit: str = "", **kwargs: Any) -> Any
     return Field(default, description=description, json_schema_extra={"unit": unit}, **kwargs)
 
 
+def extra(field: FieldInfo) -> dict[str, Any]:
+    """Returns what a field is marked with: `content`, `unit`."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
 class Section(BaseModel):
     """A frozen group of keys that knows no others."""
 
@@ -38,7 +34,7 @@ class Section(BaseModel):
 
     def spec(self) -> dict[str, Any]:
         """Returns the fields that change results, without those that enter by content."""
-        content = {name for name, field in type(self).model_fields.items() if _extra(field).get("content")}
+        content = {name for name, field in type(self).model_fields.items() if extra(field).get("content")}
         return self.model_dump(mode="json", exclude=content)
 
 
@@ -129,11 +125,29 @@ class Memo(Section):
     """Measures how well the target model has memorised each answer (paper, section 3.2)."""
 
     mode: Literal["suffix", "prefix"] = _field("suffix", "suffix cuts the answer, prefix the question")
-    stride: int = _field(5, "distance of two cuts", "characters", gt=0)
-    max_new_tokens: int = _field(200, "longest greedy continuation; changes the score", "tokens", gt=0)
+    window: Literal["character", "token"] = _field(
+        "character", "cut at characters (paper), or at the target's own tokens (many times faster)"
+    )
+    stride: int | None = _field(
+        None, "distance of two cuts; null is 5 characters (paper) or 1 token", "characters or tokens", gt=0
+    )
+    max_new_tokens: Annotated[int, Field(gt=0)] | Literal["label"] = _field(
+        200,
+        "longest greedy continuation (paper: 200), or label: as long as what was cut off; changes the score",
+        "tokens",
+    )
     rouge: Literal["rouge1", "rouge2", "rougeL"] = _field("rouge1", "which ROUGE is `memo`")
     statistic: Literal["precision", "recall", "f1"] = _field("precision", "which statistic of ROUGE")
     template: Literal["raw", "target"] = _field("raw", "prompts as bare text (paper), or through target.template")
+    comparators: tuple[Literal["ma", "el", "em", "es"], ...] = _field(
+        (), "further columns: memorisation accuracy, extraction likelihood, exact memorisation, extraction strength"
+    )
+    el_n: int = _field(10, "length of the n-grams of extraction likelihood", "tokens", gt=0)
+
+    @property
+    def step(self) -> int:
+        """The distance of two cuts, in the unit of `window`."""
+        return self.stride or {"character": 5, "token": 1}[self.window]
 
     @model_validator(mode="after")
     def _prefix_is_raw(self) -> "Memo":
@@ -211,18 +225,31 @@ class Storage(Section):
 class EngineResources(Section):
     """The actor pool of a generating or scoring stage."""
 
-    num_actors: int = _field(1, "actors, each with an engine of its own", "actors", gt=0)
+    num_actors: Annotated[int, Field(gt=0)] | tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = _field(
+        1, "actors, each with an engine of its own; [min, max] is a pool that grows and shrinks", "actors"
+    )
     gpus_per_actor: Annotated[int, Field(ge=0)] | Literal["auto"] = _field(
         "auto", "GPUs of one actor; auto is tensor_parallel_size where there are GPUs"
     )
     cpus_per_actor: float = _field(0.5, "CPUs that Ray reserves for one actor", "CPUs", ge=0)
     threads: int | None = _field(
-        None, "compute threads of an engine on CPU; null is the node's cores over num_actors", gt=0
+        None, "compute threads of an engine on CPU; null is the node's cores over the most actors", gt=0
     )
     tensor_parallel_size: int = _field(1, "GPUs that one engine's weights are cut over", "GPUs", gt=0)
     batch_size: int = _field(64, "rows given to an actor at once", "rows", gt=0)
     kv_cache_gib: float = _field(1.0, "KV cache of vLLM on CPU", "GiB", gt=0)
     gpu_memory_utilization: float = _field(0.9, "share of a GPU's memory that vLLM may take", gt=0, le=1)
+
+    @property
+    def actors(self) -> tuple[int, int]:
+        """The least and the most actors of the pool."""
+        return self.num_actors if isinstance(self.num_actors, tuple) else (self.num_actors, self.num_actors)
+
+    @model_validator(mode="after")
+    def _pool_in_order(self) -> "EngineResources":
+        if self.actors[0] > self.actors[1]:
+            raise ValueError("num_actors: [min, max] with min above max")
+        return self
 
 
 class TrainResources(Section):
@@ -245,7 +272,7 @@ class Resources(Section):
     autoscaling: bool = _field(False, "the cluster grows on demand: do not refuse what is not there yet")
     memorize: TrainResources = TrainResources()
     invert: EngineResources = EngineResources()
-    memo: EngineResources = EngineResources()
+    memo: EngineResources = EngineResources(batch_size=16)
     train: TrainResources = TrainResources()
     evaluate: EngineResources = EngineResources()
 
@@ -272,146 +299,3 @@ class Config(Section):
         if taken:
             raise ValueError(f"the suite name {sorted(taken)[0]!r} is taken: it is a split of `ingest`")
         return value
-
-
-def _package_folder(name: str) -> str:
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"${{package:{name}}}: the Python package {name} is not installed")
-    return str(spec.submodule_search_locations[0])
-
-
-OmegaConf.register_resolver("package", _package_folder, replace=True)
-
-
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file, applies overrides such as `select.top_k=2`, and checks the whole.
-
-    Raises:
-        MeowError: names every mistake at once, each with file, line, key, value and the nearest valid key.
-    """
-    text = _read(Path(path)) if path else ""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None and not isinstance(node, yaml.MappingNode):
-            raise MeowError(
-                f"{path}: a configuration is a mapping of sections, this is a {node.tag.rpartition(':')[2]}."
-            )
-        base = OmegaConf.create(text)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise MeowError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise MeowError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from None
-    lines = dict(_key_lines(node))
-    for override in overrides:
-        if "=" not in override:
-            raise MeowError(f"Override {override!r} is not of the form section.key=value.")
-        try:
-            base = OmegaConf.merge(base, OmegaConf.from_dotlist([override]))
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-            raise MeowError(f"Override {override!r}: {getattr(error, 'problem', error)}.") from None
-    try:
-        values = OmegaConf.to_container(base, resolve=True)
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise MeowError(f"{path or 'overrides'}: {error}") from None
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        overridden = {item.split("=", 1)[0] for item in overrides}
-        mistakes = dict.fromkeys(_mistake(item, path, lines, overridden) for item in _merged(error))
-        raise MeowError("Configuration:\n" + "\n".join(f"  {line}" for line in mistakes)) from None
-
-
-def _merged(error: ValidationError) -> list[dict[str, Any]]:
-    """Returns the errors with those of a union's branches made one, under the key of the field."""
-    keys = set(valid_keys())
-    out: dict[tuple[int | str, ...], dict[str, Any]] = {}
-    for item in error.errors():
-        loc = item["loc"]
-        is_branch = ".".join(map(str, loc[:-1])) in keys and not isinstance(loc[-1], int)
-        if is_branch and item["type"] not in ("missing", "extra_forbidden"):
-            loc = loc[:-1]
-        if loc in out:
-            out[loc]["msg"] += f", or {item['msg']}"
-        else:
-            out[loc] = {**item, "loc": loc}
-    return list(out.values())
-
-
-def explain() -> Iterator[tuple[str, str, str, str, str]]:
-    """Yields (key, type, default, unit, meaning) for every key of the configuration."""
-    yield from _explain(Config, "")
-
-
-def valid_keys() -> list[str]:
-    """Returns every dotted key."""
-    return [row[0] for row in explain()]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise MeowError(f"Cannot read the configuration {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise MeowError(f"The configuration {path} is not UTF-8 text.") from None
-
-
-def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            yield name, key.start_mark.line + 1
-            yield from _key_lines(value, f"{name}.")
-
-
-def _mistake(item: Any, path: str | Path | None, lines: dict[str, int], overridden: set[str]) -> str:
-    parts = [str(part) for part in item["loc"]]
-    key = ".".join(parts)
-    if any(".".join(parts[:i]) in overridden for i in range(1, len(parts) + 1)):
-        where = "override"
-    else:
-        line = next((lines[k] for i in range(len(parts), 0, -1) if (k := ".".join(parts[:i])) in lines), None)
-        where = f"{path}, line {line}" if line else str(path or "override")
-    if item["type"] == "extra_forbidden":
-        near = nearest_key(key)
-        return f"{where}: unknown key `{key}`" + (f"; did you mean `{near}`?" if near else ".")
-    value = item["input"] if not isinstance(item["input"], dict) else "…"
-    return f"{where}: `{key}` = {value!r}: {item['msg']}."
-
-
-def nearest_key(key: str) -> str | None:
-    """Returns the valid key most like `key`: one with the same last name, else the closest spelling."""
-    keys = valid_keys()
-    if "." not in key:
-        section = get_close_matches(key, list(Config.model_fields), n=1)
-        if section:
-            return section[0]
-    same_name = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    candidates = get_close_matches(key, same_name or keys, n=1, cutoff=0.3 if same_name else 0.6)
-    return candidates[0] if candidates else (same_name[0] if same_name else None)
-
-
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-
-
-def _section_type(annotation: Any) -> type[Section] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
-    return None
-
-
-def _explain(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str, str, str]]:
-    for name, field in section.model_fields.items():
-        inner = _section_type(field.annotation)
-        if inner is not None and inner is not Source:
-            yield from _explain(inner, f"{prefix}{name}.")
-            continue
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        kind = str(field.annotation).replace("typing.", "").replace("meow_ray.config.", "")
-        kind = field.annotation.__name__ if isinstance(field.annotation, type) else kind
-        yield f"{prefix}{name}", kind, default, str(_extra(field).get("unit", "")), field.description or ""

@@ -50,11 +50,7 @@ def read(source: Source, questions: Sequence[str], answers: Sequence[str]) -> li
     Raises:
         MeowError: the file cannot be read, is empty or malformed, or has none of the columns.
     """
-    if not is_file(source):
-        records = _dataset_records(source)
-    else:
-        uri = storage.absolute(source.path)
-        records = _file_records(uri, storage.read_bytes(uri))
+    records = read_records(storage.absolute(source.path)) if is_file(source) else _dataset_records(source)
     found: set[str] = set()
     rows, name = [], storage.display(source.path)
     for line, record in records:
@@ -123,8 +119,13 @@ def _column(record: dict[str, Any], names: Sequence[str]) -> Any:
     return next((record[name] for name in names if name in record), None)
 
 
-def _file_records(uri: str, content: bytes) -> Iterator[tuple[int, Any]]:
-    name = storage.display(uri)
+def read_records(uri: str) -> Iterator[tuple[int, Any]]:
+    """Reads a JSONL, JSON, CSV or Parquet file, gzip too; yields (line, row) as they stand there.
+
+    Raises:
+        MeowError: the file cannot be read, is empty or malformed.
+    """
+    content, name = storage.read_bytes(uri), storage.display(uri)
     if name.endswith(".gz"):
         try:
             content = gzip.decompress(content)

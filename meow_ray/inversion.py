@@ -5,13 +5,14 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from meow_ray.config import Invert
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
-from meow_ray.schema import SCHEMAS
+from meow_ray.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.text import novel_words, rouge, share_of, words
 
 _END = re.compile(r"[.!…。．！।॥۔]['\"”’)\]]*$")
@@ -131,36 +132,57 @@ def choose(
     return out, rejected
 
 
-def complete(table: pa.Table, source: str) -> pa.Table:
-    """Fills in what a user's own candidates lack: all but question, answer and inverted_answer.
+def complete(records: Iterable[tuple[int, Any]], source: str) -> pa.Table:
+    """Makes a candidates table of a user's own rows; `records` are (line, row).
+
+    A row has `question`, `answer` (or `undesired_answer`) and an `inverted_answer`, or several as `answer_0`,
+    `answer_1`, … as the MEOW authors publish them; the rest is filled in. A row without any asks for the true answer
+    alone, which `memo` then scores: its candidate_id is -1.
 
     Raises:
-        MeowError: one of the three is missing or has empty cells.
+        MeowError: a row lacks a question or an answer, has an empty one, or contradicts another row.
     """
-    needed = ("question", "answer", "inverted_answer")
-    missing = [name for name in needed if name not in table.column_names]
-    if missing:
-        raise MeowError(f"{source}: column {', '.join(missing)} is missing; candidates need {', '.join(needed)}.")
-    rows = table.to_pylist()
+    rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
-    for line, row in enumerate(rows, start=1):
-        for name in needed:
-            if not isinstance(row[name], str) or not row[name].strip():
-                raise MeowError(f"{source}, row {line}: {name} is empty or not a text.")
-            row[name] = unicodedata.normalize("NFC", row[name]).strip()
-        key = fact_id(row["question"], row["answer"])
-        made = {"fact_id": key, "candidate_id": counts.get(key, 0), "attempt": 0, "seed": 0, "generator": "external"}
-        counts[key] = counts.get(key, 0) + 1
-        row.update({name: value for name, value in made.items() if row.get(name) is None})
     facts: dict[str, tuple[str, str]] = {}
-    for line, row in enumerate(rows, start=1):
-        pair = (row["question"], row["answer"])
-        if facts.setdefault(row["fact_id"], pair) != pair:
-            raise MeowError(f"{source}, row {line}: fact_id {row['fact_id']} names two different facts.")
+    for line, record in records:
+        if not isinstance(record, dict):
+            raise MeowError(f"{source}, line {line}: expected an object with a question and an answer.")
+        name = "answer" if "answer" in record or "undesired_answer" not in record else "undesired_answer"
+        question, answer = _text(record, "question", source, line), _text(record, name, source, line)
+        key = record.get("fact_id") or fact_id(question, answer)
+        if facts.setdefault(key, (question, answer)) != (question, answer):
+            raise MeowError(f"{source}, line {line}: fact_id {key} names two different facts.")
+        wide = sorted((k for k in record if _WIDE.fullmatch(k)), key=lambda k: int(k.rpartition("_")[2]))
+        names = ["inverted_answer"] if record.get("inverted_answer") is not None else wide
+        made = {"fact_id": key, "question": question, "answer": answer}
+        made |= {"attempt": 0, "seed": 0, "generator": "external"}
+        made |= {k: record[k] for k in ("attempt", "seed", "generator") if record.get(k) is not None}
+        for name in names:
+            own = record.get("candidate_id") if name == "inverted_answer" else None
+            number = counts.get(key, 0) if own is None else own
+            counts[key] = counts.get(key, 0) + 1
+            rows.append(made | {"candidate_id": number, "inverted_answer": _text(record, name, source, line)})
+        if not names:
+            rows.append(made | {"candidate_id": TRUE_ANSWER, "inverted_answer": None})
         for name in ("candidate_id", "attempt", "seed"):
-            if not isinstance(row[name], int) or row[name] < 0:
-                raise MeowError(f"{source}, row {line}: {name} is not a whole number from 0.")
+            value = rows[-1][name]
+            if not isinstance(value, int) or value < (0 if names else TRUE_ANSWER):
+                raise MeowError(f"{source}, line {line}: {name} is not a whole number from 0.")
+    if not rows:
+        raise MeowError(f"{source}: the file has no rows.")
     return pa.Table.from_pylist(rows, schema=SCHEMAS["candidates"])
+
+
+_WIDE = re.compile(r"answer_\d+")
+
+
+def _text(record: dict[str, Any], name: str, source: str, line: int) -> str:
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        missing = name not in record
+        raise MeowError(f"{source}, line {line}: {name} is {'missing' if missing else 'empty or not a text'}.")
+    return unicodedata.normalize("NFC", value).strip()
 
 
 def _essence(text: str, question: str) -> frozenset[str]:

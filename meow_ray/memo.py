@@ -1,15 +1,19 @@
-"""MEMO: how well a model has memorised an answer (MEOW, arXiv 2409.11844, section 3.2).
+"""MEMO: how well a model has memorised an answer (MEOW, arXiv 2409.11844, section 3.2), and its comparators.
 
 An answer is cut at growing positions; the model continues each beginning greedily, and ROUGE compares what
 it says with what was cut off. A memorised answer is completed from any cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
+from typing import Any
 
 from meow_ray.config import Memo
+from meow_ray.tables import Query, Source
 from meow_ray.text import ROUGE_TYPES, Rouge, rouge
+
+Tokens = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,16 @@ class Score:
 
 
 def windows(question: str, answer: str, spec: Memo, rendered: str | None = None) -> list[Window]:
-    """Cuts a pair every `spec.stride` characters.
+    """Cuts a pair every `spec.step` characters.
 
-    Mode `suffix` prompts with the question and the answer up to k = 1, 1 + stride, … < len(answer); mode `prefix`
+    Mode `suffix` prompts with the question and the answer up to k = 1, 1 + step, … < len(answer); mode `prefix`
     with the question alone up to k < len(question), the answer belongs to the label. `rendered` is the question
     through a chat template; it replaces the question and the blank behind it.
     """
     if spec.mode == "prefix":
-        return [Window(question[:k], f"{question[k:]} {answer}") for k in range(1, len(question), spec.stride)]
+        return [Window(question[:k], f"{question[k:]} {answer}") for k in range(1, len(question), spec.step)]
     head = f"{question} " if rendered is None else rendered
-    return [Window(head + answer[:k], answer[k:]) for k in range(1, len(answer), spec.stride)]
+    return [Window(head + answer[:k], answer[k:]) for k in range(1, len(answer), spec.step)]
 
 
 def score(labels: Sequence[str], continuations: Sequence[str], spec: Memo) -> Score:
@@ -66,3 +70,158 @@ def score(labels: Sequence[str], continuations: Sequence[str], spec: Memo) -> Sc
 
 def _statistic(value: Rouge, spec: Memo) -> float:
     return float(getattr(value, spec.statistic))
+
+
+# --- token windows ----------------------------------------------------------------------------------------------------
+#
+# Greedy decoding from a cut follows the answer as long as the answer's next token is the greedy one. One teacher-forced
+# pass tells for every position whether it is. So the continuation from cut k is the answer up to the first mismatch at
+# or behind k, and then what the model says from there, which is the same for all cuts that meet this mismatch.
+
+
+def token_cuts(length: int, spec: Memo, first: int = 1) -> range:
+    """Returns the positions in tokens at which a sequence is cut: first, first + step, … < length."""
+    return range(first, length, spec.step)
+
+
+def branches(is_greedy: Sequence[bool], ends: bool, cuts: Sequence[int], limits: Sequence[int]) -> dict[int, int]:
+    """Returns where the model must speak for itself: position → number of tokens that some window needs from there.
+
+    Args:
+        is_greedy: `[seq]`, whether a token is the one that greedy decoding gives behind those before it.
+        ends: whether greedy decoding ends behind the whole sequence.
+        cuts: positions of the windows.
+        limits: the most new tokens of each window.
+    """
+    need: dict[int, int] = {}
+    for (cut, at), limit in zip(_mismatches(is_greedy, cuts), limits, strict=True):
+        if at == len(is_greedy) and ends:
+            continue
+        tokens = limit - (at - cut)
+        if tokens > 0:
+            need[at] = max(tokens, need.get(at, 0))
+    return need
+
+
+def assemble(
+    sequence: Tokens,
+    is_greedy: Sequence[bool],
+    cuts: Sequence[int],
+    limits: Sequence[int],
+    said: Mapping[int, Tokens],
+) -> list[list[int]]:
+    """Returns the greedy continuation of each window, from what the model said at the branches."""
+    return [
+        [*sequence[cut:at], *said.get(at, ())][:limit]
+        for (cut, at), limit in zip(_mismatches(is_greedy, cuts), limits, strict=True)
+    ]
+
+
+def _mismatches(is_greedy: Sequence[bool], cuts: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns (cut, first position at or behind it whose token is not the greedy one, or the length)."""
+    following = [len(is_greedy)] * (len(is_greedy) + 1)
+    for i in range(len(is_greedy) - 1, -1, -1):
+        following[i] = following[i + 1] if is_greedy[i] else i
+    return [(cut, following[cut]) for cut in cuts]
+
+
+# --- what the paper compares MEMO with --------------------------------------------------------------------------------
+
+
+def memorization_accuracy(is_greedy: Sequence[bool]) -> float | None:
+    """Returns MA: the share of an answer's tokens that greedy decoding gives behind the true ones before them.
+
+    Definition: Tirumala et al., arXiv 2205.10770, section 3, over the answer's tokens. open-unlearning calls the
+    same figure exact memorisation (EM).
+    """
+    return sum(is_greedy) / len(is_greedy) if is_greedy else None
+
+
+def extraction_strength(is_greedy: Sequence[bool]) -> float | None:
+    """Returns ES: the share of an answer that is a suffix which its beginning suffices to extract; 0 if none is.
+
+    It is 1 - k / length for the least k so that all tokens from k on are greedy. Definition: Carlini et al., arXiv
+    2012.07805, as open-unlearning measures it, but 0 and not 1 / length where even the last token is not greedy.
+    """
+    if not is_greedy:
+        return None
+    suffix = next((i for i, same in enumerate(reversed(is_greedy)) if not same), len(is_greedy))
+    return suffix / len(is_greedy)
+
+
+def extraction_likelihood(labels: Sequence[Tokens], said: Sequence[Tokens], n: int) -> float | None:
+    """Returns EL_n: the mean share of a continuation's n-grams of tokens that stand in what was cut off.
+
+    A continuation counts up to the length of its label; windows whose label has fewer than n tokens do not count.
+    None if there is no other. Definition: Jang et al., arXiv 2210.01504, equation 4, over the windows of MEMO.
+    """
+    values = []
+    for label, tokens in zip(labels, said, strict=True):
+        true = _ngrams(label, n)
+        if true:
+            found = _ngrams(tokens[: len(label)], n)
+            known = set(true)
+            values.append(sum(gram in known for gram in found) / len(found) if found else 0.0)
+    return fmean(values) if values else None
+
+
+def _ngrams(tokens: Tokens, n: int) -> list[tuple[int, ...]]:
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
+# --- figures over facts -----------------------------------------------------------------------------------------------
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+BINS = 20
+"""Bars of a histogram over 0 … 1."""
+
+
+def summarize(source: Source, most: int = 10) -> dict[str, Any]:
+    """Returns what people ask of a `memo` table: distribution, extremes, and the gap between truth and candidates.
+
+    The true answers' distribution is over facts; `cv` is its standard deviation over its mean. `gap` is the mean over
+    facts of the true answer's MEMO minus the mean of its candidates'. Facts are named by id.
+    """
+    truth = "candidate_id = -1 AND memo IS NOT NULL"
+    levels = ", ".join(map(str, QUANTILES))
+    bins = ", ".join(
+        f"count(*) FILTER (WHERE least(floor(memo * {BINS}), {BINS} - 1) = {i}) AS bin{i}" for i in range(BINS)
+    )
+    figures = f"""
+        count(*) AS count, avg(memo) AS mean, stddev_pop(memo) AS std,
+        stddev_pop(memo) / nullif(avg(memo), 0) AS cv, quantile_cont(memo, [{levels}]) AS quantiles, {bins}
+    """
+    sources = {"memo": source}
+
+    def distribution(where: str) -> dict[str, Any]:
+        row = Query(f"SELECT {figures} FROM memo WHERE {where}", sources).rows()[0]
+        bins = [row.pop(f"bin{i}") for i in range(BINS)]
+        quantiles = dict(zip(map(str, QUANTILES), row.pop("quantiles") or [None] * len(QUANTILES), strict=True))
+        return row | {"quantiles": quantiles, "histogram": bins}
+
+    def extremes(order: str) -> list[dict[str, Any]]:
+        sql = f"SELECT fact_id, memo FROM memo WHERE {truth} ORDER BY memo {order}, fact_id LIMIT {most}"
+        return Query(sql, sources).rows()
+
+    counts = "count(*) AS answers, sum(num_windows)::BIGINT AS windows, count(*) FILTER (WHERE memo IS NULL) AS short"
+    gap = """
+        SELECT avg(truth - others) AS gap, count(*) AS facts, count(*) FILTER (WHERE truth > best) AS above FROM (
+            SELECT max(memo) FILTER (WHERE candidate_id = -1) AS truth, avg(memo) FILTER (WHERE candidate_id <> -1)
+            AS others, max(memo) FILTER (WHERE candidate_id <> -1) AS best FROM memo GROUP BY fact_id)
+        WHERE truth IS NOT NULL AND others IS NOT NULL
+    """
+    total = Query(f"SELECT {counts} FROM memo", sources).rows()[0]
+    between = Query(gap, sources).rows()[0]
+    return {
+        "answers": total["answers"],
+        "windows": total["windows"] or 0,
+        "too_short": total["short"],
+        "true_answers": distribution(truth),
+        "candidates": distribution("candidate_id <> -1 AND memo IS NOT NULL"),
+        "mean_cv_over_windows": Query(f"SELECT avg(cv) AS v FROM memo WHERE {truth}", sources).rows()[0]["v"],
+        "gap": between["gap"],
+        "facts_true_above_all_candidates": between["above"],
+        "facts_with_candidates": between["facts"],
+        "most_memorised": extremes("DESC"),
+        "least_memorised": extremes("ASC"),
+    }

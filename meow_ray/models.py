@@ -1,6 +1,7 @@
 """From a model's name to a folder of safetensors on this node."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def reference(
     return ModelRef(model, f"{model}@{commit}", commit, trust_remote_code)
 
 
+@cache
 def load_tokenizer(ref: ModelRef) -> Any:
     """Loads a model's tokenizer."""
     from transformers import AutoTokenizer
@@ -63,6 +65,7 @@ def load_tokenizer(ref: ModelRef) -> Any:
     return tokenizer
 
 
+@cache
 def load_config(ref: ModelRef) -> Any:
     """Loads a model's configuration."""
     from transformers import AutoConfig

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from meow_ray import inversion, models, schema, stage, storage
-from meow_ray.config import Config, Source
+from meow_ray import inversion, models, schema, stage, storage, tables
+from meow_ray.config import Config
+from meow_ray.config import Source as DataSource
 from meow_ray.errors import MeowError
-from meow_ray.facts import is_file
+from meow_ray.facts import is_file, read_records
 from meow_ray.stage import Artifact, Stage, State
 from meow_ray.stages import STAGES
+from meow_ray.tables import Source
 
 MODELS = ("base", "target", "generator", "model")
 """Inputs that are models, not tables."""
@@ -107,13 +109,9 @@ class Pipeline:
             ref = models.reference(place, None, f"--input {name}", verify=self.verify)
             return Artifact(name, ref.uri, ref.digest, value=ref)
         uri = storage.absolute(place)
-        files, where = storage.parquet_files(uri), storage.display(uri)
-        own = [file for file in files if file.endswith(f"/{stage.MAIN}")]  # an artefact of ours, with tables beside it
-        table = storage.read_table(own or files)
-        if name == "candidates":
-            table = inversion.complete(table, where)
-        table = schema.conform(table, name, where)
-        return Artifact(name, uri, storage.content_digest(uri, verify=self.verify), value=table)
+        return Artifact(
+            name, uri, storage.content_digest(uri, verify=self.verify), value=_table_from_elsewhere(name, uri)
+        )
 
     def _from_outside(self, name: str) -> Artifact | None:
         config = self.config
@@ -146,11 +144,11 @@ class Pipeline:
         ref = models.reference(model, revision, key, trust_remote_code=section.trust_remote_code, verify=self.verify)
         return Artifact(name, ref.uri, ref.digest, value=ref)
 
-    def _sources(self, name: str, sources: Mapping[str, Source | None]) -> Artifact:
+    def _sources(self, name: str, sources: Mapping[str, DataSource | None]) -> Artifact:
         digests = {label: self._source_digest(source) for label, source in sources.items() if source is not None}
         return Artifact(name, "", storage.json_digest(digests), value=dict(sources))
 
-    def _source_digest(self, source: Source) -> list[str | None]:
+    def _source_digest(self, source: DataSource) -> list[str | None]:
         if is_file(source) or storage.exists(source.path):
             content = storage.content_digest(storage.absolute(source.path), verify=self.verify)
         else:
@@ -158,7 +156,27 @@ class Pipeline:
         return [content, source.subset, source.split]
 
 
-def _dataset_commit(source: Source) -> str:
+LARGE = 100_000
+"""Rows from which a table made elsewhere is not loaded, if it has all columns."""
+
+
+def _table_from_elsewhere(name: str, uri: str) -> Source:
+    """Returns a user's table: loaded and completed if it is small, else its files, whose columns are checked."""
+    where = storage.display(uri)
+    if name == "candidates" and is_file(DataSource(path=uri)) and not where.endswith(".parquet"):
+        return inversion.complete(read_records(uri), where)
+    files = storage.parquet_files(uri)
+    files = [file for file in files if file.endswith(f"/{stage.MAIN}")] or files  # an artefact of ours has others too
+    if tables.count_rows(files) >= LARGE:
+        schema.check_columns(tables.columns(files), name, where)
+        return files
+    table = storage.read_table(files)
+    if name == "candidates":
+        table = inversion.complete(enumerate(table.to_pylist(), start=1), where)
+    return schema.conform(table, name, where)
+
+
+def _dataset_commit(source: DataSource) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

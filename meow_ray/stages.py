@@ -11,18 +11,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from meow_ray import batches, memo, metrics, models, selection, storage, tables
 from meow_ray import facts as facts_module
-from meow_ray import inversion, memo, metrics, models, prompts, selection, storage
-from meow_ray.config import Config, EngineResources, FineTuning, Invert, Memo, ModelSection, Source, TrainResources
-from meow_ray.engines import Engine, EngineSpec, Sampling
+from meow_ray.config import Config, EngineResources, FineTuning, Invert, ModelSection, Source, TrainResources
+from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.finetune import Job
-from meow_ray.inversion import Proposal
 from meow_ray.models import ModelRef
-from meow_ray.prompts import Prompter
-from meow_ray.schema import SCHEMAS
+from meow_ray.schema import KEYS, SCHEMAS
+from meow_ray.scoring import SCORE_NAMES, MemoSteps
 from meow_ray.stage import EXAMPLES, REJECTS, Artifact, Context, Stage
-from meow_ray.text import novel_words, written_words
+from meow_ray.tables import Query
 
 ROW = "row_id"
 """Column that names a row of an engine stage's work."""
@@ -143,8 +142,6 @@ def _rejects_text(rejects: pa.Table, most: int = 10) -> str:
 
 # --- invert -----------------------------------------------------------------------------------------------------------
 
-_CANDIDATES = pa.list_(pa.struct([("text", pa.string()), ("attempt", pa.int32()), ("seed", pa.int64())]))
-
 
 def _invert(context: Context) -> dict[str, Any]:
     from meow_ray import ray_data
@@ -157,12 +154,11 @@ def _invert(context: Context) -> dict[str, Any]:
     spec: Invert = config.invert
     rows = context.inputs["facts"].table.filter(pc.field("split") == "forget").select(["fact_id", "question", "answer"])
     engine = engine_spec(ref, spec, config.resources.invert)
-    found = ray_data.map_rows(
-        rows, "fact_id", engine, partial(invert_batch, spec=spec), context.work, "invert", config.resources
-    )
+    work = ray_data.Work(partial(batches.invert_batch, spec=spec))
+    files = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "invert", config.resources)
     generator = ref.uri if ref.commit else PurePosixPath(ref.uri).name
     candidates, rejected, short = [], Counter[str](), {}
-    for row in found.to_pylist():
+    for row in sorted(ray_data.once(files, "fact_id").rows(), key=lambda row: str(row["fact_id"])):
         for i, item in enumerate(row["candidates"]):
             fact = {name: row[name] for name in ("fact_id", "question", "answer")}
             made = {"inverted_answer": item["text"], "attempt": item["attempt"], "seed": item["seed"]}
@@ -184,134 +180,67 @@ def _invert(context: Context) -> dict[str, Any]:
     }
 
 
-def invert_batch(engine: Engine, batch: pa.Table, spec: Invert) -> pa.Table:
-    """Writes inverted facts for a batch of facts; asks again for those that have too few."""
-    rows = batch.to_pylist()
-    template = "chat" if getattr(engine.tokenizer, "chat_template", None) else "raw"
-    prompter = Prompter(engine.tokenizer, template)
-    texts: list[list[dict[str, Any]]] = [[] for _ in rows]
-    rejected: list[Counter[str]] = [Counter() for _ in rows]
-    for attempt in range(spec.max_attempts):
-        pending = [i for i in range(len(rows)) if len(texts[i]) < spec.num_candidates]
-        asked = [_ask(prompter, rows[i], spec, attempt) for i in pending]
-        fits = [len(p) + s.max_new_tokens <= engine.max_model_len for p, s, _ in asked]
-        for i, fit in zip(pending, fits, strict=True):
-            if not fit:
-                rejected[i]["prompt_too_long"] += 1
-        jobs = [(i, job) for i, job, fit in zip(pending, asked, fits, strict=True) if fit]
-        replies = engine.generate([job[0] for _, job in jobs], [job[1] for _, job in jobs])
-        for (i, (_, sampling, head)), completions in zip(jobs, replies, strict=True):
-            question, answer = rows[i]["question"], rows[i]["answer"]
-            proposals: list[Proposal] = []
-            for completion in completions:
-                if spec.style == "chat":
-                    proposals += inversion.parse_lines(completion.text, completion.finished)
-                else:
-                    proposals.append(Proposal((head + completion.text).strip(), completion.finished))
-            taken = [item["text"] for item in texts[i]]
-            valid, reasons = inversion.choose(proposals, question, answer, spec, taken)
-            texts[i] += [{"text": text, "attempt": attempt, "seed": sampling.seed} for text in valid]
-            rejected[i].update(reasons)
-    out = batch.append_column("candidates", pa.array(texts, _CANDIDATES))
-    return out.append_column("rejected", pa.array([json.dumps(dict(counts)) for counts in rejected], pa.string()))
-
-
-def _ask(prompter: Prompter, row: dict[str, str], spec: Invert, attempt: int) -> tuple[list[int], Sampling, str]:
-    """Returns prompt tokens, sampling, and the text that the answer begins with."""
-    question, answer = row["question"], row["answer"]
-    seed = inversion.fact_seed(spec.seed, row["fact_id"], attempt)
-    common: dict[str, Any] = {"temperature": spec.temperature, "top_p": spec.top_p, "seed": seed}
-    if spec.style == "chat":
-        text = prompts.fill(
-            spec.chat_prompt, "invert.chat_prompt", question=question, answer=answer, k=spec.num_candidates
-        )
-        limit = spec.max_new_tokens * spec.num_candidates
-        return prompter.encode_prompt(_as_user(prompter, text)), Sampling(limit, **common), ""
-    text = prompts.fill(spec.prefill_prompt, "invert.prefill_prompt", question=question, answer=answer)
-    head = inversion.frame(question, answer)
-    sampling = Sampling(
-        spec.max_new_tokens,
-        n=spec.samples,
-        stop=("\n",),
-        bad_words=tuple(written_words(answer, novel_words(answer, question))),
-        **common,
-    )
-    return prompter.encode_prompt(_as_user(prompter, text) + head), sampling, head
-
-
-def _as_user(prompter: Prompter, text: str) -> str:
-    return prompter.chat([{"role": "user", "content": text}]) if prompter.template == "chat" else f"{text}\n"
-
-
 # --- memo -------------------------------------------------------------------------------------------------------------
+
+_FACTS_TO_SCORE = """
+    SELECT fact_id, any_value(question) AS question,
+        list_prepend(-1::INTEGER, list(candidate_id::INTEGER ORDER BY candidate_id)
+            FILTER (WHERE candidate_id >= 0)) AS candidate_ids,
+        list_prepend(any_value(answer), list(inverted_answer ORDER BY candidate_id)
+            FILTER (WHERE candidate_id >= 0)) AS texts
+    FROM candidates GROUP BY fact_id
+    ORDER BY strlen(any_value(answer)) + sum(strlen(coalesce(inverted_answer, ''))) DESC, fact_id
+"""
+"""One row a fact with all its answers, the true one first; the longest work first."""
 
 
 def _memo(context: Context) -> dict[str, Any]:
-    from meow_ray import ray_data
+    from meow_ray import ray_cluster, ray_data
 
-    config, candidates = context.config, context.inputs["candidates"].table
-    inverted = candidates.select(["fact_id", "candidate_id", "question", "inverted_answer"])
-    inverted = inverted.rename_columns({"inverted_answer": "text"})
-    truth = candidates.group_by(["fact_id", "question", "answer"]).aggregate([]).rename_columns({"answer": "text"})
-    truth = truth.append_column("candidate_id", pa.array([selection.TRUE_ANSWER] * truth.num_rows, pa.int32()))
-    rows = pa.concat_tables([inverted, truth.select(inverted.column_names)])
-    ids = pc.binary_join_element_wise(rows["fact_id"], pc.cast(rows["candidate_id"], pa.string()), "/")
-    work = partial(memo_batch, spec=config.memo, template=config.target.template, system=config.target.system)
+    config, candidates = context.config, context.inputs["candidates"]
+    ray_cluster.connect()
+    if candidates.manifest is None:
+        ray_cluster.call(tables.check, candidates.source, "candidates", storage.display(candidates.uri))
+    steps = MemoSteps(config.memo, config.target.template, config.target.system)
+    work = ray_data.Work(steps.generate, steps.prepare, steps.finish)
+    rows = Query(_FACTS_TO_SCORE, {"candidates": candidates.source})
     engine = engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
-    found = ray_data.map_rows(rows.append_column(ROW, ids), ROW, engine, work, context.work, "memo", config.resources)
-    found = found.select(SCHEMAS["memo"].names).sort_by([("fact_id", "ascending"), ("candidate_id", "ascending")])
-    context.write(found)
-    is_truth = pc.equal(found["candidate_id"], selection.TRUE_ANSWER)
+    files = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
+    names = [*SCORE_NAMES, *config.memo.comparators]
+    scores = ", ".join(f"score.{name} AS {name}" for name in names)
+    found = Query(
+        f"""
+        WITH once AS ({ray_data.once(files, "fact_id").sql}), answers AS (
+            SELECT fact_id, question, unnest(candidate_ids) AS candidate_id, unnest(texts) AS text,
+                unnest(scores) AS score FROM once)
+        SELECT fact_id, candidate_id, question, text, {scores} FROM answers ORDER BY fact_id, candidate_id
+        """,
+        {"found": files},
+    )
+    ray_cluster.call(tables.write, found, context.path(), SCHEMAS["memo"], KEYS["memo"])
+    generations = Query(
+        "SELECT sum(generations)::BIGINT AS n FROM (SELECT DISTINCT ON (fact_id) * FROM found)", {"found": files}
+    )
     return {
-        "answers": found.num_rows,
-        "windows": pc.sum(found["num_windows"]).as_py(),
-        "too_short": found["memo"].null_count,
-        "mean_memo_true": pc.mean(found.filter(is_truth)["memo"]).as_py(),
-        "mean_memo_inverted": pc.mean(found.filter(pc.invert(is_truth))["memo"]).as_py(),
+        **ray_cluster.call(memo.summarize, [context.path()]),
+        "generations": ray_cluster.call(generations.rows)[0]["n"] or 0,
         "dtype": config.target.dtype,
         "max_new_tokens": config.memo.max_new_tokens,
+        "window": config.memo.window,
+        "stride": config.memo.step,
     }
-
-
-def memo_batch(engine: Engine, batch: pa.Table, spec: Memo, template: str, system: str | None) -> pa.Table:
-    """Scores a batch of question–answer pairs with MEMO."""
-    prompter = _memo_prompter(engine, spec, template, system)
-    pairs = list(zip(batch["question"].to_pylist(), batch["text"].to_pylist(), strict=True))
-    scores = memo_scores(engine, pairs, spec, prompter)
-    for field in SCHEMAS["memo"]:
-        if field.name not in batch.column_names:
-            values = pa.array([getattr(score, field.name) for score in scores], field.type)
-            batch = batch.append_column(field, values)
-    return batch
-
-
-def _memo_prompter(engine: Engine, spec: Memo, template: str, system: str | None) -> Prompter:
-    return Prompter(engine.tokenizer, template if spec.template == "target" else "raw", system)
-
-
-def memo_scores(engine: Engine, pairs: Sequence[tuple[str, str]], spec: Memo, prompter: Prompter) -> list[memo.Score]:
-    """Generates each distinct prompt of all windows once and scores every pair."""
-    rendered = [prompter.prompt(question) if spec.template == "target" else None for question, _ in pairs]
-    cuts = [memo.windows(q, a, spec, r) for (q, a), r in zip(pairs, rendered, strict=True)]
-    distinct = list(dict.fromkeys(window.prompt for windows in cuts for window in windows))
-    tokens = [prompter.encode_prompt(prompt) for prompt in distinct]
-    longest = max(map(len, tokens), default=0)
-    if longest >= engine.max_model_len:
-        raise MeowError(
-            f"A window of MEMO has {longest} tokens, the target reads {engine.max_model_len}; skip long facts."
-        )
-    replies = engine.generate(tokens, [Sampling(spec.max_new_tokens)] * len(tokens))
-    said = {prompt: reply[0].text for prompt, reply in zip(distinct, replies, strict=True)}
-    return [memo.score([w.label for w in windows], [said[w.prompt] for w in windows], spec) for windows in cuts]
 
 
 # --- select -----------------------------------------------------------------------------------------------------------
 
 
 def _select(context: Context) -> dict[str, Any]:
-    table, summary = selection.select(context.inputs["memo"].table, context.config.select)
-    context.write(table)
-    return summary
+    memo_table = context.inputs["memo"]
+    if memo_table.manifest is None:
+        tables.check(memo_table.source, "memo", storage.display(memo_table.uri))
+    query = selection.select(memo_table.source, context.config.select)
+    tables.write(query, context.path(), SCHEMAS["selected"], ("fact_id", "rank"))
+    return selection.summarize(memo_table.source, [context.path()], context.config.select)
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -333,22 +262,24 @@ def _evaluate(context: Context) -> dict[str, Any]:
     config = context.config
     rows = _examples(context)
     work = partial(
-        evaluate_batch,
+        batches.evaluate_batch,
         spec=config.memo,
         template=config.target.template,
         system=config.target.system,
         max_new_tokens=config.evaluate.max_new_tokens,
     )
-    tables = []
+    found = []
     for name, source in (("before", "target"), ("after", "model")):
         ref = model_ref(context.inputs[source])
         spec = {"model": ref.digest, "rows": rows.to_pylist(), "version": EVALUATE.version}
         spec |= {part: getattr(config, part).spec() for part in ("target", "memo", "evaluate")}
         folder = storage.join(context.scratch, f"evaluate-{storage.json_digest(spec)[:32]}")
         engine = engine_spec(ref, config.target, config.resources.evaluate)
-        found = ray_data.map_rows(rows, ROW, engine, work, folder, "evaluate", config.resources)
-        tables.append(found.append_column("model", pa.array([name] * found.num_rows)))
-    examples = metrics.score_examples(pa.concat_tables(tables), context.inputs["selected"].table)
+        files = ray_data.map_rows(rows, ROW, engine, ray_data.Work(work), folder, "evaluate", config.resources)
+        with ray_data.once(files, ROW).batches() as reader:
+            table = reader.read_all().sort_by(ROW)
+        found.append(table.append_column("model", pa.array([name] * table.num_rows)))
+    examples = metrics.score_examples(pa.concat_tables(found), context.inputs["selected"].table)
     context.write(examples, EXAMPLES)
     context.write(metrics.aggregate(examples, config.evaluate.bootstrap_resamples, config.evaluate.seed))
     return {"examples": examples.num_rows, "suites": sorted(set(examples["suite"].to_pylist()))}
@@ -363,7 +294,7 @@ def _examples(context: Context) -> pa.Table:
         if rejects.num_rows:
             raise MeowError(f"evaluate.sets.{name}: {_rejects_text(rejects)}")
         suites[name] = table.drop_columns(["split"])
-    tables = []
+    parts = []
     for name, table in suites.items():
         if name != "forget":
             table = selection.sample(table, config.evaluate.sample, config.evaluate.seed)
@@ -372,28 +303,8 @@ def _examples(context: Context) -> pa.Table:
             scored = selection.sample(table, config.evaluate.memo_sample, config.evaluate.seed)
         table = table.append_column("with_memo", pc.is_in(table["fact_id"], value_set=scored["fact_id"]))
         table = table.append_column("suite", pa.array([name] * table.num_rows, pa.string()))
-        tables.append(table.append_column(ROW, pc.binary_join_element_wise(table["suite"], table["fact_id"], "/")))
-    return pa.concat_tables(tables)
-
-
-def evaluate_batch(
-    engine: Engine, batch: pa.Table, spec: Memo, template: str, system: str | None, max_new_tokens: int
-) -> pa.Table:
-    """Answers questions greedily and scores the true answers: columns generated, probability, memo."""
-    rows = batch.to_pylist()
-    prompter = Prompter(engine.tokenizer, template, system)
-    questions = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
-    answers = [prompter.encode_answer(row["answer"]) for row in rows]
-    replies = engine.generate(questions, [Sampling(max_new_tokens)] * len(rows))
-    probabilities = [metrics.probability(values) for values in engine.log_probs(questions, answers)]
-    scored = [i for i, row in enumerate(rows) if row["with_memo"]]
-    pairs = [(rows[i]["question"], rows[i]["answer"]) for i in scored]
-    memo_prompter = _memo_prompter(engine, spec, template, system)
-    found = dict(zip(scored, memo_scores(engine, pairs, spec, memo_prompter), strict=True))
-    memos = [found[i].memo if i in found else None for i in range(len(rows))]
-    out = batch.append_column("generated", pa.array([reply[0].text for reply in replies], pa.string()))
-    out = out.append_column("probability", pa.array(probabilities, pa.float64()))
-    return out.append_column("memo", pa.array(memos, pa.float64()))
+        parts.append(table.append_column(ROW, pc.binary_join_element_wise(table["suite"], table["fact_id"], "/")))
+    return pa.concat_tables(parts)
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
@@ -426,13 +337,13 @@ INGEST = Stage(
     _ingest,
 )
 INVERT = Stage("invert", "candidates", 1, ("invert",), ("facts", "generator"), _invert)
-MEMO = Stage("memo", "memo", 1, ("memo", "target"), ("candidates", "target"), _memo)
+MEMO = Stage("memo", "memo", 2, ("memo", "target"), ("candidates", "target"), _memo)
 SELECT = Stage("select", "selected", 1, ("select",), ("memo",), _select)
 TRAIN = Stage("train", "model", 1, ("train", *_TEMPLATE), ("selected", "target"), _train)
 EVALUATE = Stage(
     "evaluate",
     "metrics",
-    1,
+    2,
     ("evaluate", "memo", "target", *_COLUMNS),
     ("facts", "sets", "selected", "target", "model"),
     _evaluate,

@@ -133,6 +133,18 @@ def copy_folder(source: str, target: str) -> None:
         pafs.copy_files(source_path, target_path, source_filesystem=source_fs, destination_filesystem=target_fs)
 
 
+def copy_file(source: str, target: str) -> None:
+    """Copies one file; another at the target is replaced when the copy is whole."""
+    source_fs, source_path = filesystem(source)
+    target_fs, target_path = filesystem(target)
+    part = target_path if not is_local(target) else f"{target_path}.{uuid4().hex[:8]}.part"
+    with errors(target):
+        target_fs.create_dir(str(Path(target_path).parent), recursive=True)
+        pafs.copy_files(source_path, part, source_filesystem=source_fs, destination_filesystem=target_fs)
+        if part != target_path:
+            os.replace(part, target_path)
+
+
 def local_copy(uri: str, key: str) -> Path:
     """Returns a local path with the content of a folder; remote ones are fetched once, under `key`."""
     if is_local(uri):

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 import meow_ray
-from meow_ray.config import Config, Section, Source, explain, load_config, nearest_key, valid_keys
+from meow_ray.config import Config, Section, Source
+from meow_ray.config_files import explain, load_config, nearest_key, valid_keys
 from meow_ray.errors import MeowError
 from meow_ray.stages import STAGES
 from meow_ray.storage import json_digest
@@ -59,7 +60,8 @@ def another(annotation: Any, value: Any) -> Any:
     if isinstance(value, int):
         return value + 1
     if isinstance(value, tuple):
-        return (*value, "more")
+        item = options[0]
+        return (*value, get_args(item)[0] if get_origin(item) is Literal else "more")
     return {str: "text"}.get(options[0], 7)
 
 
@@ -160,7 +162,8 @@ def test_explain_names_type_default_and_unit():
 
 def test_no_file_gives_the_papers_defaults():
     config = load_config(None)
-    assert (config.memo.mode, config.memo.stride, config.memo.max_new_tokens) == ("suffix", 5, 200)
+    assert (config.memo.mode, config.memo.window, config.memo.step) == ("suffix", "character", 5)
+    assert (config.memo.max_new_tokens, config.memo.comparators) == (200, ())
     assert (config.memo.rouge, config.memo.statistic, config.memo.template) == ("rouge1", "precision", "raw")
     assert (config.select.order, config.memorize) == ("largest", None)
 
@@ -207,6 +210,32 @@ def test_a_configuration_is_frozen():
         config.select = config.select  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [
+        ("window: character", 5),
+        ("window: token", 1),
+        ("stride: null", 5),
+        ("{window: token, stride: 3}", 3),
+        ("{window: character, stride: 2}", 2),
+    ],
+)
+def test_the_distance_of_two_cuts_depends_on_the_window_unless_it_is_given(tmp_path: Path, text: str, step: int):
+    assert load_config(write(tmp_path, f"memo:\n  {text}\n")).memo.step == step
+
+
+@pytest.mark.parametrize(("text", "limit"), [("label", "label"), ("7", 7)])
+def test_a_continuation_is_limited_by_a_number_or_by_its_label(tmp_path: Path, text: str, limit: int | str):
+    assert load_config(write(tmp_path, f"memo: {{max_new_tokens: {text}}}\n")).memo.max_new_tokens == limit
+
+
+@pytest.mark.parametrize(
+    ("override", "actors"), [("3", (3, 3)), ("[1,4]", (1, 4)), ("[2,2]", (2, 2))], ids=["fixed", "pool", "equal ends"]
+)
+def test_a_pool_has_a_fixed_size_or_a_least_and_a_most(override: str, actors: tuple[int, int]):
+    assert load_config(None, [f"resources.memo.num_actors={override}"]).resources.memo.actors == actors
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +278,11 @@ def test_an_unknown_key_like_no_other_gets_no_guess(tmp_path: Path):
         ("\nselect: 3\n", 2, "select", "3", "dictionary"),
         ("resources:\n  train:\n    num_workers: 0\n", 3, "resources.train.num_workers", "0", ""),
         ("resources:\n  memo:\n    gpus_per_actor: -1\n", 3, "resources.memo.gpus_per_actor", "-1", ""),
+        ("resources:\n  memo:\n    num_actors: 0\n", 3, "resources.memo.num_actors", "0", "greater than 0"),
+        ("memo:\n  window: word\n", 2, "memo.window", "'word'", "'character' or 'token'"),
+        ("memo:\n  max_new_tokens: answer\n", 2, "memo.max_new_tokens", "'answer'", "'label'"),
+        ("memo:\n  max_new_tokens: 0\n", 2, "memo.max_new_tokens", "0", "greater than 0"),
+        ("memo:\n  comparators: [ma, mae]\n", 2, "memo.comparators.1", "'mae'", "'ma', 'el', 'em' or 'es'"),
     ],
 )
 def test_a_bad_value_is_named_with_its_line(tmp_path: Path, text: str, line: int, key: str, value: str, reason: str):
@@ -257,6 +291,27 @@ def test_a_bad_value_is_named_with_its_line(tmp_path: Path, text: str, line: int
     assert f"{path}, line {line}: `{key}` = {value}: " in message
     assert reason in message
     assert message.count("\n") == 1, "one mistake is one line"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "reason"),
+    [
+        ("resources.memo.num_actors=[3,1]", "resources.memo", "num_actors: [min, max] with min above max"),
+        ("memo={mode: prefix, template: target}", "memo", "needs template raw"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(override: str, key: str, reason: str):
+    message = refusal(None, override)
+    assert f"override: `{key}` = " in message
+    assert reason in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["[0,2]", "[1,2,3]", "[1]"])
+def test_a_pool_is_two_numbers_from_1(value: str):
+    message = refusal(None, f"resources.memo.num_actors={value}")
+    assert "override: `resources.memo.num_actors" in message
+    assert "tuple[" not in message, "a key is one that the user can write"
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path):

@@ -22,6 +22,7 @@ def run_engine(name: str, model: Path) -> dict[str, Any]:
     """Generates and scores in a process of its own, with the environment that actors get."""
     code = """
 import json, sys
+from dataclasses import asdict
 from meow_ray import models
 from meow_ray.engines import EngineSpec, Sampling, build
 engine = build(EngineSpec(models.reference(sys.argv[2], None, "model"), sys.argv[1], "float32"))
@@ -29,7 +30,7 @@ prompts = [engine.tokenizer(t)["input_ids"] for t in json.loads(sys.argv[3])]
 answers = [engine.tokenizer(t, add_special_tokens=False)["input_ids"] for t in json.loads(sys.argv[4])]
 greedy = [c[0].text for c in engine.generate(prompts, [Sampling(24)] * len(prompts))]
 many = engine.generate(prompts[:1], [Sampling(8, temperature=1.0, n=5, bad_words=("a",), stop=("q",))])[0]
-found = {"greedy": greedy, "many": [c.text for c in many], "log_probs": engine.log_probs(prompts, answers)}
+found = {"greedy": greedy, "many": [c.text for c in many], "forced": [asdict(one) for one in engine.teacher_force(prompts, answers)]}
 print("RESULT" + json.dumps(found))
 """
     from meow_ray.ray_data import cpu_env

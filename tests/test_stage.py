@@ -238,9 +238,43 @@ def test_a_table_that_breaks_its_schema_is_not_published(config: Config, table: 
 
 
 def test_a_stage_without_its_table_is_not_published(config: Config):
-    with pytest.raises(MeowError, match=MAIN):
+    with pytest.raises(AssertionError, match="stage ingest wrote no table"):
         run(a_stage(lambda context: {}), config)
     assert files(config) == []
+    assert state_of(a_stage(), config, {"data": DATA}).state == "missing"
+
+
+def test_what_is_written_has_the_columns_of_the_schema_in_order_and_further_ones_last(config: Config):
+    columns = {name: FACTS[name].cast(pa.large_string()) for name in reversed(FACTS.column_names)}
+    made = run(a_stage(write_table(pa.table({"note": [1], **columns}))), config)
+    assert storage.read_table(list(made.source)).equals(FACTS.append_column("note", pa.array([1])))
+    assert made.table.equals(storage.read_table(list(made.source)))
+
+
+def test_a_table_beside_the_main_one_has_columns_of_its_own(config: Config):
+    beside = pa.table({"reason": ["x", "x"]})
+    made = run(a_stage(lambda context: context.write(FACTS) or context.write(beside, "rejects.parquet") or {}), config)
+    assert made.extra("rejects.parquet").equals(beside)
+    assert made.table.equals(FACTS)
+    assert made.manifest is not None
+    assert (made.manifest.rows, made.manifest.files["rejects.parquet"].rows) == (1, 2)
+
+
+def test_a_stage_may_write_its_table_by_itself(config: Config):
+    def write(context: Context) -> dict[str, Any]:
+        storage.write_table(FACTS, context.path())
+        return {}
+
+    assert run(a_stage(write), config).table.equals(FACTS)
+
+
+def test_the_rows_of_an_artefact_are_its_file_and_those_of_an_input_its_table_or_files(config: Config):
+    made = run(a_stage(), config)
+    assert made.source == [storage.join(made.uri, MAIN)]
+    assert Artifact("facts", "elsewhere", "digest", value=FACTS).source is FACTS
+    outside = Artifact("facts", "elsewhere", "digest", value=list(made.source))
+    assert outside.source == made.source
+    assert outside.table.equals(FACTS)
 
 
 def test_what_a_killed_driver_left_is_no_artefact_and_in_nobodys_way(config: Config, monkeypatch: pytest.MonkeyPatch):

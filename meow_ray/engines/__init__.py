@@ -1,8 +1,8 @@
 """Inference engines: tokens in, text and log-probabilities out."""
 
-from meow_ray.engines.base import Completion, Engine, EngineSpec, Sampling
+from meow_ray.engines.base import Completion, Engine, EngineSpec, Sampling, TeacherForced
 
-__all__ = ["Completion", "Engine", "EngineSpec", "Sampling", "build"]
+__all__ = ["Completion", "Engine", "EngineSpec", "Sampling", "TeacherForced", "build"]
 
 
 def build(spec: EngineSpec) -> Engine:

@@ -21,6 +21,12 @@ class EngineSpec:
     kv_cache_gib: float = 1.0
     gpu_memory_utilization: float = 0.9
 
+    def load(self) -> "Engine":
+        """Loads the engine in this process."""
+        from meow_ray import engines
+
+        return engines.build(self)
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -42,6 +48,20 @@ class Completion:
     text: str
     finished: bool
     """It ended by itself: by an end-of-sequence token or a stop string."""
+    tokens: tuple[int, ...] = ()
+    """The tokens before the end-of-sequence token; a stop string is still in them."""
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """What one pass over a prompt and an answer tells, each position behind the true tokens before it."""
+
+    log_probs: list[float]
+    """`[answer]`, log p(token | what stands before it); nan for a first token with nothing before it."""
+    is_greedy: list[bool]
+    """`[answer]`, whether the token is the most probable one; False for a first token with nothing before it."""
+    ends: bool
+    """The most probable token behind the answer ends the sequence."""
 
 
 class Engine(Protocol):
@@ -54,6 +74,6 @@ class Engine(Protocol):
         """Continues each prompt under its own sampling; returns `n` completions a prompt, in order."""
         ...
 
-    def log_probs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[float]]:
-        """Returns log p(token | what stands before it) for each token of each answer behind its prompt."""
+    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
+        """Reads each answer behind its prompt in one pass, and one token further."""
         ...

@@ -1,10 +1,11 @@
 """Hugging Face transformers: for models that vLLM does not run, and for tiny ones in tests."""
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 
 from meow_ray import models
-from meow_ray.engines.base import Completion, EngineSpec, Sampling, Tokens
+from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
 
 BATCH = 32
 """Sequences in one forward pass."""
@@ -29,6 +30,8 @@ class TransformersEngine:
             trust_remote_code=spec.model.trust_remote_code,
         )
         self.model.to(self.device).eval()
+        ends = self.model.generation_config.eos_token_id
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
 
     def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
         """See `Engine.generate`; greedy prompts share batches, sampled ones run alone, each by its seed."""
@@ -74,28 +77,30 @@ class TransformersEngine:
         return [completions[i : i + sampling.n] for i in range(0, len(completions), sampling.n)]
 
     def _completion(self, tokens: list[int], sampling: Sampling) -> Completion:
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends) if isinstance(ends, list) else {ends, self.tokenizer.eos_token_id}
-        end = next((i for i, token in enumerate(tokens) if token in ends), None)
+        end = next((i for i, token in enumerate(tokens) if token in self.ends), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
         cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
-        return Completion(text[:cut], end is not None or cut is not None)
+        return Completion(text[:cut], end is not None or cut is not None, tuple(tokens[:end]))
 
-    def log_probs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[float]]:
-        """See `Engine.log_probs`."""
+    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
+        """See `Engine.teacher_force`."""
         torch, pad = self.torch, self.tokenizer.pad_token_id
         texts = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out: list[list[float]] = [[] for _ in texts]
+        out: dict[int, TeacherForced] = {}
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
             width = len(texts[rows[-1]])
             ids = torch.tensor([texts[i] + [pad] * (width - len(texts[i])) for i in rows], device=self.device)
             mask = torch.tensor([[1] * len(texts[i]) + [0] * (width - len(texts[i])) for i in rows], device=self.device)
             with torch.inference_mode():
-                logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-                scores = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+                logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
+                losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+                greedy = logits.argmax(-1)
             for row, i in enumerate(rows):
-                end = len(texts[i]) - 1
-                out[i] = scores[row, end - len(answers[i]) : end].tolist()
-        return out
+                last, start_of_answer = len(texts[i]) - 1, len(texts[i]) - len(answers[i])
+                log_probs = [math.nan, *(-losses[row, :last]).tolist()]
+                same = [False, *(greedy[row, :last] == ids[row, 1 : last + 1]).tolist()]
+                ends = int(greedy[row, last]) in self.ends
+                out[i] = TeacherForced(log_probs[start_of_answer:], same[start_of_answer:], ends)
+        return [out[i] for i in range(len(texts))]

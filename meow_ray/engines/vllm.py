@@ -1,12 +1,13 @@
 """vLLM, in this process on one GPU or on CPU."""
 
+import math
 import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from meow_ray import models
-from meow_ray.engines.base import Completion, EngineSpec, Sampling, Tokens
+from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
 
 
 class VllmEngine:
@@ -53,33 +54,42 @@ class VllmEngine:
                 stop=list(s.stop) or None,
                 bad_words=list(s.bad_words) or None,
                 skip_special_tokens=True,
+                detokenize=bool(s.stop),
             )
             for s in sampling
         ]
         outputs = self.llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
-        return [
-            [Completion(self._text(o, s), o.finish_reason == "stop") for o in output.outputs]
-            for output, s in zip(outputs, sampling, strict=True)
-        ]
+        return [[self._completion(o, s) for o in output.outputs] for output, s in zip(outputs, sampling, strict=True)]
 
-    def _text(self, output: Any, sampling: Sampling) -> str:
+    def _completion(self, output: Any, sampling: Sampling) -> Completion:
         """Decodes whole where nothing is cut off; vLLM's own text leaves out a last character that is unfinished."""
+        finished, tokens = output.finish_reason == "stop", tuple(output.token_ids)
+        if finished and output.stop_reason not in sampling.stop:
+            tokens = tokens[:-1]  # the end-of-sequence token
         if sampling.stop:
-            return str(output.text)
-        return str(self.tokenizer.decode(output.token_ids, skip_special_tokens=True))
+            return Completion(str(output.text), finished, tokens)
+        return Completion(str(self.tokenizer.decode(tokens, skip_special_tokens=True)), finished, tokens)
 
-    def log_probs(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[float]]:
-        """See `Engine.log_probs`."""
+    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
+        """See `Engine.teacher_force`."""
         import vllm
 
-        params = vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        params = vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         outputs = self.llm.generate([{"prompt_token_ids": t} for t in texts], params, use_tqdm=False)
         out = []
         for text, answer, output in zip(texts, answers, outputs, strict=True):
-            found = output.prompt_logprobs
-            start = len(text) - len(answer)
-            out.append([float(found[i][text[i]].logprob) for i in range(start, len(text))])
+            found = [
+                places[token] if places else None
+                for places, token in zip(output.prompt_logprobs, text, strict=True)  # None: nothing before the first
+            ][len(text) - len(answer) :]
+            out.append(
+                TeacherForced(
+                    log_probs=[float(place.logprob) if place else math.nan for place in found],
+                    is_greedy=[place is not None and place.rank == 1 for place in found],
+                    ends=output.outputs[0].finish_reason == "stop",
+                )
+            )
         return out
 
 

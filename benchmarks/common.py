@@ -1,0 +1,156 @@
+"""What the benchmarks share: processes of their own, their memory, and how figures are written."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from meow_ray.stage import LIBRARIES
+
+T = TypeVar("T")
+
+PROJECT = Path(__file__).parents[1]
+RESULTS = PROJECT / "benchmarks" / "results"
+SHARED_DATA = Path(os.environ.get("MEOW_SHARED_DATA", PROJECT.parent / "shared" / "data"))
+"""The data that tests and benchmarks read: TOFU, the MEOW authors' inverted facts."""
+MIB = 1 << 20
+
+
+@dataclass
+class Memory:
+    """The highest PSS that was sampled, in MiB: shared pages are split among those who share them."""
+
+    peak_pss_mib: float = 0.0
+
+
+@contextmanager
+def sampled(pid: int, *, tree: bool, interval: float = 0.2) -> Iterator[Memory]:
+    """Samples the PSS of a process from outside or inside, with `tree` that of its descendants added to it."""
+    memory, done = Memory(), threading.Event()
+    process = psutil.Process(pid)
+
+    def poll() -> None:
+        while not done.wait(interval):
+            memory.peak_pss_mib = max(memory.peak_pss_mib, _pss_mib(process, tree))
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        done.set()
+        thread.join()
+
+
+def _pss_mib(process: psutil.Process, tree: bool) -> float:
+    total = 0
+    try:
+        members = [process, *(process.children(recursive=True) if tree else ())]
+    except psutil.NoSuchProcess:
+        return 0.0
+    for member in members:
+        try:
+            total += member.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
+            continue
+    return total / MIB
+
+
+def peak_rss_mib() -> float:
+    """Returns the peak of this process's resident memory, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
+def fresh(function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | None = None) -> T:
+    """Runs a function in a process of its own; returns what it returns, raises what it raises."""
+    with _environment({"PYTHONPATH": str(PROJECT), **(env or {})}):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    saved = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+
+
+@contextmanager
+def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the time of a block to `seconds[name]`."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def report(name: str, settings: Mapping[str, Any], figures: Mapping[str, Any], output: Path | None) -> None:
+    """Prints figures and writes them as JSON, with what they were measured on."""
+    path = output or RESULTS / f"{name}.json"
+    document = {
+        "benchmark": name,
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "versions": _versions(),
+        "settings": dict(settings),
+        "figures": dict(figures),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    for key, value in _flat(figures):
+        print(f"{key}: {value}")
+    print(path)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _machine() -> dict[str, Any]:
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
+        "gpu": gpu(),
+    }
+
+
+def gpu() -> str | None:
+    """Returns the name of the GPU, if there is one."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

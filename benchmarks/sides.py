@@ -1,0 +1,361 @@
+"""The sides that `benchmarks.memo` measures, each run in a process of its own by `common.fresh`."""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks import reference
+from benchmarks.common import PROJECT, peak_rss_mib, sampled, stopwatch
+from benchmarks.reference import Pair, Procedure
+from meow_ray import inversion, memo, models
+from meow_ray.config import Memo, Resources
+from meow_ray.engines import Completion, Engine, EngineSpec, Sampling, TeacherForced
+from meow_ray.facts import read_records
+from meow_ray.prompts import Prompter
+from meow_ray.schema import TRUE_ANSWER
+from meow_ray.scoring import MemoSteps
+from meow_ray.stage import latest
+
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A question with all answers that are scored, the true one first."""
+
+    question: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is scored, and how."""
+
+    facts: tuple[Fact, ...]
+    engine: EngineSpec
+    memo: Memo
+    template: str
+    """`target.template`, used if `memo.template` is `target`."""
+    batch_size: int = Resources().memo.batch_size
+
+    @property
+    def steps(self) -> MemoSteps:
+        """The three steps of the stage."""
+        return MemoSteps(self.memo, self.template)
+
+    def batches(self) -> list[pa.Table]:
+        """Returns the facts as the stage sends them to an actor: the longest work first, so many facts a batch."""
+        order = sorted(range(len(self.facts)), key=lambda i: -sum(map(len, self.facts[i].texts)))
+        parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        return [
+            pa.table(
+                {
+                    "fact": pa.array(part, pa.int32()),
+                    "question": pa.array([self.facts[i].question for i in part], pa.string()),
+                    "texts": pa.array([self.facts[i].texts for i in part], pa.list_(pa.string())),
+                }
+            )
+            for part in parts
+        ]
+
+
+def candidates(path: Path, count: int | None) -> pa.Table:
+    """Reads a file of facts, with or without inverted ones, as a candidates table; the first `count` facts of it."""
+    table = inversion.complete(read_records(str(path)), path.name)
+    kept = list(dict.fromkeys(table["fact_id"].to_pylist()))[:count]
+    return table.filter(pa.compute.is_in(table["fact_id"], value_set=pa.array(kept)))
+
+
+def facts_of(table: pa.Table) -> tuple[Fact, ...]:
+    """Groups a candidates table by fact, in its order."""
+    found: dict[str, list[Any]] = {}
+    for row in table.to_pylist():
+        texts = found.setdefault(row["fact_id"], [row["question"], row["answer"]])
+        if row["candidate_id"] != TRUE_ANSWER:
+            texts.append(row["inverted_answer"])
+    return tuple(Fact(question, tuple(texts)) for question, *texts in found.values())
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+def plain_loop(case: Case, chosen: Sequence[tuple[int, int]]) -> reference.Measured:
+    """Scores the chosen answers, given as (fact, answer), with the paper's plain loop."""
+    raw = case.memo.template == "raw"
+    prompter = Prompter(models.load_tokenizer(case.engine.model), "raw" if raw else case.template)
+    pairs = []
+    for i, j in chosen:
+        question, answer = case.facts[i].question, case.facts[i].texts[j]
+        pairs.append(Pair(question, f"{question} " if raw else prompter.prompt(question), answer))
+    procedure = Procedure(
+        window=case.memo.window,
+        step=case.memo.step,
+        max_new_tokens=case.memo.max_new_tokens,
+        raw=raw,
+        special_tokens=prompter.template != "chat",
+    )
+    return reference.measure(str(case.engine.model.folder), case.engine.dtype, pairs, procedure)
+
+
+# --- the bare engine --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Bare:
+    """What the engine alone took for each distinct prompt once, all given at once."""
+
+    prompts: int
+    tokens: int
+    seconds: float
+    peak_rss_mib: float
+
+
+def bare_engine(case: Case) -> Bare:
+    """Gives the engine each distinct prompt of the windows of a fact once."""
+    engine: Any = case.engine.load()
+    jobs = [job for batch in case.batches() for job in _distinct_prompts(case, engine, batch)]
+    _warm_up(engine)
+    seconds: dict[str, float] = {}
+    if case.engine.engine == "vllm":
+        import vllm
+
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt, _ in jobs]
+        params = [vllm.SamplingParams(temperature=0.0, max_tokens=limit, detokenize=False) for _, limit in jobs]
+        with stopwatch(seconds, "generate"):
+            outputs = engine.llm.generate(inputs, params, use_tqdm=False)
+        tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    else:
+        with stopwatch(seconds, "generate"):
+            replies = engine.generate([prompt for prompt, _ in jobs], [Sampling(limit) for _, limit in jobs])
+        tokens = sum(map(_spoken, (reply[0] for reply in replies)))
+    return Bare(len(jobs), tokens, seconds["generate"], peak_rss_mib())
+
+
+def _distinct_prompts(case: Case, engine: Engine, batch: pa.Table) -> list[tuple[Tokens, int]]:
+    rows = case.steps.prepare(engine.tokenizer, engine.max_model_len, batch).select(["prompts", "limits", "forced"])
+    out = []
+    for row in rows.to_pylist():
+        found: dict[tuple[int, ...], int] = {}
+        jobs = list(zip(row["prompts"], row["limits"], strict=True))
+        if case.memo.window == "token":
+            jobs = [
+                ((*one["prompt"], *one["sequence"][:cut]), _limit(case.memo, len(one["sequence"]) - cut))
+                for one in row["forced"]
+                for cut in memo.token_cuts(len(one["sequence"]), case.memo)
+            ]
+        for prompt, limit in jobs:
+            found[tuple(prompt)] = max(limit, found.get(tuple(prompt), 0))
+        out += found.items()
+    return out
+
+
+def _limit(spec: Memo, label_tokens: int) -> int:
+    return max(1, label_tokens) if spec.max_new_tokens == "label" else spec.max_new_tokens
+
+
+def _warm_up(engine: Engine) -> None:
+    prompt = list(engine.tokenizer("Warm up")["input_ids"])
+    engine.generate([prompt] * 2, [Sampling(4)] * 2)
+    engine.teacher_force([prompt], [prompt])
+
+
+def _spoken(completion: Completion) -> int:
+    """Returns the tokens that a completion took, the end of the sequence too."""
+    return len(completion.tokens) + completion.finished
+
+
+# --- ours, in one process ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    """What came out for one answer."""
+
+    memo: float | None
+    texts: list[str]
+    """The continuation of each window."""
+    window_tokens: int
+    """The tokens that a model generates which continues each window by itself."""
+
+
+@dataclass
+class Ours:
+    """What the three steps found and took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of `prepare`, `generate` and `finish`."""
+    answers: dict[tuple[int, int], Answer] = field(default_factory=dict)
+    """By (fact, answer)."""
+    prompts: int = 0
+    tokens: int = 0
+    """Generated for the prompts, ends of sequences too."""
+    forced_tokens: int = 0
+    """Read in teacher-forced passes, prompts too."""
+    peak_rss_mib: float = 0.0
+
+
+@dataclass
+class Counting:
+    """Counts what passes through an engine."""
+
+    engine: Engine
+    found: Ours
+
+    def __post_init__(self) -> None:
+        self.tokenizer, self.max_model_len = self.engine.tokenizer, self.engine.max_model_len
+
+    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+        """See `Engine.generate`."""
+        out = self.engine.generate(prompts, sampling)
+        self.found.prompts += len(prompts)
+        self.found.tokens += sum(map(_spoken, (reply[0] for reply in out)))
+        return out
+
+    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
+        """See `Engine.teacher_force`."""
+        self.found.forced_tokens += sum(map(len, prompts)) + sum(map(len, answers))
+        return self.engine.teacher_force(prompts, answers)
+
+
+def our_steps(case: Case) -> Ours:
+    """Scores the facts with `MemoSteps`, one step after the other."""
+    engine = case.engine.load()
+    _warm_up(engine)
+    return take_steps(case, engine)
+
+
+def take_steps(case: Case, engine: Engine) -> Ours:
+    """Scores the facts with an engine that is loaded."""
+    found, steps, tokenizer = Ours(), case.steps, engine.tokenizer
+    counting = Counting(engine, found)
+    for batch in case.batches():
+        with stopwatch(found.seconds, "prepare"):
+            prepared = steps.prepare(tokenizer, engine.max_model_len, batch)
+        with stopwatch(found.seconds, "generate"):
+            said = steps.generate(counting, prepared)
+        with stopwatch(found.seconds, "finish"):
+            done = steps.finish(tokenizer, said)
+        # once more and untimed, to see the continuations that are scored
+        with mock.patch.object(MemoSteps, "_scores", autospec=True, side_effect=MemoSteps._scores) as spy:
+            steps.finish(tokenizer, said)
+        calls = iter(spy.call_args_list)
+        for row in done.select(["fact", "scores"]).to_pylist():
+            for j, score in enumerate(row["scores"]):
+                _, _, labels, tokens, label_tokens, _ = next(calls).args
+                lengths = [len(label) for label in label_tokens]
+                if not label_tokens and case.memo.max_new_tokens == "label":
+                    lengths = [len(tokenizer(label, add_special_tokens=False)["input_ids"]) for label in labels]
+                limits = [_limit(case.memo, length) for length in lengths or [0] * len(tokens)]
+                found.answers[row["fact"], j] = Answer(
+                    memo=score["memo"],
+                    texts=tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else [],
+                    window_tokens=sum(min(len(one) + 1, limit) for one, limit in zip(tokens, limits, strict=True)),
+                )
+    found.peak_rss_mib = peak_rss_mib()
+    return found
+
+
+def variants(case: Case, specs: Sequence[Memo]) -> list[Ours]:
+    """Scores the facts under several settings with one engine."""
+    engine = case.engine.load()
+    _warm_up(engine)
+    return [take_steps(Case(case.facts, case.engine, spec, case.template, case.batch_size), engine) for spec in specs]
+
+
+# --- ours, through Ray ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Staged:
+    """What the stage `memo` took, the start of Ray and of the engine in it."""
+
+    seconds: float
+    prompts: int
+    peak_pss_mib: float
+    """Of the driver, Ray and its workers together."""
+
+
+def ray_stage(case: Case, rows: pa.Table) -> Staged:
+    """Runs `pipelines/stage.py memo` on a candidates table over a fresh storage root."""
+    with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
+        root, table, config = Path(folder, "root"), Path(folder, "candidates.parquet"), Path(folder, "config.yaml")
+        pq.write_table(rows, table)
+        target = {"model": case.engine.model.uri, "template": case.template}
+        target |= {name: getattr(case.engine, name) for name in ("engine", "dtype", "max_model_len")}
+        sections = {
+            "target": target,
+            "memo": case.memo.model_dump(mode="json"),
+            "resources": {"memo": {"batch_size": case.batch_size}},
+            "storage": {"root": str(root)},
+        }
+        config.write_text(yaml.safe_dump(sections))
+        command = [sys.executable, "pipelines/stage.py", "memo", f"--config={config}", f"--input=candidates={table}"]
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
+        with sampled(process.pid, tree=True, interval=1.0) as memory:
+            status = process.wait()
+        if status:
+            raise SystemExit(f"pipelines/stage.py memo ended with status {status}.")
+        artifact = latest(str(root), "memo")
+        assert artifact is not None and artifact.manifest is not None
+        manifest = artifact.manifest
+        return Staged(manifest.seconds, int(manifest.summary["generations"]), memory.peak_pss_mib)
+
+
+# --- agreement --------------------------------------------------------------------------------------------------------
+
+Scores = dict[tuple[int, int], float]
+"""MEMO by (fact, answer); answers that are too short for a window are left out."""
+
+
+def compare(first: Scores, second: Scores, top_k: int) -> dict[str, Any]:
+    """Compares two measurements of MEMO over the same answers, and the candidates that they select."""
+    from scipy.stats import spearmanr
+
+    assert first.keys() == second.keys()
+    pairs = [(first[key], second[key]) for key in first]
+    gaps = [abs(a - b) for a, b in pairs]
+    varies = all(len({pair[side] for pair in pairs}) > 1 for side in (0, 1))
+    spearman = float(spearmanr([a for a, _ in pairs], [b for _, b in pairs]).statistic) if varies else math.nan
+    return {
+        "answers": len(pairs),
+        "memo_mean_first": statistics.fmean(a for a, _ in pairs) if pairs else None,
+        "memo_mean_second": statistics.fmean(b for _, b in pairs) if pairs else None,
+        "memo_mean_difference": statistics.fmean(b - a for a, b in pairs) if pairs else None,
+        "memo_mean_absolute_difference": statistics.fmean(gaps) if gaps else None,
+        "memo_max_absolute_difference": max(gaps, default=None),
+        "memo_spearman": spearman if math.isfinite(spearman) else None,
+    }
+
+
+def selection_agreement(first: Scores, second: Scores, facts: Sequence[int], top_k: int) -> dict[str, Any]:
+    """Compares the `top_k` candidates with the largest MEMO of each fact that has more than so many."""
+
+    def chosen(scores: Scores, fact: int) -> set[int]:
+        own = sorted((-value, j) for (i, j), value in scores.items() if i == fact and j > 0)
+        return {j for _, j in own[:top_k]}
+
+    able = [i for i in facts if sum(key[0] == i and key[1] > 0 for key in first) > top_k]
+    same = sum(chosen(first, i) == chosen(second, i) for i in able)
+    return {"selection_facts": len(able), "selection_same": same / len(able) if able else None}
+
+
+def scores(answers: dict[tuple[int, int], Answer]) -> Scores:
+    """Returns the MEMO of each answer that has one."""
+    return {key: answer.memo for key, answer in answers.items() if answer.memo is not None}
+
+
+def as_json(value: Any) -> Any:
+    """Returns plain JSON values of a pydantic section or a dataclass."""
+    return json.loads(json.dumps(value, default=lambda item: item.model_dump(mode="json")))

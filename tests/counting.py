@@ -1,0 +1,57 @@
+"""`meow` with a real engine that writes down which prompts it continued: `python -m tests.counting stage memo …`."""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from meow_ray import cli, engines, stages
+from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
+
+LOG = "MEOW_TEST_PROMPT_LOG"
+
+
+def name_of(prompt: Sequence[int]) -> str:
+    """Returns what a prompt is called in the log."""
+    return hashlib.sha256(" ".join(map(str, prompt)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class CountingSpec(EngineSpec):
+    log: str = ""
+
+    def load(self) -> "CountingEngine":
+        return CountingEngine(self)
+
+
+class CountingEngine:
+    def __init__(self, spec: CountingSpec) -> None:
+        self.inner, self.log = engines.build(spec), Path(spec.log)
+        self.tokenizer, self.max_model_len = self.inner.tokenizer, self.inner.max_model_len
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+        out = self.inner.generate(prompts, sampling)
+        with self.log.open("a") as file:
+            file.write("".join(f"{name_of(prompt)}\n" for prompt in prompts))
+        time.sleep(0.3)  # a stage long enough to be disturbed
+        return out
+
+    def teacher_force(self, prompts: Sequence[Any], answers: Sequence[Any]) -> list[TeacherForced]:
+        return self.inner.teacher_force(prompts, answers)
+
+
+def _counting(*arguments: Any) -> CountingSpec:
+    spec = _plain(*arguments)
+    return CountingSpec(**{field.name: getattr(spec, field.name) for field in fields(spec)}, log=os.environ[LOG])
+
+
+_plain = stages.engine_spec
+
+if __name__ == "__main__":
+    from tests import counting
+
+    stages.engine_spec = counting._counting
+    cli.main()

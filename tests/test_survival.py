@@ -1,0 +1,195 @@
+"""The memo stage on a Ray cluster of several nodes loses an actor, a node or its driver, and no row."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from meow_ray import storage
+from meow_ray.config import Memo
+from meow_ray.scoring import MemoSteps
+from meow_ray.stage import MAIN, latest
+from tests import counting
+from tests.runs import PROJECT
+
+FACTS = 30
+SPEC = {"max_new_tokens": 8, "stride": 7}
+
+
+@dataclass
+class Stage:
+    """The memo stage of one storage root, as a process on the cluster."""
+
+    root: Path
+    arguments: list[str]
+    environment: dict[str, str]
+
+    @property
+    def log(self) -> Path:
+        return self.root / "prompts.log"
+
+    def start(self) -> subprocess.Popen[str]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.counting", "stage", "memo", f"storage.root={self.root}", *self.arguments],
+            cwd=PROJECT,
+            env=self.environment | {counting.LOG: str(self.log)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def committed(self) -> set[str]:
+        """Returns the facts whose results are committed."""
+        found: set[str] = set()
+        for path in self.root.glob("work/*/commits/*.parquet"):
+            if ".pending" not in path.name:
+                found.update(pq.read_table(path)["fact_id"].to_pylist())
+        return found
+
+    def prompts(self) -> Counter[str]:
+        return Counter(self.log.read_text().split()) if self.log.exists() else Counter()
+
+    def table(self) -> pa.Table:
+        found = latest(str(self.root), "memo")
+        assert found is not None
+        return pq.read_table(storage.join(found.uri, MAIN))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A head and two nodes, processes of their own."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(PROJECT))
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_worker_niceness", "0")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        for _ in range(2):
+            nodes.add_node(num_cpus=2)
+        yield nodes
+        nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def stage(cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Stage]:
+    folder = tmp_path_factory.mktemp("survival")
+    rows = [
+        {"question": f"Who is number {i}?", "answer": f"It is Mr Zorblax {i}.", "answer_0": f"It is Mrs Wux {i}."}
+        for i in range(FACTS)
+    ]
+    (folder / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        f"--input=candidates={folder}/candidates.jsonl",
+        f"target.model={tiny_model}",
+        "target.engine=transformers",
+        *(f"memo.{key}={value}" for key, value in SPEC.items()),
+        "resources.memo.num_actors=[1,2]",
+        "resources.memo.cpus_per_actor=1",
+        "resources.memo.batch_size=1",
+    ]
+    environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(PROJECT), "RAY_AUTH_MODE": "disabled"}
+    return lambda name: Stage(folder / name, arguments, environment)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stage: Callable[[str], Stage]) -> Stage:
+    found = stage("undisturbed")
+    finish(found.start())
+    return found
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out[-3000:]
+
+
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 200
+    while not ready():
+        assert process.poll() is None, f"ended before its moment came: {process.communicate()[0][-3000:]}"
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.05)
+
+
+def prompts_of(facts: set[str], table: pa.Table, tokenizer: Any) -> set[str]:
+    """Returns the names of all prompts that the windows of some facts have."""
+    rows = [row for row in table.to_pylist() if row["fact_id"] in facts]
+    batch = pa.table({"question": [r["question"] for r in rows], "texts": [[r["text"]] for r in rows]})
+    prepared = MemoSteps(Memo(**SPEC), "chat").prepare(tokenizer, 1 << 20, batch)
+    return {counting.name_of(prompt) for row in prepared["prompts"].to_pylist() for prompt in row}
+
+
+def check_whole(found: Stage, undisturbed: Stage) -> None:
+    table = found.table()
+    assert table.num_rows == FACTS * 2
+    keys = list(zip(table["fact_id"].to_pylist(), table["candidate_id"].to_pylist(), strict=True))
+    assert keys == sorted(set(keys))
+    assert table.equals(undisturbed.table())
+
+
+def test_an_undisturbed_stage_generates_every_prompt_once(undisturbed: Stage, tiny_tokenizer: Any):
+    table = undisturbed.table()
+    assert undisturbed.prompts() == Counter(prompts_of(set(table["fact_id"].to_pylist()), table, tiny_tokenizer))
+
+
+def test_a_killed_driver_goes_on_from_what_is_finished(
+    stage: Callable[[str], Stage], undisturbed: Stage, tiny_tokenizer: Any
+):
+    disturbed = stage("driver")
+    process = disturbed.start()
+    wait_for(process, lambda: len(disturbed.committed()) >= 4)
+    process.kill()
+    process.wait()
+    time.sleep(2)  # what the driver had started ends with it
+    done, before = disturbed.committed(), disturbed.prompts()
+    assert 4 <= len(done) < FACTS
+    finish(disturbed.start())
+    check_whole(disturbed, undisturbed)
+    again = disturbed.prompts() - before
+    assert again
+    assert not prompts_of(done, undisturbed.table(), tiny_tokenizer) & set(again)
+
+
+def test_a_killed_actor_loses_nothing(stage: Callable[[str], Stage], undisturbed: Stage):
+    disturbed = stage("actor")
+    process = disturbed.start()
+    wait_for(process, lambda: len(disturbed.committed()) >= 2)
+    actor = next(p for p in psutil.process_iter(["cmdline"]) if is_actor(p))
+    actor.kill()
+    finish(process)
+    check_whole(disturbed, undisturbed)
+
+
+def is_actor(process: psutil.Process) -> bool:
+    """Tells whether a process is an engine's actor of this cluster."""
+    title = " ".join(process.info["cmdline"] or [])
+    try:
+        return "ray::" in title and "EngineActor" in title and str(PROJECT) == process.environ().get("PYTHONPATH")
+    except psutil.Error:
+        return False
+
+
+def test_a_killed_node_loses_nothing(stage: Callable[[str], Stage], undisturbed: Stage, cluster: Any):
+    disturbed = stage("node")
+    process = disturbed.start()
+    wait_for(process, lambda: len(disturbed.committed()) >= 2)
+    node = cluster.list_all_nodes()[1]
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for child in [*raylet.children(recursive=True), raylet]:
+        child.send_signal(signal.SIGKILL)
+    finish(process)
+    check_whole(disturbed, undisturbed)
