@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from meow_ray.stage import LIBRARIES
+from meow_ray.stage import LIBRARIES, Manifest, latest
 
 T = TypeVar("T")
 
@@ -78,9 +78,11 @@ def peak_rss_mib() -> float:
 
 def fresh(function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | None = None) -> T:
     """Runs a function in a process of its own; returns what it returns, raises what it raises."""
-    with _environment({"PYTHONPATH": str(PROJECT), **(env or {})}):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(function, *arguments).result()
+    with (
+        _environment({"PYTHONPATH": str(PROJECT), **(env or {})}),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+    ):
+        return pool.submit(function, *arguments).result()
 
 
 @contextmanager
@@ -92,6 +94,14 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(saved)
+
+
+def published(root: Path, artefact: str) -> tuple[Path, Manifest]:
+    """Returns the folder of the artefact that a run has published, and its manifest."""
+    made = latest(str(root), artefact)
+    assert made is not None
+    assert made.manifest is not None
+    return Path(made.uri), made.manifest
 
 
 @contextmanager

@@ -1,23 +1,23 @@
 """The sides that `benchmarks.memo` measures, each run in a process of its own by `common.fresh`."""
 
-import json
-import math
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from unittest import mock
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from benchmarks import reference
-from benchmarks.common import PROJECT, peak_rss_mib, sampled, stopwatch
+from benchmarks.common import PROJECT, peak_rss_mib, published, sampled, stopwatch
 from benchmarks.reference import Pair, Procedure
 from meow_ray import inversion, memo, models
 from meow_ray.config import Memo, Resources
@@ -26,7 +26,6 @@ from meow_ray.facts import read_records
 from meow_ray.prompts import Prompter
 from meow_ray.schema import TRUE_ANSWER
 from meow_ray.scoring import MemoSteps
-from meow_ray.stage import latest
 
 Tokens = Sequence[int]
 
@@ -75,7 +74,7 @@ def candidates(path: Path, count: int | None) -> pa.Table:
     """Reads a file of facts, with or without inverted ones, as a candidates table; the first `count` facts of it."""
     table = inversion.complete(read_records(str(path)), path.name)
     kept = list(dict.fromkeys(table["fact_id"].to_pylist()))[:count]
-    return table.filter(pa.compute.is_in(table["fact_id"], value_set=pa.array(kept)))
+    return table.filter(pc.is_in(table["fact_id"], value_set=pa.array(kept)))
 
 
 def facts_of(table: pa.Table) -> tuple[Fact, ...]:
@@ -145,7 +144,7 @@ def bare_engine(case: Case) -> Bare:
 
 def _distinct_prompts(case: Case, engine: Engine, batch: pa.Table) -> list[tuple[Tokens, int]]:
     rows = case.steps.prepare(engine.tokenizer, engine.max_model_len, batch).select(["prompts", "limits", "forced"])
-    out = []
+    out: list[tuple[Tokens, int]] = []
     for row in rows.to_pylist():
         found: dict[tuple[int, ...], int] = {}
         jobs = list(zip(row["prompts"], row["limits"], strict=True))
@@ -307,9 +306,7 @@ def ray_stage(case: Case, rows: pa.Table) -> Staged:
             status = process.wait()
         if status:
             raise SystemExit(f"pipelines/stage.py memo ended with status {status}.")
-        artifact = latest(str(root), "memo")
-        assert artifact is not None and artifact.manifest is not None
-        manifest = artifact.manifest
+        _, manifest = published(root, "memo")
         return Staged(manifest.seconds, int(manifest.summary["generations"]), memory.peak_pss_mib)
 
 
@@ -319,43 +316,35 @@ Scores = dict[tuple[int, int], float]
 """MEMO by (fact, answer); answers that are too short for a window are left out."""
 
 
-def compare(first: Scores, second: Scores, top_k: int) -> dict[str, Any]:
-    """Compares two measurements of MEMO over the same answers, and the candidates that they select."""
-    from scipy.stats import spearmanr
-
-    assert first.keys() == second.keys()
-    pairs = [(first[key], second[key]) for key in first]
-    gaps = [abs(a - b) for a, b in pairs]
-    varies = all(len({pair[side] for pair in pairs}) > 1 for side in (0, 1))
-    spearman = float(spearmanr([a for a, _ in pairs], [b for _, b in pairs]).statistic) if varies else math.nan
-    return {
-        "answers": len(pairs),
-        "memo_mean_first": statistics.fmean(a for a, _ in pairs) if pairs else None,
-        "memo_mean_second": statistics.fmean(b for _, b in pairs) if pairs else None,
-        "memo_mean_difference": statistics.fmean(b - a for a, b in pairs) if pairs else None,
-        "memo_mean_absolute_difference": statistics.fmean(gaps) if gaps else None,
-        "memo_max_absolute_difference": max(gaps, default=None),
-        "memo_spearman": spearman if math.isfinite(spearman) else None,
-    }
-
-
-def selection_agreement(first: Scores, second: Scores, facts: Sequence[int], top_k: int) -> dict[str, Any]:
-    """Compares the `top_k` candidates with the largest MEMO of each fact that has more than so many."""
-
-    def chosen(scores: Scores, fact: int) -> set[int]:
-        own = sorted((-value, j) for (i, j), value in scores.items() if i == fact and j > 0)
-        return {j for _, j in own[:top_k]}
-
-    able = [i for i in facts if sum(key[0] == i and key[1] > 0 for key in first) > top_k]
-    same = sum(chosen(first, i) == chosen(second, i) for i in able)
-    return {"selection_facts": len(able), "selection_same": same / len(able) if able else None}
-
-
-def scores(answers: dict[tuple[int, int], Answer]) -> Scores:
+def scores(answers: Mapping[tuple[int, int], Answer]) -> Scores:
     """Returns the MEMO of each answer that has one."""
     return {key: answer.memo for key, answer in answers.items() if answer.memo is not None}
 
 
-def as_json(value: Any) -> Any:
-    """Returns plain JSON values of a pydantic section or a dataclass."""
-    return json.loads(json.dumps(value, default=lambda item: item.model_dump(mode="json")))
+def compare(first: Scores, second: Scores, top_k: int) -> dict[str, Any]:
+    """Compares two measurements of the same answers: MEMO, and the `top_k` candidates of largest MEMO.
+
+    Only facts with more than `top_k` candidates among the answers have a choice; there may be none.
+    """
+    from scipy.stats import spearmanr
+
+    assert first.keys() == second.keys()
+    a, b = list(first.values()), [second[key] for key in first]
+    varied = len(set(a)) > 1 and len(set(b)) > 1
+    facts = [fact for fact, count in Counter(fact for fact, j in first if j).items() if count > top_k]
+    same = sum(_largest(first, fact, top_k) == _largest(second, fact, top_k) for fact in facts)
+    return {
+        "answers": len(a),
+        "memo_first": fmean(a),
+        "memo_second": fmean(b),
+        "memo_mean_absolute_difference": fmean(abs(x - y) for x, y in zip(a, b, strict=True)),
+        "memo_max_absolute_difference": max(abs(x - y) for x, y in zip(a, b, strict=True)),
+        "memo_spearman": float(spearmanr(a, b).statistic) if varied else None,
+        "selection_facts": len(facts),
+        "selection_same": same / len(facts) if facts else None,
+    }
+
+
+def _largest(found: Scores, fact: int, top_k: int) -> set[int]:
+    own = sorted((-value, j) for (i, j), value in found.items() if i == fact and j)
+    return {j for _, j in own[:top_k]}

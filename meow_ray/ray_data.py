@@ -155,7 +155,8 @@ def _stream(
     paths = [storage.filesystem(part)[1] for part in _parts(source)]
     try:
         with ray_cluster.progress(name, todo) as board:
-            data = ray.data.read_parquet(paths, filesystem=fs, override_num_blocks=-(-total // batch))
+            # a block is what is committed at once: without the cut, whole files would travel as one
+            data = ray.data.read_parquet(paths, filesystem=fs).repartition(target_num_rows_per_block=batch)
             if work.prepare:
                 data = data.map_batches(
                     _prepare, fn_args=(spec, work), batch_size=None, batch_format="pyarrow", zero_copy_batch=True

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +12,7 @@ from meow_ray.config import Invert
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
 from meow_ray.inversion import Proposal, choose, complete, fact_seed, fault, frame, parse_lines
-from meow_ray.schema import SCHEMAS
+from meow_ray.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.text import written_words
 
 REEF = ("Who wrote The Silent Reef?", "The Silent Reef was written by Jaime Vasquez.")
@@ -285,14 +284,23 @@ def test_a_seed_depends_on_run_fact_and_attempt(other: tuple[int, str, int]):
 # --- a user's own candidates ------------------------------------------------------------------------------------------
 
 
-def own(*answers: str | None, **columns: Any) -> pa.Table:
-    return pa.table(
-        {"question": ["Q"] * len(answers), "answer": ["A"] * len(answers), "inverted_answer": answers, **columns}
-    )
+def numbered(*rows: Any) -> list[tuple[int, Any]]:
+    return list(enumerate(rows, start=1))
+
+
+def own(inverted: Any = "B", **fields: Any) -> dict[str, Any]:
+    """A row of one inverted answer; a field that is None is absent."""
+    row = {"question": "Q", "answer": "A", "inverted_answer": inverted} | fields
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def ids_and_texts(*rows: Any) -> list[tuple[int, str | None]]:
+    table = complete(numbered(*rows), "mine")
+    return list(zip(table["candidate_id"].to_pylist(), table["inverted_answer"].to_pylist(), strict=True))
 
 
 def test_question_answer_and_inverted_answer_are_enough():
-    table = complete(own(" E\u0301 ", "F", note=["x", "y"]), "mine.parquet")
+    table = complete(numbered(own(" E\u0301 ", note="x"), own("F", note="y")), "mine.parquet")
     assert table.schema == SCHEMAS["candidates"]
     rest = {"question": "Q", "answer": "A", "attempt": 0, "seed": 0, "generator": "external"}
     assert table.to_pylist() == [
@@ -302,32 +310,78 @@ def test_question_answer_and_inverted_answer_are_enough():
 
 
 def test_candidates_are_counted_for_each_fact():
-    table = pa.table({"question": list("QRQR"), "answer": list("AABA"), "inverted_answer": list("wxyz")})
-    assert complete(table, "mine")["candidate_id"].to_pylist() == [0, 0, 0, 1]
+    rows = [own(text, question=q, answer=a) for q, a, text in zip("QRQR", "AABA", "wxyz", strict=True)]
+    assert ids_and_texts(*rows) == [(0, "w"), (0, "x"), (0, "y"), (1, "z")]
 
 
 def test_what_is_given_is_kept():
-    table = complete(own("x", "y", candidate_id=[7, 9], seed=[5, 6], generator=["me", "you"], attempt=[1, 2]), "mine")
-    assert table["candidate_id"].to_pylist() == [7, 9]
-    assert table["generator"].to_pylist() == ["me", "you"]
-    assert complete(table, "mine").equals(table)
+    given = [
+        own("x", candidate_id=7, seed=5, generator="me", attempt=1, fact_id="mine"),
+        own("y", candidate_id=9, seed=6, generator="you", attempt=2, fact_id="mine"),
+    ]
+    table = complete(numbered(*given), "mine")
+    for row, expected in zip(table.to_pylist(), given, strict=True):
+        assert row == expected
+    assert complete(numbered(*table.to_pylist()), "mine").equals(table)
+
+
+def test_the_true_answer_may_have_the_authors_name():
+    table = complete(numbered(own(answer=None, undesired_answer=" A ")), "mine")
+    assert table["answer"].to_pylist() == ["A"]
+    both = complete(numbered(own(answer="A", undesired_answer="another")), "mine")
+    assert both["answer"].to_pylist() == ["A"], "`answer` wins"
+
+
+def test_a_wide_row_has_one_candidate_a_column_in_the_order_of_their_numbers():
+    wide = {"question": "Q", "undesired_answer": "A", "answer_10": "z", "answer_2": "y", "answer_0": "x"}
+    noise = {"answer_0_rouge1": 0.5, "answer_": "no", "answer_x": "no", "my_answer_1": "no"}
+    assert ids_and_texts(wide | noise) == [(0, "x"), (1, "y"), (2, "z")]
+
+
+def test_wide_and_long_rows_of_a_fact_are_counted_together():
+    wide = {"question": "Q", "answer": "A", "answer_0": "x", "answer_1": "y"}
+    assert ids_and_texts(wide, own("z"), wide | {"question": "R"}) == [(0, "x"), (1, "y"), (2, "z"), (0, "x"), (1, "y")]
+
+
+@pytest.mark.parametrize("inverted", [{}, {"inverted_answer": None}], ids=["absent", "null"])
+def test_a_row_without_an_inverted_answer_asks_for_the_true_one_alone(inverted: dict[str, Any]):
+    row = {"question": "Q", "answer": "A"} | inverted
+    table = complete(numbered(row, own("x", question="R")), "mine")
+    assert table["candidate_id"].to_pylist() == [TRUE_ANSWER, 0]
+    assert table["inverted_answer"].to_pylist() == [None, "x"]
+    assert complete(numbered(*table.to_pylist()), "mine").equals(table)
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("rows", "said"),
     [
-        (own("x").drop_columns(["answer"]), r"^mine: column answer is missing; candidates need question, answer, inv"),
-        (own("x", None), r"^mine, row 2: inverted_answer is empty"),
-        (own("x", " "), r"^mine, row 2: inverted_answer is empty"),
-        (
-            pa.table({"question": [1], "answer": ["A"], "inverted_answer": ["B"]}),
-            r"^mine, row 1: question is .* not a text",
-        ),
-        (own("x", candidate_id=["first"]), r"^mine.*candidate_id"),
-        (own("x", seed=["lucky"]), r"^mine.*seed"),
-        (own("x", candidate_id=[-1]), r"^mine.*candidate_id"),
+        ([own("x", answer=None)], r"^mine, line 1: answer is missing"),
+        ([own("x", question=None)], r"^mine, line 1: question is missing"),
+        ([own("x"), own(" ")], r"^mine, line 2: inverted_answer is empty"),
+        ([own("x"), own("y", answer="")], r"^mine, line 2: answer is empty"),
+        ([own(7)], r"^mine, line 1: inverted_answer is .* not a text"),
+        ([own("x", question=1)], r"^mine, line 1: question is .* not a text"),
+        ([{"question": "Q", "answer": "A", "answer_0": "x", "answer_1": " "}], r"^mine, line 1: answer_1 is empty"),
+        ([own("x", candidate_id="first")], r"^mine, line 1: candidate_id"),
+        ([own("x", seed="lucky")], r"^mine, line 1: seed"),
+        ([own("x", candidate_id=-1)], r"^mine, line 1: candidate_id"),
+        ([own("x", attempt=-1)], r"^mine, line 1: attempt"),
+        ([own("x", candidate_id=1.5)], r"^mine, line 1: candidate_id"),
+        ([own("x", candidate_id=True)], r"^mine, line 1: candidate_id"),
+        ([own("x", candidate_id=2**40)], r"^mine, line 1: candidate_id"),
+        ([own("x", seed=2**70)], r"^mine, line 1: seed"),
+        ([own("x", fact_id=7)], r"^mine, line 1: fact_id"),
+        ([own("x", generator=7)], r"^mine, line 1: generator"),
+        ([own("\ud800")], r"^mine, line 1: inverted_answer"),
+        ([own("x", fact_id="a"), own("y", question="R", fact_id="a")], r"^mine, line 2: fact_id a names two different"),
+        ([own("x"), "a text"], r"^mine, line 2: expected an object"),
+        ([], r"^mine: the file has no rows"),
     ],
 )
-def test_candidates_that_cannot_be_used_are_refused(table: pa.Table, said: str):
+def test_candidates_that_cannot_be_used_are_refused(rows: list[Any], said: str):
     with pytest.raises(MeowError, match=said):
-        complete(table, "mine")
+        complete(numbered(*rows), "mine")
+
+
+def test_the_numbers_of_a_csv_file_are_written_as_text():
+    assert ids_and_texts(own("x", candidate_id="7", attempt="1", seed="5")) == [(7, "x")]

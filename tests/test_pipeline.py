@@ -524,7 +524,7 @@ def test_a_large_table_without_its_columns_is_refused_before_anything_runs(
     monkeypatch.setattr(pipeline_module, "LARGE", 3)
     folder = own_memo(tmp_path / "memo", ["a", "b", "c"], **columns)
     with pytest.raises(MeowError, match=said):
-        world.pipeline(overrides={"memo": str(folder)}).states()
+        world.pipeline(overrides={"memo": str(folder)}).artifact("memo")
 
 
 def test_files_of_a_large_table_that_differ_are_refused_before_anything_runs(
@@ -534,10 +534,10 @@ def test_files_of_a_large_table_that_differ_are_refused_before_anything_runs(
     folder = own_memo(tmp_path / "memo", ["a", "b", "c"])
     storage.write_table(storage.read_table([str(folder / "0.parquet")]).drop_columns(["memo"]), str(folder / "1.parquet"))
     with pytest.raises(MeowError, match=r"1\.parquet"):
-        world.pipeline(overrides={"memo": str(folder)}).states()
+        world.pipeline(overrides={"memo": str(folder)}).artifact("memo")
     (folder / "1.parquet").write_bytes(b"this is no Parquet file")
     with pytest.raises(MeowError, match=r"1\.parquet"):
-        world.pipeline(overrides={"memo": str(folder)}).states()
+        world.pipeline(overrides={"memo": str(folder)}).artifact("memo")
 
 
 def test_missing_settings_are_named(world: World):

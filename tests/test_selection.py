@@ -1,24 +1,28 @@
 import json
-from collections.abc import Callable
+import math
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meow_ray import storage
 from meow_ray.config import Select
 from meow_ray.facts import fact_id
-from meow_ray.schema import SCHEMAS, conform
-from meow_ray.selection import TRUE_ANSWER, sample, select
+from meow_ray.schema import SCHEMAS, TRUE_ANSWER, conform
+from meow_ray.selection import sample, select, summarize
+from meow_ray.tables import Source
 
 Scores = dict[str, list[float | None]]
 """MEMO by fact: the true answer's first, then those of candidates 0, 1, …"""
 
 SCORES = st.dictionaries(
     st.sampled_from("abcd"),
-    st.lists(st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=6),
+    st.lists(st.sampled_from([None, math.nan, 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=6),
     max_size=4,
 )
 ORDER = st.sampled_from(["largest", "smallest", "random"])
@@ -32,14 +36,19 @@ def rows_of(scores: Scores) -> list[dict[str, Any]]:
     ]
 
 
-def table_of(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=SCHEMAS["memo"])
+def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=SCHEMAS["memo"])
+
+
+def selected(source: Source, spec: Select) -> pa.Table:
+    with select(source, spec).batches() as reader:
+        return reader.read_all().cast(SCHEMAS["selected"])
 
 
 def chosen(scores: Scores, **spec: Any) -> dict[str, list[int]]:
     """Returns the chosen candidates by fact, in the order of their ranks."""
     out: dict[str, list[int]] = {}
-    for row in select(table_of(rows_of(scores)), Select(**spec))[0].to_pylist():
+    for row in selected(table_of(rows_of(scores)), Select(**spec)).to_pylist():
         assert row["rank"] == len(out.setdefault(row["fact_id"], []))
         out[row["fact_id"]].append(row["candidate_id"])
     return out
@@ -56,6 +65,9 @@ def chosen(scores: Scores, **spec: Any) -> dict[str, list[int]]:
         ({"a": [0.9, 0.2, 0.5, 0.2]}, {"top_k": 3}, {"a": [1, 0, 2]}),
         ({"a": [0.9, None, 0.5, None, 0.6]}, {"top_k": 3}, {"a": [3, 1]}),
         ({"a": [0.9, None, 0.5, None, 0.6]}, {"top_k": 3, "order": "smallest"}, {"a": [1, 3]}),
+        ({"a": [0.9, math.nan, 0.5, math.nan, 0.6]}, {"top_k": 3}, {"a": [3, 1]}),
+        ({"a": [0.9, math.nan, 0.5, math.nan, 0.6]}, {"top_k": 3, "order": "smallest"}, {"a": [1, 3]}),
+        ({"a": [0.9, math.nan]}, {"top_k": 1, "order": "random"}, {}),
         ({"a": [0.9, 0.5], "b": [0.9, None], "c": [0.9]}, {"top_k": 3}, {"a": [0]}),
         ({"a": [None, 0.5]}, {"top_k": 1}, {"a": [0]}),
         ({}, {"top_k": 1}, {}),
@@ -67,41 +79,77 @@ def test_selection_by_hand(scores: Scores, spec: dict[str, Any], expected: dict[
 
 
 def test_a_selected_row_carries_the_inverted_answer_and_its_memo():
-    table, _ = select(table_of(rows_of({"a": [0.9, 0.1, 0.4]})), Select(top_k=1))
-    assert table.schema == SCHEMAS["selected"]
-    assert table.to_pylist() == [
+    assert selected(table_of(rows_of({"a": [0.9, 0.1, 0.4]})), Select(top_k=1)).to_pylist() == [
         {"fact_id": "a", "candidate_id": 1, "rank": 0, "question": "a?", "answer": "a1", "memo": 0.4}
     ]
 
 
+def test_rows_come_sorted_by_fact_and_rank():
+    scores: Scores = {fact: [0.9, 0.1, 0.4, 0.2] for fact in ("b", "a10", "B", "é", "a9")}
+    table = selected(table_of(rows_of(scores)), Select(top_k=2))
+    keys = list(zip(table["fact_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
+    assert keys == [(fact, rank) for fact in ("B", "a10", "a9", "b", "é") for rank in (0, 1)]
+
+
 def test_the_summary_counts_facts_that_fall_short():
-    scores: Scores = {"a": [0.9, 0.1, 0.4], "b": [0.9, None, 0.4], "c": [0.9, None], "d": [0.9]}
-    assert select(table_of(rows_of(scores)), Select(top_k=2))[1] == {
+    scores: Scores = {"a": [0.9, 0.1, 0.4], "b": [0.9, None, 0.4], "c": [0.9, math.nan], "d": [0.9]}
+    table, spec = table_of(rows_of(scores)), Select(top_k=2)
+    assert summarize(table, selected(table, spec), spec) == {
         "facts": 4,
         "facts_with_top_k": 1,
-        "facts_with_fewer": {"b": 1},
+        "facts_with_fewer": 1,
         "facts_with_none": 2,
+        "fewer": {"b": 1},
     }
 
 
+def test_the_summary_names_no_more_facts_than_asked_and_counts_all():
+    table, spec = table_of(rows_of({fact: [0.9, 0.1] for fact in "edcba"})), Select(top_k=2)
+    found = summarize(table, selected(table, spec), spec, most=2)
+    assert found["fewer"] == {"a": 1, "b": 1}
+    assert found["facts_with_fewer"] == 5
+
+
+def test_the_summary_of_nothing_counts_nothing():
+    table, spec = table_of([]), Select()
+    assert summarize(table, selected(table, spec), spec) == {
+        "facts": 0,
+        "facts_with_top_k": 0,
+        "facts_with_fewer": 0,
+        "facts_with_none": 0,
+        "fewer": {},
+    }
+
+
+@settings(max_examples=15)
 @given(st.data(), SCORES, st.integers(1, 4), ORDER)
-def test_the_order_of_the_rows_does_not_matter(data: st.DataObject, scores: Scores, top_k: int, order: str):
+def test_neither_the_order_of_the_rows_nor_the_files_they_stand_in_matter(
+    data: st.DataObject, scores: Scores, top_k: int, order: str
+):
     rows, spec = rows_of(scores), Select(top_k=top_k, order=order)
-    shuffled = data.draw(st.permutations(rows))
-    table, summary = select(table_of(rows), spec)
-    again, same = select(table_of(shuffled), spec)
-    assert again.equals(table)
-    assert same == summary
+    table = table_of(rows)
+    expected = selected(table, spec)
+    summary = summarize(table, expected, spec)
+    shuffled = table_of(data.draw(st.permutations(rows)))
+    cuts = sorted({0, len(rows), *data.draw(st.lists(st.integers(0, len(rows)), max_size=3))})
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/{i}.parquet" for i in range(max(1, len(cuts) - 1))]
+        for file, first, last in zip(files, cuts, cuts[1:] or [0], strict=False):
+            storage.write_table(shuffled.slice(first, last - first), file)
+        storage.write_table(expected, f"{folder}/selected.parquet")
+        assert selected(shuffled, spec).equals(expected)
+        assert selected(files, spec).equals(expected)
+        assert summarize(files, [f"{folder}/selected.parquet"], spec) == summary
 
 
 @given(SCORES, st.integers(1, 4), ORDER)
 def test_what_is_selected_is_scored_not_true_and_as_many_as_there_are(scores: Scores, top_k: int, order: str):
-    table, _ = select(table_of(rows_of(scores)), Select(top_k=top_k, order=order))
+    table = selected(table_of(rows_of(scores)), Select(top_k=top_k, order=order))
     conform(table, "selected")
     assert TRUE_ANSWER not in table["candidate_id"].to_pylist()
-    assert table["memo"].null_count == 0
+    assert not any(value is None or math.isnan(value) for value in table["memo"].to_pylist())
     for fact, values in scores.items():
-        scored = sum(value is not None for value in values[1:])
+        scored = sum(value is not None and not math.isnan(value) for value in values[1:])
         assert table["fact_id"].to_pylist().count(fact) == min(top_k, scored)
 
 
@@ -120,10 +168,22 @@ def test_random_does_not_look_at_the_scores_nor_at_other_facts():
     assert chosen(low, order="random")["a"] == chosen(high, order="random")["a"]
 
 
-@pytest.mark.parametrize("name", ["MA", "rank", "answer", "key"])
-def test_further_columns_of_memo_do_no_harm(name: str):
-    table = table_of(rows_of({"a": [0.9, 0.1, 0.4]})).append_column(name, pa.array([0.0, 1.0, 2.0]))
-    assert select(table, Select())[0].equals(select(table.drop_columns([name]), Select())[0])
+@pytest.mark.parametrize("values", [[0.0, 1.0, 2.0, 3.0], [9.0, 9.0, 9.0, 9.0]], ids=["rising", "equal"])
+@pytest.mark.parametrize("name", ["ma", "rank", "answer", "key", "n", "selected"])
+@pytest.mark.parametrize("order", ["largest", "smallest", "random"])
+def test_further_columns_of_memo_do_no_harm(name: str, values: list[float], order: str):
+    table, spec = table_of(rows_of({"a": [0.9, 0.1, 0.4, 0.2]})), Select(top_k=2, order=order)
+    assert selected(table.append_column(name, pa.array(values)), spec).equals(selected(table, spec))
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint16()])
+def test_scores_and_numbers_of_other_widths_do_no_harm(kind: pa.DataType):
+    rows = [row for row in rows_of({"a": [0.75, 0.125, 0.5, 0.25]}) if row["candidate_id"] >= 0]
+    table = table_of(rows)
+    other = table.set_column(1, "candidate_id", table["candidate_id"].cast(kind))
+    other = other.set_column(4, "memo", table["memo"].cast(pa.float32()))
+    for order in ("largest", "random"):
+        assert selected(other, Select(order=order)).equals(selected(table, Select(order=order)))
 
 
 @pytest.mark.parametrize("order", ["largest", "smallest"])
@@ -138,12 +198,20 @@ def test_the_authors_memo_file_gives_what_sorting_gives(shared_data: Callable[[s
             rows.append({"fact_id": key, "candidate_id": i - 1, "question": question, "text": text, "memo": value})
         ranked = sorted(range(4), key=lambda i: values[i], reverse=order == "largest")
         expected[key] = [(i, item[f"answer_{i}"], values[i]) for i in ranked[:3]]
-    table, summary = select(table_of(rows[::-1]), Select(top_k=3, order=order))
+    memo, spec = table_of(rows[::-1]), Select(top_k=3, order=order)
+    table = selected(memo, spec)
     found: dict[str, list[Any]] = {}
     for row in table.to_pylist():
         found.setdefault(row["fact_id"], []).append((row["candidate_id"], row["answer"], row["memo"]))
     assert found == expected
-    assert (summary["facts"], summary["facts_with_top_k"], table.num_rows) == (40, 40, 120)
+    assert table.num_rows == 120
+    assert summarize(memo, table, spec) == {
+        "facts": 40,
+        "facts_with_top_k": 40,
+        "facts_with_fewer": 0,
+        "facts_with_none": 0,
+        "fewer": {},
+    }
 
 
 # --- samples of facts -------------------------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""The memo stage with an engine that answers at once: what is left is the stage's own overhead."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.common import peak_rss_mib, sampled, stopwatch
+from meow_ray import models, stage, stages, storage
+from meow_ray.config import Config, EngineResources, ModelSection
+from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
+from meow_ray.models import ModelRef
+from meow_ray.schema import SCHEMAS
+
+Tokens = Sequence[int]
+
+
+class InstantEngine:
+    """Replies to each prompt with the same tokens, and finds every answer greedy."""
+
+    def __init__(self, ref: ModelRef) -> None:
+        self.tokenizer: Any = models.load_tokenizer(ref)
+        self.max_model_len = models.context_length(ref, None)
+        text = "thing 7 was made"
+        self.reply = Completion(text, True, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+        """See `Engine.generate`."""
+        return [[self.reply] for _ in prompts]
+
+    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
+        """See `Engine.teacher_force`."""
+        return [TeacherForced([0.0] * len(answer), [True] * len(answer), True) for answer in answers]
+
+
+@dataclass(frozen=True)
+class InstantSpec(EngineSpec):
+    """Loads an `InstantEngine` with the tokenizer of the model."""
+
+    def load(self) -> InstantEngine:
+        """Loads the tokenizer alone."""
+        return InstantEngine(self.model)
+
+
+def instant_spec(ref: ModelRef, section: ModelSection, resources: EngineResources) -> InstantSpec:
+    """Stands in for `stages.engine_spec`."""
+    return InstantSpec(ref)
+
+
+ANSWERS = 5
+"""Rows of the memo table that one fact gives: its true answer and four candidates."""
+
+
+def write_candidates(path: Path, facts: int, group: int = 1 << 14) -> None:
+    """Writes synthetic candidates with answers so short that each has two or three windows."""
+    with pq.ParquetWriter(path, SCHEMAS["candidates"], compression="zstd") as writer:
+        for start in range(0, facts, group):
+            rows = [
+                {
+                    "fact_id": f"{i:016x}",
+                    "candidate_id": j,
+                    "question": f"What is thing {i}?",
+                    "answer": f"Thing {i}",
+                    "inverted_answer": f"Thing {(i + 1 + j) % 10**6}",
+                    "attempt": 0,
+                    "seed": 0,
+                    "generator": "synthetic",
+                }
+                for i in range(start, min(start + group, facts))
+                for j in range(ANSWERS - 1)
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["candidates"]))
+
+
+@dataclass
+class Run:
+    """What one run of the stage took; the start of Ray is not in it, the load of a tokenizer in each worker is."""
+
+    rows: int
+    seconds: float
+    driver_peak_pss_mib: float
+    driver_peak_rss_mib: float
+
+
+def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
+    """Runs the stage as its driver, on candidates that are not loaded before it."""
+    import ray
+
+    from meow_ray import ray_cluster
+
+    stages.engine_spec = instant_spec
+    files = [str(candidates)]
+    inputs = {
+        "candidates": stage.Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
+        "target": stage.Artifact("target", ref.uri, ref.digest, value=ref),
+    }
+    state = stage.state_of(stages.MEMO, config, inputs)
+    ray_cluster.connect()
+    seconds: dict[str, float] = {}
+    with sampled(os.getpid(), tree=False) as memory, stopwatch(seconds, "stage"):
+        made = stage.execute(state, config, inputs)
+    ray.shutdown()
+    assert made.manifest is not None
+    assert made.manifest.rows is not None
+    return Run(made.manifest.rows, seconds["stage"], memory.peak_pss_mib, peak_rss_mib())
