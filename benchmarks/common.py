@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from meow_ray import storage
 from meow_ray.stage import LIBRARIES, Manifest, latest
 
 T = TypeVar("T")
@@ -27,7 +28,10 @@ PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
 SHARED_DATA = Path(os.environ.get("MEOW_SHARED_DATA", PROJECT.parent / "shared" / "data"))
 """The data that tests and benchmarks read: TOFU, the MEOW authors' inverted facts."""
+LOG = storage.cache_home() / "logs" / "benchmarks.log"
 MIB = 1 << 20
+START_LOAD = os.getloadavg()[0]
+"""What else kept the machine busy when the benchmark began: processes that ran or waited, in the last minute."""
 
 
 @dataclass
@@ -77,12 +81,23 @@ def peak_rss_mib() -> float:
 
 
 def fresh(function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | None = None) -> T:
-    """Runs a function in a process of its own; returns what it returns, raises what it raises."""
+    """Runs a function in a process of its own; returns what it returns, raises what it raises.
+
+    What libraries print there goes to `LOG`.
+    """
+    LOG.parent.mkdir(parents=True, exist_ok=True)
     with (
         _environment({"PYTHONPATH": str(PROJECT), **(env or {})}),
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
     ):
-        return pool.submit(function, *arguments).result()
+        return pool.submit(_quiet, function, *arguments).result()
+
+
+def _quiet(function: Callable[..., T], *arguments: Any) -> T:
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    return function(*arguments)
 
 
 @contextmanager
@@ -144,6 +159,7 @@ def _machine() -> dict[str, Any]:
     return {
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
         "cores": os.cpu_count(),
+        "load_at_start": round(START_LOAD, 2),
         "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
         "gpu": gpu(),
     }

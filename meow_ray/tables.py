@@ -42,7 +42,7 @@ class Query:
             with duckdb.connect(config=settings) as connection:  # type: ignore[arg-type]
                 for name, source in self.sources.items():
                     connection.register(name, source if isinstance(source, pa.Table) else _dataset(source))
-                yield connection.execute(self.sql).to_arrow_reader(GROUP_ROWS)
+                yield connection.sql(self.sql).to_arrow_reader(GROUP_ROWS)
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns a small result whole."""

@@ -87,6 +87,16 @@ def test_a_file_of_each_format_gives_its_rows(tmp_path: Path, suffix: str, packe
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
+def test_records_are_the_rows_with_all_their_columns(tmp_path: Path, suffix: str):
+    rows = [{"question": "Who?", "answer_0": "He.", "note": "x"}, {"question": "Émile?", "answer_0": "", "note": "y"}]
+    path = tmp_path / f"facts{suffix}"
+    path.write_bytes(WRITERS[suffix](rows))
+    found = list(facts.read_records(str(path)))
+    assert [record for _, record in found] == rows
+    assert [line for line, _ in found] == sorted({line for line, _ in found})
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
 @pytest.mark.parametrize("answer", ["answer", "undesired_answer"])
 def test_tofu_and_meow_column_names_are_known(tmp_path: Path, suffix: str, answer: str):
     path = tmp_path / f"facts{suffix}"

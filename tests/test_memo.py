@@ -252,29 +252,24 @@ def test_strength_is_the_largest_suffix_that_is_said_from_its_beginning(greedy: 
 @pytest.mark.parametrize(
     ("labels", "said", "n", "expected"),
     [
-        ([[1, 2, 3, 4]], [[1, 2, 3, 4]], 2, 1.0),
-        ([[1, 2, 3, 4]], [[1, 2, 9, 3]], 2, 1 / 3),
-        ([[1, 2, 3, 4]], [[3, 4, 1, 2]], 2, 2 / 3),
-        ([[1, 2, 3, 4]], [[1, 2, 3, 4]], 4, 1.0),
-        ([[1, 2, 3, 4]], [[1, 2, 3, 4]], 5, None),
-        ([[1, 2, 3]], [[1, 1, 9]], 1, 2 / 3),
-        # longer than the label: what follows does not count
-        ([[1, 2, 3]], [[1, 2, 3, 9, 9, 9]], 2, 1.0),
-        ([[1, 2]], [[9, 9, 1, 2]], 2, 0.0),
-        # shorter than the label: only what was said counts
-        ([[1, 2, 3, 4]], [[1, 2]], 2, 1.0),
-        ([[1, 2, 3, 4]], [[1]], 2, 0.0),
-        ([[1, 2, 3, 4]], [[]], 2, 0.0),
-        # a label shorter than n does not count
-        ([[1, 2, 3], [2, 3], [3]], [[1, 2, 3], [9, 9], [3]], 2, 1 / 2),
-        ([[1, 2, 3], [3]], [[9, 9, 9], [3]], 3, 0.0),
-        ([[3], []], [[3], []], 2, None),
-        ([], [], 2, None),
+        pytest.param([[1, 2, 3, 4]], [[1, 2, 3, 4]], 2, 1.0, id="all"),
+        pytest.param([[1, 2, 3, 4]], [[1, 2, 9, 3]], 2, 1 / 3, id="one of three"),
+        pytest.param([[1, 2, 3, 4]], [[3, 4, 1, 2]], 2, 2 / 3, id="anywhere in the label"),
+        pytest.param([[1, 2, 3]], [[1, 1, 9]], 1, 2 / 3, id="each time it is said"),
+        pytest.param([[1, 2, 3, 4]], [[1, 2, 3, 4]], 4, 1.0, id="n is the length"),
+        pytest.param([[1, 2, 3, 4]], [[1, 2, 3, 4]], 5, None, id="n is more than the length"),
+        pytest.param([[1, 2, 3]], [[1, 2, 3, 9, 9, 9]], 2, 1.0, id="longer than the label"),
+        pytest.param([[1, 2]], [[9, 9, 1, 2]], 2, 0.0, id="right behind the label's length"),
+        pytest.param([[1, 2, 3, 4]], [[1, 2]], 2, 1.0, id="shorter than the label"),
+        pytest.param([[1, 2, 3, 4]], [[1]], 2, 0.0, id="shorter than n"),
+        pytest.param([[1, 2, 3, 4]], [[]], 2, 0.0, id="nothing said"),
+        pytest.param([[1, 2, 3], [2, 3], [3]], [[1, 2, 3], [9, 9], [3]], 2, 1 / 2, id="mean without a short label"),
+        pytest.param([[1, 2, 3], [3]], [[9, 9, 9], [3]], 3, 0.0, id="a short label that was said"),
+        pytest.param([[3], []], [[3], []], 2, None, id="only short labels"),
+        pytest.param([], [], 2, None, id="no window"),
     ],
 )
-def test_extraction_likelihood_by_hand(
-    labels: list[list[int]], said: list[list[int]], n: int, expected: float | None
-):
+def test_extraction_likelihood_by_hand(labels: list[list[int]], said: list[list[int]], n: int, expected: float | None):
     assert extraction_likelihood(labels, said, n) == (None if expected is None else pytest.approx(expected))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import pipeline as pipeline_module
 from meow_ray import inversion, schema, storage
+from meow_ray import pipeline as pipeline_module
 from meow_ray.config_files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
@@ -532,7 +532,9 @@ def test_files_of_a_large_table_that_differ_are_refused_before_anything_runs(
 ):
     monkeypatch.setattr(pipeline_module, "LARGE", 3)
     folder = own_memo(tmp_path / "memo", ["a", "b", "c"])
-    storage.write_table(storage.read_table([str(folder / "0.parquet")]).drop_columns(["memo"]), str(folder / "1.parquet"))
+    storage.write_table(
+        storage.read_table([str(folder / "0.parquet")]).drop_columns(["memo"]), str(folder / "1.parquet")
+    )
     with pytest.raises(MeowError, match=r"1\.parquet"):
         world.pipeline(overrides={"memo": str(folder)}).artifact("memo")
     (folder / "1.parquet").write_bytes(b"this is no Parquet file")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import metrics, report, storage
+from meow_ray import memo, metrics, report, storage
 from meow_ray.config import Report
 from meow_ray.finetune import HISTORY
 from meow_ray.models import ModelRef
@@ -115,8 +115,10 @@ def artefacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
     ]
     storage.write_json(str(folder / "model" / HISTORY), history)
     inverted = {"facts": 3, "facts_with_enough": 2, "facts_short": {"x": 1}, "rejected_by_rule": {"too_long": 5}}
-    scored = {"answers": 12, "too_short": 1, "mean_memo_true": 0.87654, "mean_memo_inverted": None}
-    chosen = {"facts": 3, "facts_with_top_k": 1, "facts_with_fewer": {"x": 1}, "facts_with_none": 1}
+    scores = [("x", -1, 0.87654), ("x", 0, 0.25), ("y", -1, 0.5), ("y", 0, None)]
+    measured_memo = [{"fact_id": f, "candidate_id": c, "memo": value, "num_windows": 3} for f, c, value in scores]
+    scored = memo.summarize(pa.Table.from_pylist(measured_memo, schema=SCHEMAS["memo"])) | {"generations": 9}
+    chosen = {"facts": 3, "facts_with_top_k": 1, "facts_with_fewer": 1, "facts_with_none": 1}
     model = publish(folder, "model", "train", {}, {})
     assert model.manifest is not None
     files = {HISTORY: FileEntry(bytes=1, sha256="0")}
@@ -228,7 +230,8 @@ def test_equal_inputs_give_equal_pages(tmp_path: Path) -> None:
 def test_plots_follow_the_number_of_facts(tmp_path: Path) -> None:
     few = Page(report.render(Report(), artefacts(tmp_path / "few")))
     # one of the two retain facts was not scored after
-    assert few.plots() == ["MEMO before and after unlearning, 4 facts", "Training loss over 4 steps"]
+    distribution, loss = "Distribution of MEMO over 4 answers", "Training loss over 4 steps"
+    assert few.plots() == ["MEMO before and after unlearning, 4 facts", distribution, loss]
     assert "00000002" in few.text
     rows = examples(forget=report.MAX_EXAMPLES + 1)
     many = Page(report.render(Report(), artefacts(tmp_path / "many", rows)))
@@ -243,9 +246,12 @@ def test_counts_of_inversion_and_selection(tmp_path: Path) -> None:
     assert found == {
         "Facts with enough inverted facts": "2 of 3",
         "Proposals rejected, by rule": "too_long 5",
-        "Mean MEMO of the true answers": "0.877",
-        "Mean MEMO of the inverted answers": "–",
-        "Answers too short to be scored": "1 of 12",
+        "MEMO of the true answers: mean, cv": "0.688, 0.274",
+        "MEMO of the inverted answers: mean, cv": "0.250, 0.000",
+        "MEMO of a true answer above the mean of its inverted ones": "0.627",
+        "Most memorised facts": "x 0.877, y 0.500",
+        "Least memorised facts": "y 0.500, x 0.877",
+        "Answers too short to be scored": "1 of 4",
         "Facts with all 3 chosen (top_k)": "1 of 3",
         "Facts with fewer": "1, and 1 with none",
     }
@@ -278,7 +284,8 @@ def test_inputs_from_outside_leave_their_part_out(tmp_path: Path, name: str) -> 
     assert page.tables["lineage"][1 + list(inputs).index(name)][1] == "given from outside, digest d"
     assert ("the model was given from outside" in page.text) == (name == "model")
     assert any("Training loss" in label for label in page.plots()) == (name != "model")
-    assert any("MEMO" in label for label in page.plots()) == (name != "metrics")
+    assert any("MEMO before" in label for label in page.plots()) == (name != "metrics")
+    assert any("Distribution" in label for label in page.plots()) == (name != "memo")
     assert ("examples" in page.tables) == (name != "metrics")
 
 
@@ -293,4 +300,4 @@ def test_facts_without_a_leak_or_a_score(tmp_path: Path) -> None:
     page = Page(report.render(Report(), artefacts(tmp_path, rows)))
     assert "The metrics hold neither" in page.text
     assert page.tables["examples"][1][1:] == ["–", "–"]
-    assert page.plots() == ["Training loss over 4 steps"]
+    assert page.plots() == ["Distribution of MEMO over 4 answers", "Training loss over 4 steps"]

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from meow_ray.errors import MeowError
-from meow_ray.schema import KEYS, SCHEMAS, conform
+from meow_ray.schema import KEYS, SCHEMAS, check_columns, conform
 
 FACTS = {"fact_id": ["a", "b"], "split": ["forget", "retain"], "question": ["A?", "B?"], "answer": ["A", "B"]}
 
@@ -94,3 +94,53 @@ def test_half_a_key_may_come_twice():
 def test_an_empty_cell_in_a_key_is_named():
     with pytest.raises(MeowError, match="mine: column fact_id has empty cells"):
         conform(facts(fact_id=["a", None]), "facts", "mine")
+
+
+# --- columns alone ----------------------------------------------------------------------------------------------------
+
+
+def selected(**kinds: pa.DataType | None) -> pa.Schema:
+    """The columns of `selected` with other types; a column that is None is absent."""
+    fields = {field.name: field.type for field in SCHEMAS["selected"]} | kinds
+    return pa.schema([(name, kind) for name, kind in fields.items() if kind is not None])
+
+
+@pytest.mark.parametrize("artefact", SCHEMAS)
+def test_an_artefact_has_its_own_columns(artefact: str):
+    check_columns(SCHEMAS[artefact], artefact, "mine")
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {"question": pa.large_string()},
+        {"question": pa.string_view()},
+        {"question": pa.dictionary(pa.int8(), pa.large_string())},
+        {"rank": pa.int8(), "candidate_id": pa.uint64()},
+        {"memo": pa.float32()},
+        {"memo": pa.null()},
+        {"note": pa.list_(pa.int8())},
+    ],
+    ids=str,
+)
+def test_columns_of_the_same_kind_and_further_ones_are_accepted(kinds: dict[str, pa.DataType]):
+    check_columns(selected(**kinds), "selected", "mine")
+    check_columns(pa.schema(list(selected(**kinds))[::-1]), "selected", "mine")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ({"rank": None}, r"^mine: column rank is missing; selected needs fact_id, candidate_id, rank"),
+        ({"rank": None, "fact_id": None}, r"^mine: column fact_id, rank is missing"),
+        ({"rank": pa.float64()}, r"^mine: column rank is double, selected needs int32\.$"),
+        ({"rank": pa.bool_()}, r"^mine: column rank is bool, selected needs int32\.$"),
+        ({"rank": pa.string()}, r"^mine: column rank is string, selected needs int32\.$"),
+        ({"answer": pa.binary()}, r"^mine: column answer is binary, selected needs string\.$"),
+        ({"answer": pa.list_(pa.string())}, r"^mine: column answer is list<.*string>, selected needs string\.$"),
+        ({"memo": pa.string()}, r"^mine: column memo is string, selected needs double\.$"),
+    ],
+)
+def test_columns_of_another_kind_are_named(kinds: dict[str, pa.DataType | None], said: str):
+    with pytest.raises(MeowError, match=said):
+        check_columns(selected(**kinds), "selected", "mine")

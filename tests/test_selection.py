@@ -2,6 +2,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,10 @@ def test_neither_the_order_of_the_rows_nor_the_files_they_stand_in_matter(
     expected = selected(table, spec)
     summary = summarize(table, expected, spec)
     shuffled = table_of(data.draw(st.permutations(rows)))
-    cuts = sorted({0, len(rows), *data.draw(st.lists(st.integers(0, len(rows)), max_size=3))})
+    cuts = sorted([0, len(rows), *data.draw(st.lists(st.integers(0, len(rows)), max_size=3))])
     with tempfile.TemporaryDirectory() as folder:
-        files = [f"{folder}/{i}.parquet" for i in range(max(1, len(cuts) - 1))]
-        for file, first, last in zip(files, cuts, cuts[1:] or [0], strict=False):
+        files = [f"{folder}/{i}.parquet" for i in range(len(cuts) - 1)]
+        for file, (first, last) in zip(files, pairwise(cuts), strict=True):
             storage.write_table(shuffled.slice(first, last - first), file)
         storage.write_table(expected, f"{folder}/selected.parquet")
         assert selected(shuffled, spec).equals(expected)

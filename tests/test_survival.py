@@ -24,6 +24,8 @@ from meow_ray.stage import MAIN, latest
 from tests import counting
 from tests.runs import PROJECT
 
+pytestmark = pytest.mark.slow
+
 FACTS = 30
 SPEC = {"max_new_tokens": 8, "stride": 7}
 

@@ -1,5 +1,6 @@
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_equal_rows_give_equal_bytes_whatever_files_and_batches_they_come_in(
     folder = tmp_path_factory.mktemp("equal")
     shuffled = ROWS.take(data.draw(st.permutations(range(24))))
     cuts = sorted({0, 24, *data.draw(st.lists(st.integers(0, 24), max_size=4))})
-    parts = [shuffled.slice(a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [shuffled.slice(a, b - a) for a, b in pairwise(cuts)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "GROUP_ROWS", group)
         written(ROWS, folder / "a")
@@ -204,9 +205,7 @@ def test_a_key_that_rises_is_written(
 @pytest.mark.parametrize(
     ("rows", "part", "sizes"), [(0, 5, []), (4, 5, [4]), (5, 5, [5]), (24, 5, [5, 5, 5, 5, 4]), (24, 100, [24])]
 )
-def test_parts_have_one_size_but_the_last_and_keep_the_order(
-    tmp_path: Path, rows: int, part: int, sizes: list[int]
-):
+def test_parts_have_one_size_but_the_last_and_keep_the_order(tmp_path: Path, rows: int, part: int, sizes: list[int]):
     sql = "FROM t ORDER BY rank DESC, fact_id"
     table = ROWS.slice(0, rows)
     tables.write_parts(query(table, sql), str(tmp_path), part)
@@ -288,7 +287,10 @@ def test_an_empty_cell_in_the_key_is_refused(source_of: SourceOf, key: tuple[str
     ("keys", "said"),
     [
         ([("b", 1), ("b", 1)], "1 keys come more than once, the first is fact_id=b, candidate_id=1"),
-        ([("b", 1), ("b", 0), ("b", 1), ("b", 0)], "2 keys come more than once, the first is fact_id=b, candidate_id=0"),
+        (
+            [("b", 1), ("b", 0), ("b", 1), ("b", 0)],
+            "2 keys come more than once, the first is fact_id=b, candidate_id=0",
+        ),
         ([("b", 1), ("a", 7), ("b", 1), ("a", 7), ("a", 7)], "2 keys .* the first is fact_id=a, candidate_id=7"),
     ],
 )
