@@ -71,9 +71,10 @@ def _merged(error: ValidationError) -> list[dict[str, Any]]:
     out: dict[tuple[int | str, ...], dict[str, Any]] = {}
     for item in error.errors():
         loc = item["loc"]
-        is_branch = ".".join(map(str, loc[:-1])) in keys and not isinstance(loc[-1], int)
-        if is_branch and item["type"] not in ("missing", "extra_forbidden"):
-            loc = loc[:-1]
+        field = next((i for i in range(1, len(loc)) if ".".join(map(str, loc[:i])) in keys), len(loc))
+        is_branch = field < len(loc) and not isinstance(loc[field], int)
+        if is_branch and item["type"] != "extra_forbidden" and loc[field] not in Source.model_fields:
+            loc = loc[:field]
         if loc in out:
             out[loc]["msg"] += f", or {item['msg']}"
         else:

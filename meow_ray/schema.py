@@ -119,6 +119,9 @@ def check_columns(have: pa.Schema, artefact: str, where: str) -> None:
     missing = [name for name in wanted.names if name not in have.names]
     if missing:
         raise MeowError(f"{where}: column {', '.join(missing)} is missing; {artefact} needs {', '.join(wanted.names)}.")
+    for name in wanted.names:
+        if [other.casefold() for other in have.names].count(name.casefold()) > 1:
+            raise MeowError(f"{where}: more than one column is called {name}, whatever the case.")
     for field in wanted:
         found = have.field(field.name).type
         if _kind(found) != _kind(field.type) and not pa.types.is_null(found):

@@ -22,6 +22,7 @@ def select(memo: Source, spec: Select) -> Query:
         "random": f"sha256(concat('{spec.seed}/', fact_id, '/', candidate_id))",
     }[spec.order]
     sql = f"""
+        WITH memo AS (SELECT fact_id, candidate_id, question, text, memo FROM memo)
         SELECT fact_id, candidate_id::INTEGER AS candidate_id,
             (row_number() OVER (PARTITION BY fact_id ORDER BY {key}, candidate_id) - 1)::INTEGER AS rank,
             question, text AS answer, memo::DOUBLE AS memo

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +21,7 @@ MEMORY_LIMIT = "1GB"
 GROUP_ROWS = 1 << 16
 """Rows of a Parquet row group that is written here."""
 
-Source = pa.Table | Sequence[str]
+Source: TypeAlias = pa.Table | Sequence[str]
 """A table in memory, or the URIs of Parquet files of one schema."""
 
 
@@ -57,13 +57,25 @@ def _dataset(uris: Sequence[str]) -> ds.Dataset:
 
 
 def columns(uris: Sequence[str]) -> pa.Schema:
-    """Returns the columns of Parquet files, from their footers."""
-    return _dataset(uris).schema
+    """Returns the columns of Parquet files, from their footers.
+
+    Raises:
+        MeowError: a file cannot be read, or has other columns than the first.
+    """
+    dataset = _dataset(uris)
+    with storage.errors(uris[0]):
+        for fragment in dataset.get_fragments():
+            if not fragment.physical_schema.equals(dataset.schema):
+                raise MeowError(f"{fragment.path}: other columns than in {storage.display(uris[0])}.")
+    return dataset.schema
 
 
 def count_rows(uris: Sequence[str]) -> int:
     """Returns the number of rows of Parquet files, from their footers."""
-    return int(_dataset(uris).count_rows()) if uris else 0
+    if not uris:
+        return 0
+    with storage.errors(uris[0]):
+        return int(_dataset(uris).count_rows())
 
 
 def write(query: Query, uri: str, wanted: pa.Schema, key: Sequence[str]) -> int:
@@ -84,8 +96,8 @@ def write(query: Query, uri: str, wanted: pa.Schema, key: Sequence[str]) -> int:
         full = pa.schema([*wanted, *extra])
         fs.create_dir(str(PurePosixPath(path).parent), recursive=True)
         with pq.ParquetWriter(path, full, filesystem=fs, compression="zstd") as writer:
-            for table in _groups(reader):
-                table = table.select(full.names).cast(full)
+            for table in _groups(reader, GROUP_ROWS):
+                table = table.select(full.names).cast(full).combine_chunks()
                 keys = table.select(list(key)).combine_chunks()
                 both = keys if previous is None else pa.concat_tables([previous, keys])
                 assert _increasing(both), f"{storage.display(uri)}: rows out of order, or a key twice"
@@ -123,7 +135,7 @@ def check(source: Source, artefact: str, where: str) -> None:
         raise MeowError(f"{where}: {total} keys come more than once, the first is {first}.")
 
 
-def _groups(reader: pa.RecordBatchReader, size: int = GROUP_ROWS) -> Iterator[pa.Table]:
+def _groups(reader: pa.RecordBatchReader, size: int) -> Iterator[pa.Table]:
     """Cuts a stream into tables of equal size, whatever the size of its batches."""
     waiting: list[pa.RecordBatch] = []
     have = 0

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from meow_ray import models
@@ -35,6 +36,8 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
         """See `Engine.generate`; greedy prompts share batches, sampled ones run alone, each by its seed."""
+        rooms = [self.max_model_len - len(prompt) for prompt in prompts]
+        sampling = [replace(s, max_new_tokens=min(s.max_new_tokens, r)) for s, r in zip(sampling, rooms, strict=True)]
         order = sorted(range(len(prompts)), key=lambda i: (repr(sampling[i]), len(prompts[i])))
         out: list[list[Completion]] = [[] for _ in prompts]
         for _, same in groupby(order, key=lambda i: repr(sampling[i])):
@@ -67,7 +70,7 @@ class TransformersEngine:
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=min(sampling.max_new_tokens, self.max_model_len - width),
+                max_new_tokens=sampling.max_new_tokens,
                 num_return_sequences=sampling.n,
                 pad_token_id=pad,
                 repetition_penalty=1.0,
