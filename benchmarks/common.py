@@ -155,21 +155,16 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _machine() -> dict[str, Any]:
+    import torch
+
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
         "cores": os.cpu_count(),
         "load_at_start": round(START_LOAD, 2),
         "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
-        "gpu": gpu(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
-
-
-def gpu() -> str | None:
-    """Returns the name of the GPU, if there is one."""
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def _versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ import typer
 
 from benchmarks import overhead as stage_overhead
 from benchmarks import sides
-from benchmarks.common import SHARED_DATA, fresh, gpu, report
+from benchmarks.common import SHARED_DATA, fresh, report
 from benchmarks.sides import Case
 from meow_ray import models
 from meow_ray.config import Config, EngineResources, Memo, Resources, Select
@@ -280,7 +280,9 @@ def _convert(ref: models.ModelRef) -> None:
 
 def _engine_env() -> dict[str, str]:
     """Returns the environment that the pipeline gives its engine actors."""
-    return ENV if gpu() else cpu_env(EngineResources(), os.cpu_count() or 1)
+    import torch
+
+    return ENV if torch.cuda.is_available() else cpu_env(EngineResources(), os.cpu_count() or 1)
 
 
 def _spread(sizes: dict[tuple[int, int], int], wanted: int, whole_facts: bool) -> list[tuple[int, int]]:
