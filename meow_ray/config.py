@@ -237,6 +237,9 @@ class EngineResources(Section):
     )
     tensor_parallel_size: int = _field(1, "GPUs that one engine's weights are cut over", "GPUs", gt=0)
     batch_size: int = _field(64, "rows given to an actor at once", "rows", gt=0)
+    cpu_tasks: bool | Literal["auto"] = _field(
+        "auto", "tokenise and score in tasks of their own; auto: if the engine has GPUs, else they share its cores"
+    )
     kv_cache_gib: float = _field(1.0, "KV cache of vLLM on CPU", "GiB", gt=0)
     gpu_memory_utilization: float = _field(0.9, "share of a GPU's memory that vLLM may take", gt=0, le=1)
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ class Work:
     """Runs before it in a CPU task, with the model's tokenizer and context length."""
     finish: Callable[[Any, pa.Table], pa.Table] | None = None
     """Runs after it in a CPU task, with the model's tokenizer."""
+
+    def in_one(self) -> "Work":
+        """Returns the same work with all steps in the actor."""
+        return Work(partial(_in_one, self))
+
+
+def _in_one(work: Work, engine: Engine, batch: pa.Table) -> pa.Table:
+    if work.prepare:
+        batch = work.prepare(engine.tokenizer, engine.max_model_len, batch)
+    batch = work.generate(engine, batch)
+    return work.finish(engine.tokenizer, batch) if work.finish else batch
 
 
 class EngineActor:
@@ -143,6 +155,8 @@ def _stream(
     gpus, (least, most) = ray_cluster.gpus_per_actor(resources), resources.actors
     # Ray Data reads, filters and writes with tasks of one CPU beside the actors
     ray_cluster.require(least, resources.cpus_per_actor, gpus, f"resources.{name}", all_resources, spare_cpus=1)
+    if resources.cpu_tasks is False or (resources.cpu_tasks == "auto" and not gpus):
+        work = work.in_one()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

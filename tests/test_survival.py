@@ -102,6 +102,7 @@ def stage(cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFacto
         "resources.memo.num_actors=[1,2]",
         "resources.memo.cpus_per_actor=1",
         "resources.memo.batch_size=1",
+        "resources.memo.cpu_tasks=true",
     ]
     environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(PROJECT), "RAY_AUTH_MODE": "disabled"}
     return lambda name: Stage(folder / name, arguments, environment)
