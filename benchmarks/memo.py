@@ -20,6 +20,7 @@ from benchmarks.sides import Case
 from meow_ray import models
 from meow_ray.config import Config, EngineResources, Memo, Resources, Select
 from meow_ray.engines import EngineSpec
+from meow_ray.errors import MeowError
 from meow_ray.ray_data import ENV, cpu_env
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -81,6 +82,8 @@ def speed(
     case = Case(
         sides.facts_of(rows), _engine_spec(model, engine, dtype, max_model_len), spec, target_template, batch_size
     )
+    if pipeline and len(case.facts) < 2:
+        raise MeowError("--pipeline compares half of the facts with all: it needs two at least.")
     env = _engine_env()
     ours, bare, plain, staged = [], [], [], []
     for _ in range(repeat):
@@ -237,6 +240,7 @@ def overhead(
     sizes: Annotated[str, typer.Option(help="Rows of the memo table, growing, with commas.")] = "10000,100000,1000000",
     window: Window = "character",
     batch_size: BatchSize = BATCH_SIZE,
+    cpu_tasks: Annotated[str, typer.Option(help="auto, true or false, as resources.memo.cpu_tasks.")] = "auto",
     output: Output = None,
 ) -> None:
     """Runs the memo stage through Ray with an engine that answers at once."""
@@ -249,7 +253,7 @@ def overhead(
             config = Config.model_validate(
                 {
                     "memo": {"window": window},
-                    "resources": {"memo": {"batch_size": batch_size}},
+                    "resources": {"memo": {"batch_size": batch_size, "cpu_tasks": cpu_tasks}},
                     "storage": {"root": str(Path(folder, "root"))},
                 }
             )
@@ -265,7 +269,8 @@ def overhead(
         "seconds_per_further_row_last_over_first": marginal[-1] / marginal[0] if marginal else None,
         "driver_peak_pss_last_over_first": runs[-1].driver_peak_pss_mib / runs[0].driver_peak_pss_mib,
     }
-    report("memo-overhead", {"model": Path(model).name, "window": window, "batch_size": batch_size}, figures, output)
+    settings = {"model": Path(model).name, "window": window, "batch_size": batch_size, "cpu_tasks": cpu_tasks}
+    report("memo-overhead", settings, figures, output)
 
 
 def _engine_spec(model: str, engine: str, dtype: str, max_model_len: int | None) -> EngineSpec:
@@ -321,4 +326,7 @@ def _settings(case: Case, facts: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except MeowError as error:
+        raise SystemExit(f"Error: {error}") from None
