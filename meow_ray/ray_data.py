@@ -1,5 +1,6 @@
 """A table through an actor pool that holds an engine, with Ray Data's checkpointing."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ class EngineActor:
 
     def __init__(self, spec: EngineSpec, generate: Callable[[Engine, pa.Table], pa.Table], board: Any) -> None:
         self.engine, self.generate, self.board = spec.load(), generate, board
+        # threads of compute libraries can keep a process from ending after Ray has left it
+        atexit.register(os._exit, 0)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Processes one batch; leaves the process if the engine has died, so that Ray starts a new one."""

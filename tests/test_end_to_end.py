@@ -173,7 +173,7 @@ def test_an_actor_and_a_worker_killed_in_mid_stage_need_no_restart(finished: Pro
         shutil.copytree(finished.root / name, root / name)
     again = Program(finished.config, root)
     process = again.start("meow.py", candidates_of(finished))
-    kill_descendant(process, "MapWorker", lambda: any((root / "work").rglob("input/rows.parquet")))
+    kill_descendant(process, "MapWorker", lambda: any((root / "work").rglob("input/READY.json")))
     kill_descendant(process, "RayTrainWorker", lambda: any((root / "work").rglob("checkpoint_*")))
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out[-3000:] + err[-3000:]
@@ -187,7 +187,7 @@ def test_a_driver_killed_in_the_middle_of_each_stage_ends_whole(finished: Progra
     work = root / "work"
     moments = {
         "memorize": lambda: any(work.rglob("checkpoint_*")),
-        "memo": lambda: (root / "facts").exists() and any(work.rglob("input/rows.parquet")),
+        "memo": lambda: (root / "facts").exists() and any(work.rglob("input/READY.json")),
         "train": lambda: (root / "selected").exists() and any(work.rglob("checkpoint_*")),
         "evaluate": lambda: any(work.glob("evaluate-*/output/*.parquet")),
     }
