@@ -62,7 +62,7 @@ def another(annotation: Any, value: Any) -> Any:
     if isinstance(value, tuple):
         item = options[0]
         return (*value, get_args(item)[0] if get_origin(item) is Literal else "more")
-    return {str: "text"}.get(options[0], 7)
+    return {str: "text", bool: True}.get(options[0], 7)
 
 
 def with_value(key: str, value: Any) -> Config:
