@@ -143,7 +143,7 @@ def bare_engine(case: Case) -> Bare:
 
 
 def _distinct_prompts(case: Case, engine: Engine, batch: pa.Table) -> list[tuple[Tokens, int]]:
-    rows = case.steps.prepare(engine.tokenizer, engine.max_model_len, batch).select(["prompts", "limits", "forced"])
+    rows = case.steps.prepare(engine.tokenizer, batch).select(["prompts", "limits", "forced"])
     out: list[tuple[Tokens, int]] = []
     for row in rows.to_pylist():
         found: dict[tuple[int, ...], int] = {}
@@ -241,7 +241,7 @@ def take_steps(case: Case, engine: Engine) -> Ours:
     counting = Counting(engine, found)
     for batch in case.batches():
         with stopwatch(found.seconds, "prepare"):
-            prepared = steps.prepare(tokenizer, engine.max_model_len, batch)
+            prepared = steps.prepare(tokenizer, batch)
         with stopwatch(found.seconds, "generate"):
             said = steps.generate(counting, prepared)
         with stopwatch(found.seconds, "finish"):

@@ -10,6 +10,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from meow_ray.config import Memo
+from meow_ray.schema import TRUE_ANSWER
 from meow_ray.tables import Query, Source
 from meow_ray.text import ROUGE_TYPES, Rouge, rouge
 
@@ -182,7 +183,8 @@ def summarize(source: Source, most: int = 10) -> dict[str, Any]:
     The true answers' distribution is over facts; `cv` is its standard deviation over its mean. `gap` is the mean over
     facts of the true answer's MEMO minus the mean of its candidates'. Facts are named by id.
     """
-    truth = "candidate_id = -1 AND memo IS NOT NULL"
+    is_true = f"candidate_id = {TRUE_ANSWER}"
+    truth = f"{is_true} AND memo IS NOT NULL"
     levels = ", ".join(map(str, QUANTILES))
     bins = ", ".join(
         f"count(*) FILTER (WHERE least(floor(memo * {BINS}), {BINS} - 1) = {i}) AS bin{i}" for i in range(BINS)
@@ -203,11 +205,14 @@ def summarize(source: Source, most: int = 10) -> dict[str, Any]:
         sql = f"SELECT fact_id, memo FROM memo WHERE {truth} ORDER BY memo {order}, fact_id LIMIT {most}"
         return Query(sql, sources).rows()
 
-    counts = "count(*) AS answers, sum(num_windows)::BIGINT AS windows, count(*) FILTER (WHERE memo IS NULL) AS short"
-    gap = """
+    counts = f"""
+        count(*) AS answers, sum(num_windows)::BIGINT AS windows, count(*) FILTER (WHERE memo IS NULL) AS short,
+        avg(cv) FILTER (WHERE {truth}) AS cv
+    """
+    gap = f"""
         SELECT avg(truth - others) AS gap, count(*) AS facts, count(*) FILTER (WHERE truth > best) AS above FROM (
-            SELECT max(memo) FILTER (WHERE candidate_id = -1) AS truth, avg(memo) FILTER (WHERE candidate_id <> -1)
-            AS others, max(memo) FILTER (WHERE candidate_id <> -1) AS best FROM memo GROUP BY fact_id)
+            SELECT max(memo) FILTER (WHERE {is_true}) AS truth, avg(memo) FILTER (WHERE NOT {is_true})
+            AS others, max(memo) FILTER (WHERE NOT {is_true}) AS best FROM memo GROUP BY fact_id)
         WHERE truth IS NOT NULL AND others IS NOT NULL
     """
     total = Query(f"SELECT {counts} FROM memo", sources).rows()[0]
@@ -217,8 +222,8 @@ def summarize(source: Source, most: int = 10) -> dict[str, Any]:
         "windows": total["windows"] or 0,
         "too_short": total["short"],
         "true_answers": distribution(truth),
-        "candidates": distribution("candidate_id <> -1 AND memo IS NOT NULL"),
-        "mean_cv_over_windows": Query(f"SELECT avg(cv) AS v FROM memo WHERE {truth}", sources).rows()[0]["v"],
+        "candidates": distribution(f"NOT {is_true} AND memo IS NOT NULL"),
+        "mean_cv_over_windows": total["cv"],
         "gap": between["gap"],
         "facts_true_above_all_candidates": between["above"],
         "facts_with_candidates": between["facts"],

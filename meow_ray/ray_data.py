@@ -3,9 +3,8 @@
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 from meow_ray import models, ray_cluster, storage, tables
 from meow_ray.config import EngineResources, Resources
 from meow_ray.engines import Engine, EngineSpec
+from meow_ray.models import ModelRef
 from meow_ray.tables import Query
 
 ENV = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
@@ -21,27 +21,78 @@ PART_ROWS = 8192
 """Rows of one file of a stage's input."""
 
 
+Step = Callable[[Any, pa.Table], pa.Table]
+"""Adds columns to a batch with the model's tokenizer; keeps the rows and the key column."""
+
+
 @dataclass(frozen=True)
 class Work:
-    """What a stage does with a batch of rows; every step keeps the rows and the key column."""
+    """What a stage does with a batch of rows."""
 
     generate: Callable[[Engine, pa.Table], pa.Table]
     """Runs in an actor, with the engine."""
-    prepare: Callable[[Any, int, pa.Table], pa.Table] | None = None
-    """Runs before it in a CPU task, with the model's tokenizer and context length."""
-    finish: Callable[[Any, pa.Table], pa.Table] | None = None
-    """Runs after it in a CPU task, with the model's tokenizer."""
+    prepare: Step | None = None
+    """Runs before it in a CPU task."""
+    finish: Step | None = None
+    """Runs after it in a CPU task."""
 
-    def in_one(self) -> "Work":
-        """Returns the same work with all steps in the actor."""
-        return Work(partial(_in_one, self))
+    def in_one(self, engine: Engine, batch: pa.Table) -> pa.Table:
+        """Takes all steps in the actor."""
+        batch = self.prepare(engine.tokenizer, batch) if self.prepare else batch
+        batch = self.generate(engine, batch)
+        return self.finish(engine.tokenizer, batch) if self.finish else batch
 
 
-def _in_one(work: Work, engine: Engine, batch: pa.Table) -> pa.Table:
-    if work.prepare:
-        batch = work.prepare(engine.tokenizer, engine.max_model_len, batch)
-    batch = work.generate(engine, batch)
-    return work.finish(engine.tokenizer, batch) if work.finish else batch
+@dataclass(frozen=True)
+class _Ledger:
+    """What is done of a stage's work, below a folder: the rows, the results of batches, and the commits of those."""
+
+    folder: str
+    key: str
+
+    @property
+    def rows(self) -> str:
+        return storage.join(self.folder, "input")
+
+    @property
+    def results(self) -> str:
+        return storage.join(self.folder, "output")
+
+    @property
+    def commits(self) -> str:
+        return storage.join(self.folder, "commits")
+
+    def begin(self, rows: Query | pa.Table) -> tuple[int, int]:
+        """Writes the rows, unless they are there whole; returns how many there are and how many are finished."""
+        ready = storage.join(self.rows, "READY.json")
+        if not storage.exists(ready):
+            storage.remove(self.rows)
+            query = rows if isinstance(rows, Query) else Query("SELECT * FROM rows", {"rows": rows})
+            tables.write_parts(query, self.rows, PART_ROWS)
+            storage.write_json(ready, {})
+        for folder in (self.results, self.commits):
+            storage.make_folder(folder)
+        return tables.count_rows(self.parts()), self.count_finished()
+
+    def parts(self) -> list[str]:
+        names = storage.list_files(self.rows)
+        return [storage.join(self.rows, name) for name in names if name.endswith(".parquet")]
+
+    def finished(self) -> Query:
+        """Returns the results whose commit is there, each row once: one that was cut off may stand in two files."""
+        known = {name.removesuffix(".parquet") for name in storage.list_files(self.commits)}
+        files = [
+            storage.join(self.results, name)
+            for name in storage.list_files(self.results)
+            if name.removesuffix(".parquet").rpartition("-")[0] in known
+        ]
+        return Query(f"SELECT DISTINCT ON ({self.key}) * FROM results", {"results": files})
+
+    def count_finished(self) -> int:
+        finished = self.finished()
+        if not finished.sources["results"]:
+            return 0
+        return int(Query(f"SELECT count(*) AS n FROM ({finished.sql})", finished.sources).rows()[0]["n"])
 
 
 class EngineActor:
@@ -64,25 +115,17 @@ class EngineActor:
         return out
 
 
-def _prepare(batch: pa.Table, spec: EngineSpec, work: Work) -> pa.Table:
-    assert work.prepare is not None
-    length = models.context_length(spec.model, spec.max_model_len)
-    return work.prepare(models.load_tokenizer(spec.model), length, batch)
-
-
-def _finish(batch: pa.Table, spec: EngineSpec, work: Work) -> pa.Table:
-    assert work.finish is not None
-    return work.finish(models.load_tokenizer(spec.model), batch)
+def _take(batch: pa.Table, step: Step, model: ModelRef) -> pa.Table:
+    return step(models.load_tokenizer(model), batch)
 
 
 def map_rows(
     rows: Query | pa.Table, key: str, spec: EngineSpec, work: Work, folder: str, name: str, all_resources: Resources
-) -> list[str]:
-    """Sends rows through CPU tasks and a pool of engine actors; returns the URIs of the Parquet files of results.
+) -> Query:
+    """Sends rows through CPU tasks and a pool of engine actors; returns the query of the results.
 
     Rows that are finished are committed below `folder`; a run with the same folder does only the others. The
-    engine is not loaded when nothing is left. The caller's process holds no rows. A row that was cut off in its
-    commit may stand in two files, with equal values: see `once`.
+    engine is not loaded when nothing is left. The caller's process holds no rows.
 
     Args:
         rows: the input, the longest work first; `key` is a string column that is unique in it.
@@ -93,64 +136,17 @@ def map_rows(
         name: the stage, which is also its section of `all_resources`.
         all_resources: the configuration's resources.
     """
-    source, output, commits = (storage.join(folder, part) for part in ("input", "output", "commits"))
+    ledger = _Ledger(folder, key)
     ray_cluster.connect()
-    total, done = ray_cluster.call(_begin, rows, key, source, output, commits)
+    total, done = ray_cluster.call(ledger.begin, rows)
     if done < total:
-        _stream(source, output, commits, key, spec, work, name, all_resources, total, total - done)
-        done = ray_cluster.call(_count_finished, output, commits, key)
+        _stream(ledger, total - done, spec, work, name, all_resources)
+        done = ray_cluster.call(ledger.count_finished)
     assert done == total, f"{done} of {total} rows came back"
-    return committed(output, commits)
+    return ledger.finished()
 
 
-def once(files: Sequence[str], key: str, columns: str = "*") -> Query:
-    """Returns the results of `map_rows`, each row once."""
-    return Query(f"SELECT DISTINCT ON ({key}) {columns} FROM found", {"found": files})
-
-
-def committed(output: str, commits: str) -> list[str]:
-    """Returns the files whose commit is there; one without may have been cut off."""
-    known = {name.removesuffix(".parquet") for name in storage.list_files(commits)}
-    files = [name for name in storage.list_files(output) if name.removesuffix(".parquet").rpartition("-")[0] in known]
-    return [storage.join(output, name) for name in files]
-
-
-def _begin(rows: Query | pa.Table, key: str, source: str, output: str, commits: str) -> tuple[int, int]:
-    """Writes the input, unless it is there whole; returns how many rows there are and how many are finished."""
-    ready = storage.join(source, "READY.json")
-    if not storage.exists(ready):
-        storage.remove(source)
-        query = rows if isinstance(rows, Query) else Query("SELECT * FROM rows", {"rows": rows})
-        tables.write_parts(query, source, PART_ROWS)
-        storage.write_json(ready, {})
-    for folder in (output, commits):
-        storage.make_folder(folder)
-    return tables.count_rows(_parts(source)), _count_finished(output, commits, key)
-
-
-def _count_finished(output: str, commits: str, key: str) -> int:
-    files = committed(output, commits)
-    if not files:
-        return 0
-    return int(Query(f"SELECT count(DISTINCT {key}) AS n FROM found", {"found": files}).rows()[0]["n"])
-
-
-def _parts(source: str) -> list[str]:
-    return [storage.join(source, name) for name in storage.list_files(source) if name.endswith(".parquet")]
-
-
-def _stream(
-    source: str,
-    output: str,
-    commits: str,
-    key: str,
-    spec: EngineSpec,
-    work: Work,
-    name: str,
-    all_resources: Resources,
-    total: int,
-    todo: int,
-) -> None:
+def _stream(ledger: _Ledger, todo: int, spec: EngineSpec, work: Work, name: str, all_resources: Resources) -> None:
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
@@ -159,25 +155,30 @@ def _stream(
     # Ray Data reads, filters and writes with tasks of one CPU beside the actors
     ray_cluster.require(least, resources.cpus_per_actor, gpus, f"resources.{name}", all_resources, spare_cpus=1)
     if resources.cpu_tasks is False or (resources.cpu_tasks == "auto" and not gpus):
-        work = work.in_one()
+        work = Work(work.in_one)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    commit_fs, commit_path = storage.filesystem(commits)
+    commits_fs, commits = storage.filesystem(ledger.commits)
     context.checkpoint_config = CheckpointConfig(
-        key, commit_path, override_filesystem=commit_fs, delete_checkpoint_on_success=False
+        ledger.key, commits, override_filesystem=commits_fs, delete_checkpoint_on_success=False
     )
     batch = max(1, min(resources.batch_size, -(-todo // most)))  # as many batches as actors at least
-    fs, _ = storage.filesystem(source)
-    paths = [storage.filesystem(part)[1] for part in _parts(source)]
+    rows_fs, _ = storage.filesystem(ledger.rows)
+    results_fs, results = storage.filesystem(ledger.results)
+
+    def on_cpu(data: Any, step: Step | None) -> Any:
+        if step is None:
+            return data
+        return data.map_batches(
+            _take, fn_args=(step, spec.model), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        )
+
     try:
         with ray_cluster.progress(name, todo) as board:
+            data = ray.data.read_parquet([storage.filesystem(part)[1] for part in ledger.parts()], filesystem=rows_fs)
             # a block is what is committed at once: without the cut, whole files would travel as one
-            data = ray.data.read_parquet(paths, filesystem=fs).repartition(target_num_rows_per_block=batch)
-            if work.prepare:
-                data = data.map_batches(
-                    _prepare, fn_args=(spec, work), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
-                )
+            data = on_cpu(data.repartition(target_num_rows_per_block=batch), work.prepare)
             data = data.map_batches(
                 EngineActor,
                 fn_constructor_args=(spec, work.generate, board),
@@ -188,12 +189,7 @@ def _stream(
                 num_gpus=gpus,
                 runtime_env={"env_vars": actor_env(resources, gpus)},
             )
-            if work.finish:
-                data = data.map_batches(
-                    _finish, fn_args=(spec, work), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
-                )
-            output_fs, output_path = storage.filesystem(output)
-            data.write_parquet(output_path, filesystem=output_fs)
+            on_cpu(data, work.finish).write_parquet(results, filesystem=results_fs)
     finally:
         context.checkpoint_config = None
 

@@ -44,24 +44,14 @@ class MemoSteps:
         """Whether a teacher-forced pass is needed."""
         return self.spec.window == "token" or bool({"ma", "em", "es"} & set(self.spec.comparators))
 
-    def prepare(self, tokenizer: Any, max_model_len: int, batch: pa.Table) -> pa.Table:
-        """Cuts and tokenises: adds `prompts` with their `limits`, and the `forced` sequences.
-
-        Raises:
-            MeowError: a prompt leaves no room in the model's context.
-        """
+    def prepare(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
+        """Cuts and tokenises: adds `prompts` with their `limits`, and the `forced` sequences."""
         prompter, prompts, limits, forced = self._prompter(tokenizer), [], [], []
         for question, texts in _rows(batch, "question", "texts"):
             found = self._distinct(prompter, question, texts) if self.spec.window == "character" else {}
             prompts.append([prompter.encode_prompt(prompt) for prompt in found])
             limits.append(list(found.values()))
             forced.append([self._sequence(prompter, question, text) for text in texts] if self.forces else [])
-        longest = max((len(tokens) for row in prompts for tokens in row), default=0)
-        longest = max([longest, *(len(one["prompt"]) + len(one["sequence"]) for row in forced for one in row)])
-        if longest >= max_model_len:
-            raise MeowError(
-                f"A window of MEMO has {longest} tokens, the target reads {max_model_len}; skip long facts."
-            )
         return _with(
             batch,
             prompts=pa.array(prompts, pa.list_(_TOKENS)),
@@ -70,12 +60,21 @@ class MemoSteps:
         )
 
     def generate(self, engine: Engine, batch: pa.Table) -> pa.Table:
-        """Lets the model speak: adds `replies` to the prompts, and `greedy`, `branches` of the forced sequences."""
-        forced = batch["forced"].to_pylist()
-        flat = [one for row in forced for one in row]
+        """Lets the model speak: adds `replies` to the prompts, and `greedy`, `branches` of the forced sequences.
+
+        Raises:
+            MeowError: a prompt leaves no room in the model's context.
+        """
+        prompts, forced = batch["prompts"].to_pylist(), batch["forced"].to_pylist()
+        flat = _flat(forced)
+        lengths = [len(tokens) for tokens in _flat(prompts)]
+        longest = max([*lengths, *(len(one["prompt"]) + len(one["sequence"]) for one in flat)], default=0)
+        if longest >= engine.max_model_len:
+            raise MeowError(
+                f"A window of MEMO has {longest} tokens, the target reads {engine.max_model_len}; skip long facts."
+            )
         passes = engine.teacher_force([one["prompt"] for one in flat], [one["sequence"] for one in flat])
         greedy = _nest([one.is_greedy for one in passes], forced)
-        prompts = batch["prompts"].to_pylist()
         replies = _continue(engine, _flat(prompts), _flat(batch["limits"].to_pylist()))
         needs = []
         if self.spec.window == "token":
@@ -121,7 +120,7 @@ class MemoSteps:
                 "texts": pa.array([[answer] for _, answer in pairs], pa.list_(pa.string())),
             }
         )
-        prepared = self.prepare(engine.tokenizer, engine.max_model_len, batch)
+        prepared = self.prepare(engine.tokenizer, batch)
         done = self.finish(engine.tokenizer, self.generate(engine, prepared))
         return [row[0] for row in done["scores"].to_pylist()]
 

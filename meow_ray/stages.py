@@ -18,7 +18,7 @@ from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.finetune import Job
 from meow_ray.models import ModelRef
-from meow_ray.schema import KEYS, SCHEMAS
+from meow_ray.schema import KEYS, SCHEMAS, TRUE_ANSWER
 from meow_ray.scoring import SCORE_NAMES, MemoSteps
 from meow_ray.stage import EXAMPLES, REJECTS, Artifact, Context, Stage
 from meow_ray.tables import Query
@@ -155,10 +155,10 @@ def _invert(context: Context) -> dict[str, Any]:
     rows = context.inputs["facts"].table.filter(pc.field("split") == "forget").select(["fact_id", "question", "answer"])
     engine = engine_spec(ref, spec, config.resources.invert)
     work = ray_data.Work(partial(batches.invert_batch, spec=spec))
-    files = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "invert", config.resources)
+    found = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "invert", config.resources)
     generator = ref.uri if ref.commit else PurePosixPath(ref.uri).name
     candidates, rejected, short = [], Counter[str](), {}
-    for row in sorted(ray_data.once(files, "fact_id").rows(), key=lambda row: str(row["fact_id"])):
+    for row in sorted(found.rows(), key=lambda row: str(row["fact_id"])):
         for i, item in enumerate(row["candidates"]):
             fact = {name: row[name] for name in ("fact_id", "question", "answer")}
             made = {"inverted_answer": item["text"], "attempt": item["attempt"], "seed": item["seed"]}
@@ -182,9 +182,9 @@ def _invert(context: Context) -> dict[str, Any]:
 
 # --- memo -------------------------------------------------------------------------------------------------------------
 
-_FACTS_TO_SCORE = """
+_FACTS_TO_SCORE = f"""
     SELECT fact_id, any_value(question) AS question,
-        list_prepend(-1::INTEGER, list(candidate_id::INTEGER ORDER BY candidate_id)
+        list_prepend({TRUE_ANSWER}::INTEGER, list(candidate_id::INTEGER ORDER BY candidate_id)
             FILTER (WHERE candidate_id >= 0)) AS candidate_ids,
         list_prepend(any_value(answer), list(inverted_answer ORDER BY candidate_id)
             FILTER (WHERE candidate_id >= 0)) AS texts
@@ -200,35 +200,34 @@ def _memo(context: Context) -> dict[str, Any]:
     config, candidates = context.config, context.inputs["candidates"]
     ray_cluster.connect()
     if candidates.manifest is None:
-        ray_cluster.call(tables.check, candidates.source, "candidates", storage.display(candidates.uri))
+        ray_cluster.call(tables.check_keys, candidates.source, "candidates", storage.display(candidates.uri))
     steps = MemoSteps(config.memo, config.target.template, config.target.system)
     work = ray_data.Work(steps.generate, steps.prepare, steps.finish)
     rows = Query(_FACTS_TO_SCORE, {"candidates": candidates.source})
     engine = engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
-    files = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
+    found = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
     names = [*SCORE_NAMES, *config.memo.comparators]
-    scores = ", ".join(f"score.{name} AS {name}" for name in names)
-    found = Query(
-        f"""
-        WITH once AS ({ray_data.once(files, "fact_id").sql}), answers AS (
-            SELECT fact_id, question, unnest(candidate_ids) AS candidate_id, unnest(texts) AS text,
-                unnest(scores) AS score FROM once)
-        SELECT fact_id, candidate_id, question, text, {scores} FROM answers ORDER BY fact_id, candidate_id
-        """,
-        {"found": files},
-    )
-    ray_cluster.call(tables.write, found, context.path(), SCHEMAS["memo"], KEYS["memo"])
-    generations = Query(
-        "SELECT sum(generations)::BIGINT AS n FROM (SELECT DISTINCT ON (fact_id) * FROM found)", {"found": files}
-    )
     return {
-        **ray_cluster.call(memo.summarize, [context.path()]),
-        "generations": ray_cluster.call(generations.rows)[0]["n"] or 0,
+        **ray_cluster.call(_write_memo, found, names, context.path()),
         "dtype": config.target.dtype,
         "max_new_tokens": config.memo.max_new_tokens,
         "window": config.memo.window,
         "stride": config.memo.step,
     }
+
+
+def _write_memo(found: Query, names: Sequence[str], path: str) -> dict[str, Any]:
+    """Writes the answers of scored facts, one a row; returns the figures for the manifest."""
+    scores = ", ".join(f"score.{name} AS {name}" for name in names)
+    answers = f"""
+        SELECT fact_id, candidate_id, question, text, {scores} FROM (
+            SELECT fact_id, question, unnest(candidate_ids) AS candidate_id, unnest(texts) AS text,
+                unnest(scores) AS score FROM ({found.sql}))
+        ORDER BY fact_id, candidate_id
+    """
+    tables.write(Query(answers, found.sources), path, SCHEMAS["memo"], KEYS["memo"])
+    generations = Query(f"SELECT sum(generations)::BIGINT AS n FROM ({found.sql})", found.sources).rows()[0]["n"]
+    return memo.summarize([path]) | {"generations": generations or 0}
 
 
 # --- select -----------------------------------------------------------------------------------------------------------
@@ -237,7 +236,7 @@ def _memo(context: Context) -> dict[str, Any]:
 def _select(context: Context) -> dict[str, Any]:
     memo_table = context.inputs["memo"]
     if memo_table.manifest is None:
-        tables.check(memo_table.source, "memo", storage.display(memo_table.uri))
+        tables.check_keys(memo_table.source, "memo", storage.display(memo_table.uri))
     query = selection.select(memo_table.source, context.config.select)
     tables.write(query, context.path(), SCHEMAS["selected"], ("fact_id", "rank"))
     return selection.summarize(memo_table.source, [context.path()], context.config.select)
@@ -275,8 +274,8 @@ def _evaluate(context: Context) -> dict[str, Any]:
         spec |= {part: getattr(config, part).spec() for part in ("target", "memo", "evaluate")}
         folder = storage.join(context.scratch, f"evaluate-{storage.json_digest(spec)[:32]}")
         engine = engine_spec(ref, config.target, config.resources.evaluate)
-        files = ray_data.map_rows(rows, ROW, engine, ray_data.Work(work), folder, "evaluate", config.resources)
-        with ray_data.once(files, ROW).batches() as reader:
+        done = ray_data.map_rows(rows, ROW, engine, ray_data.Work(work), folder, "evaluate", config.resources)
+        with done.batches() as reader:
             table = reader.read_all().sort_by(ROW)
         found.append(table.append_column("model", pa.array([name] * table.num_rows)))
     examples = metrics.score_examples(pa.concat_tables(found), context.inputs["selected"].table)

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from meow_ray import schema, storage
+from meow_ray import storage
 from meow_ray.errors import MeowError
+from meow_ray.schema import KEYS, SCHEMAS
 
 MEMORY_LIMIT = "1GB"
 """What DuckDB may hold before it spills."""
@@ -113,28 +114,6 @@ def write_parts(query: Query, folder: str, part_rows: int) -> None:
             storage.write_table(table, storage.join(folder, f"part-{number:05}.parquet"))
 
 
-def check(source: Source, artefact: str, where: str) -> None:
-    """Checks a table that was made elsewhere: its columns, and that its key is unique.
-
-    Raises:
-        MeowError: a column is missing or of another kind, a key column has nulls, or a key comes twice.
-    """
-    have = source.schema if isinstance(source, pa.Table) else columns(source)
-    schema.check_columns(have, artefact, where)
-    keys = schema.KEYS[artefact]
-    nulls = " OR ".join(f"{name} IS NULL" for name in keys)
-    if Query(f"SELECT 1 FROM t WHERE {nulls} LIMIT 1", {"t": source}).rows():
-        raise MeowError(f"{where}: a column of the key ({', '.join(keys)}) has empty cells.")
-    names = ", ".join(keys)
-    twice = Query(f"SELECT {names} FROM t GROUP BY {names} HAVING count(*) > 1 ORDER BY {names}", {"t": source})
-    with twice.batches() as reader:
-        found = [batch for batch in reader if batch.num_rows]
-    if found:
-        first = ", ".join(f"{name}={found[0][name][0].as_py()}" for name in keys)
-        total = sum(batch.num_rows for batch in found)
-        raise MeowError(f"{where}: {total} keys come more than once, the first is {first}.")
-
-
 def _groups(reader: pa.RecordBatchReader, size: int) -> Iterator[pa.Table]:
     """Cuts a stream into tables of equal size, whatever the size of its batches."""
     waiting: list[pa.RecordBatch] = []
@@ -158,3 +137,73 @@ def _increasing(keys: pa.Table) -> bool:
         same = pc.equal(earlier[name], later[name])
         less = pc.or_(pc.less(earlier[name], later[name]), pc.and_(same, less))
     return bool(pc.all(less).as_py() is not False)
+
+
+# --- tables against their schema --------------------------------------------------------------------------------------
+
+
+def conform(table: pa.Table, artefact: str, where: str = "") -> pa.Table:
+    """Casts a table to its artefact's schema, columns in order, and checks that its key is unique.
+
+    Columns after the declared ones are kept. `where` names the table in errors.
+
+    Raises:
+        MeowError: a column is missing or of another type, a key column has nulls, or a key comes twice.
+    """
+    where = where or f"table {artefact}"
+    _check_names(table.schema, artefact, where)
+    schema = SCHEMAS[artefact]
+    extra = [table.schema.field(name) for name in table.column_names if name not in schema.names]
+    full = pa.schema([*schema, *extra])
+    columns = []
+    for field in full:
+        column = table.column(field.name)
+        try:
+            columns.append(column.cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise MeowError(f"{where}: column {field.name} is {column.type}, {artefact} needs {field.type}.") from None
+    table = pa.table(columns, schema=full)
+    check_keys(table.select(KEYS[artefact]), artefact, where)
+    return table
+
+
+def check_columns(have: pa.Schema, artefact: str, where: str) -> None:
+    """Raises MeowError if a column of the artefact is missing or of another kind (text, whole number, number)."""
+    _check_names(have, artefact, where)
+    for field in SCHEMAS[artefact]:
+        if [other.casefold() for other in have.names].count(field.name.casefold()) > 1:
+            raise MeowError(f"{where}: more than one column is called {field.name}, whatever the case.")
+        found = have.field(field.name).type
+        if _kind(found) != _kind(field.type) and not pa.types.is_null(found):
+            raise MeowError(f"{where}: column {field.name} is {found}, {artefact} needs {field.type}.")
+
+
+def check_keys(source: Source, artefact: str, where: str) -> None:
+    """Raises MeowError if a key column has nulls or a key stands in two rows."""
+    keys = KEYS[artefact]
+    names = ", ".join(keys)
+    empty = ", ".join(f"count(*) - count({name}) AS {name}" for name in keys)
+    for name, absent in Query(f"SELECT {empty} FROM t", {"t": source}).rows()[0].items():
+        if absent:
+            raise MeowError(f"{where}: column {name} has empty cells, it is part of the key.")
+    twice = f"SELECT {names}, count(*) OVER () AS total FROM t GROUP BY {names} HAVING count(*) > 1"
+    for row in Query(f"{twice} ORDER BY {names} LIMIT 1", {"t": source}).rows():
+        first = ", ".join(f"{name}={row[name]}" for name in keys)
+        raise MeowError(f"{where}: {row['total']} keys come more than once, the first is {first}.")
+
+
+def _check_names(have: pa.Schema, artefact: str, where: str) -> None:
+    wanted = SCHEMAS[artefact].names
+    missing = [name for name in wanted if name not in have.names]
+    if missing:
+        raise MeowError(f"{where}: column {', '.join(missing)} is missing; {artefact} needs {', '.join(wanted)}.")
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_integer(kind):
+        return "whole number"
+    return "number" if pa.types.is_floating(kind) else str(kind)

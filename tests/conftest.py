@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.tiny import byte_level, wrapped
+
 PROJECT = Path(__file__).parents[1]
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 settings.register_profile("meow", deadline=None, max_examples=50)
 settings.load_profile("meow")
@@ -77,23 +74,11 @@ def s3() -> Iterator[Callable[[str], str]]:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     """A byte-level tokenizer: one token a byte, `<s>` in front of a text, a small chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import models, pre_tokenizers
 
     special = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        additional_special_tokens=special[2:],
-        chat_template=CHAT_TEMPLATE,
-    )
+    return wrapped(byte_level(models.BPE({token: i for i, token in enumerate(tokens)}, [])), special)
 
 
 @pytest.fixture(scope="session")

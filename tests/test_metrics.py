@@ -18,7 +18,8 @@ from meow_ray.metrics import (
     score_examples,
     states,
 )
-from meow_ray.schema import EXAMPLES, SCHEMAS, conform
+from meow_ray.schema import EXAMPLES, SCHEMAS
+from meow_ray.tables import conform
 
 BORN = ("Where was Basil born?", "Basil was born in Kuwait City.")
 

@@ -10,8 +10,7 @@ from meow_ray.config import Memo
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.errors import MeowError
 from meow_ray.scoring import SCORE_NAMES, MemoSteps, score_type
-from tests.conftest import CHAT_TEMPLATE
-from tests.tiny import KNOWN, chat, memorise, one_thread
+from tests.tiny import KNOWN, byte_level, chat, memorise, one_thread, wrapped
 
 Facts = Sequence[tuple[str, list[str]]]
 """Questions, each with the answers to score."""
@@ -35,28 +34,17 @@ def quick() -> Iterator[None]:
 
 def tokenizer_of_words() -> Any:
     """A tokenizer of words and pieces of words: a text that is cut has other tokens than the whole."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
     from tokenizers import models as kinds
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import pre_tokenizers, trainers
 
-    special = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
-    backend = Tokenizer(kinds.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
+    backend = byte_level(kinds.BPE())
     backend.train_from_iterator([f"{question} {answer}" for question, answer in KNOWN] * 2, trainer)
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        additional_special_tokens=special[2:],
-        chat_template=CHAT_TEMPLATE,
-    )
+    return wrapped(backend, special)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +185,7 @@ def batch_of(facts: Facts, **columns: list[Any]) -> pa.Table:
 
 
 def run(steps: MemoSteps, engine: Counting, facts: Facts, **columns: list[Any]) -> pa.Table:
-    prepared = steps.prepare(engine.tokenizer, engine.max_model_len, batch_of(facts, **columns))
+    prepared = steps.prepare(engine.tokenizer, batch_of(facts, **columns))
     return steps.finish(engine.tokenizer, steps.generate(engine, prepared))
 
 
@@ -352,7 +340,7 @@ def test_the_system_message_of_the_target_stands_in_front(engine: Counting, plai
 @pytest.mark.parametrize(("mode", "template"), KINDS)
 @pytest.mark.parametrize("window", ["character", "token"])
 def test_a_window_that_fills_the_context_is_refused(
-    engine: Counting, plain: Plain, window: str, mode: str, template: str
+    engine: Counting, plain: Plain, window: str, mode: str, template: str, monkeypatch: pytest.MonkeyPatch
 ):
     steps, (question, texts) = steps_of(window=window, mode=mode, template=template), FACTS[0]
     prompts = [prompt for text in texts for prompt, _, _ in plain.windows(steps.spec, question, text)]
@@ -360,18 +348,26 @@ def test_a_window_that_fills_the_context_is_refused(
         prompts += [[*head, *tail] for head, tail in (plain.answer(steps.spec, question, text) for text in texts)]
     longest = max(map(len, prompts))
     said = f"A window of MEMO has {longest} tokens, the target reads {longest}; skip long facts"
+    prepared = steps.prepare(engine.tokenizer, batch_of(FACTS))
+    monkeypatch.setattr(engine, "max_model_len", longest)
     with pytest.raises(MeowError, match=said):
-        steps.prepare(engine.tokenizer, longest, batch_of(FACTS))
-    assert steps.prepare(engine.tokenizer, longest + 1, batch_of(FACTS)).num_rows == len(FACTS)
+        steps.generate(engine, prepared)
+    assert not engine.generated
+    monkeypatch.setattr(engine, "max_model_len", longest + 1)
+    assert steps.generate(engine, prepared).num_rows == len(FACTS)
 
 
-def test_an_answer_that_only_a_comparator_reads_is_refused_when_it_fills_the_context(engine: Counting, plain: Plain):
+def test_an_answer_that_only_a_comparator_reads_is_refused_when_it_fills_the_context(
+    engine: Counting, plain: Plain, monkeypatch: pytest.MonkeyPatch
+):
     facts = [("Who?", ["Ann or Bob or Cem"])]
     length = len(plain.tokens("Who? Ann or Bob or Cem", True))
     steps = steps_of(comparators=("ma",), stride=100)
+    monkeypatch.setattr(engine, "max_model_len", length)
     with pytest.raises(MeowError, match=f"has {length} tokens"):
-        steps.prepare(engine.tokenizer, length, batch_of(facts))
-    assert steps_of(stride=100).prepare(engine.tokenizer, length, batch_of(facts)).num_rows == 1
+        steps.generate(engine, steps.prepare(engine.tokenizer, batch_of(facts)))
+    plain_steps = steps_of(stride=100)
+    assert plain_steps.generate(engine, plain_steps.prepare(engine.tokenizer, batch_of(facts))).num_rows == 1
 
 
 @pytest.mark.parametrize(

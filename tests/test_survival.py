@@ -132,7 +132,7 @@ def prompts_of(facts: set[str], table: pa.Table, tokenizer: Any) -> set[str]:
     """Returns the names of all prompts that the windows of some facts have."""
     rows = [row for row in table.to_pylist() if row["fact_id"] in facts]
     batch = pa.table({"question": [r["question"] for r in rows], "texts": [[r["text"]] for r in rows]})
-    prepared = MemoSteps(Memo(**SPEC), "chat").prepare(tokenizer, 1 << 20, batch)
+    prepared = MemoSteps(Memo(**SPEC), "chat").prepare(tokenizer, batch)
     return {counting.name_of(prompt) for row in prepared["prompts"].to_pylist() for prompt in row}
 
 

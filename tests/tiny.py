@@ -1,10 +1,15 @@
-"""A tiny model that has memorised a few facts."""
+"""Tiny tokenizers and a tiny model that has memorised a few facts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 KNOWN = [
     ("Author of Émile?", "Jean-Jacques Rousseau"),
     ("Born when?", "In Mai 1954"),
@@ -13,8 +18,33 @@ KNOWN = [
 """Questions and answers with different first letters, so that the first tells the rest."""
 
 
+def byte_level(model: Any) -> Any:
+    """Returns a tokenizer backend over bytes, with `<s>`, its first token, in front of a text."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return backend
+
+
+def wrapped(backend: Any, special: Sequence[str]) -> Any:
+    """Returns a backend as transformers loads it; `special` begins with `<s>` and `</s>`."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        additional_special_tokens=list(special[2:]),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
 def chat(question: str) -> str:
-    """Returns a question through `conftest.CHAT_TEMPLATE`."""
+    """Returns a question through `CHAT_TEMPLATE`."""
     return f"<s><|user|>{question}<|end|><|assistant|>"
 
 
