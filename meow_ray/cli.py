@@ -26,8 +26,8 @@ from meow_ray.stages import STAGES
 LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
 """Where the libraries' output of this process goes."""
 
-SHOWN = {"memo": show.show_memo}
-"""What `meow show` knows, and who prints it."""
+SHOWN = {"candidates": show.show_candidates, "memo": show.show_memo}
+"""The artefacts that `meow show` knows, and who prints them."""
 
 app = typer.Typer(
     help="Make a language model forget facts (MEOW), on Ray.",
@@ -135,18 +135,27 @@ def show_stage(
     overrides: Overrides = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    rejected: Annotated[bool, typer.Option("--rejected", help="List the rejected candidates.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="With --rejected: print their text too.")] = False,
 ) -> None:
     """Shows the figures of a finished stage."""
     pipeline = Pipeline(load_config(config, overrides or []))
     if name not in SHOWN:
         raise MeowError(f"meow show {name}: there is {', '.join(SHOWN)}.")
-    stage = pipeline.selection(name, None, None)[0]
-    artifact = pipeline.state(stage).artifact
+    if rejected and name != "candidates":
+        raise MeowError("--rejected goes with `meow show candidates`.")
+    artifact = pipeline.state(pipeline.producers[name]).artifact
     summary = show.summary_of(artifact, name)
+    assert artifact is not None
+    if name == "candidates":
+        scored = pipeline.state(pipeline.producers["memo"]).artifact
+        summary |= {"memo_gap": scored.manifest.summary["gap"] if scored and scored.manifest else None}
+    rows = show.rejected_rows(artifact, text) if rejected else None
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print(json.dumps(summary if rows is None else summary | {"rejected": rows}, indent=2, ensure_ascii=False))
+    elif rows is not None:
+        show.show_rejected(_console(), rows)
     else:
-        assert artifact is not None
         SHOWN[name](_console(), artifact, summary)
 
 

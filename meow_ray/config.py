@@ -60,7 +60,6 @@ class ModelSection(Section):
     model: str | None = _content(None, "model folder, .gguf file or hub name")
     revision: str | None = _content(None, "hub revision: branch, tag or commit")
     dtype: Dtype = _field("auto", "weights and arithmetic of inference; auto is the dtype stored with the model")
-    engine: Literal["vllm", "transformers"] = _field("vllm", "inference engine")
     max_model_len: int | None = _field(None, "context length; null is the model's own", "tokens", gt=0)
     trust_remote_code: bool = _field(False, "run Python code that comes with the model")
 
@@ -68,6 +67,7 @@ class ModelSection(Section):
 class Target(ModelSection):
     """The model that must forget."""
 
+    engine: Literal["vllm", "transformers"] = _field("vllm", "inference engine")
     template: str = _field("chat", "prompt of a question: chat (the tokenizer's chat template), tofu, raw, or Jinja")
     system: str | None = _field(None, "system message of the chat template; null leaves it to the template")
 
@@ -94,31 +94,76 @@ class Ingest(Section):
 class Invert(ModelSection):
     """An offline language model writes inverted facts."""
 
-    style: Literal["chat", "prefill"] = _field(
-        "chat", "chat asks a capable model; prefill lets a small one complete the frame"
+    engine: Literal["vllm", "transformers", "openai"] = _field(
+        "vllm", "inference engine; openai asks an OpenAI-compatible endpoint for its model of the name `model`"
     )
+    base_url: str | None = _content(None, "URL of the endpoint, up to /v1 (engine openai)")
+    api_key_env: str = _content("OPENAI_API_KEY", "environment variable with the endpoint's key, if it needs one")
+    structured: bool = _field(True, "the endpoint takes a JSON schema as response_format")
+    style: Literal["auto", "chat", "prefill"] = _field(
+        "auto",
+        "chat asks a capable model for JSON, prefill lets a small one complete the frame, auto tries both",
+    )
+    probe_facts: int = _field(8, "facts that style auto tries", "facts", gt=0)
     num_candidates: int = _field(4, "inverted facts wanted for each forget fact", "answers", gt=0)
+    spare: int = _field(2, "answers asked for beyond num_candidates in one attempt (style chat)", "answers", ge=0)
     samples: int = _field(16, "completions sampled for a fact in one attempt (style prefill)", "answers", gt=0)
-    max_attempts: int = _field(3, "rounds of sampling before a shortfall is recorded", "rounds", gt=0)
-    temperature: float = _field(1.0, "sampling temperature", gt=0)
+    max_attempts: int = _field(3, "rounds of asking in one style", "rounds", gt=0)
+    fallback: bool = _field(True, "ask in the other style where max_attempts were not enough")
+    on_shortfall: Literal["fail", "keep", "drop"] = _field(
+        "keep", "facts with fewer than num_candidates: fail the stage, keep what there is, or drop the fact"
+    )
+    temperature: float = _field(1.0, "sampling temperature of the first attempt", gt=0)
+    temperature_step: float = _field(0.2, "added in each further attempt", ge=0)
     top_p: float = _field(0.95, "nucleus sampling mass", gt=0, le=1)
-    max_new_tokens: int = _field(128, "longest completion", "tokens", gt=0)
-    seed: int = _field(0, "sampling seed, combined with fact and attempt; vLLM's CPU build samples without one", ge=0)
+    max_new_tokens: int = _field(128, "longest answer", "tokens", gt=0)
+    seed: Annotated[int, Field(ge=0)] | None = _field(
+        0, "sampling seed, combined with fact and attempt; null samples without one"
+    )
     chat_prompt: str = _field(
         "Question: {{ question }}\nTrue answer: {{ answer }}\n\n"
         "Write {{ k }} different answers to the question that are plausible but do not factually match the true one. "
         "Change the facts that the question asks for, keep the form and the length of the true answer, "
-        "and state each as a full sentence. Write one answer a line and nothing else.",
+        'and state each as a full sentence. Reply with a JSON object {"answers": [...]} of {{ k }} strings.',
         "Jinja template of style chat; fields question, answer, k",
     )
     prefill_prompt: str = _field(
         "Invent a short answer to the question.\n\n{{ question }}",
-        "Jinja template of the user message of style prefill; fields question, answer",
+        "Jinja template of the user message of style prefill; fields question, answer, k",
+    )
+    judge: Literal["none", "generator", "endpoint"] = _field(
+        "none",
+        "who is asked whether a candidate contradicts the true answer: the generator, or the model at judge_base_url",
+    )
+    judge_model: str | None = _content(None, "name of the model that judges at judge_base_url")
+    judge_base_url: str | None = _content(None, "URL of the OpenAI-compatible endpoint that judges, up to /v1")
+    judge_api_key_env: str = _content("OPENAI_API_KEY", "environment variable with that endpoint's key")
+    judge_prompt: str = _field(
+        "Question: {{ question }}\nAnswer A: {{ answer }}\nAnswer B: {{ candidate }}\n\n"
+        "Do the two answers contradict each other, so that only one of them can be true? "
+        'Reply with a JSON object {"contradicts": true} or {"contradicts": false}.',
+        "Jinja template of the judge's question; fields question, answer, candidate",
     )
     min_length_ratio: float = _field(0.3, "shortest inverted answer, as a share of the true one's words", gt=0)
     max_length_ratio: float = _field(2.0, "longest inverted answer, as a share of the true one's words", gt=0)
     max_rouge_l: float = _field(0.9, "highest ROUGE-L F1 to the true answer", gt=0, le=1)
     max_novel_overlap: float = _field(0.5, "largest share of the true answer's novel words that may stay", ge=0, le=1)
+    min_value_share: float = _field(
+        0.5,
+        "share of dates, numbers and names in the true answer's novel words from which on one of them must differ",
+        ge=0,
+    )
+    skip_rules: tuple[str, ...] = _field((), "validity rules that are not asked, by name")
+
+    @field_validator("skip_rules")
+    @classmethod
+    def _known_rules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from meow_ray.rules import RULES
+
+        unknown = [name for name in value if name not in RULES]
+        if unknown:
+            raise ValueError(f"no rule {unknown[0]!r}; there are {', '.join(RULES)}")
+        return value
 
 
 class Memo(Section):
@@ -255,6 +300,14 @@ class EngineResources(Section):
         return self
 
 
+class InvertResources(EngineResources):
+    """The actor pool of `invert`, and how an endpoint is asked."""
+
+    concurrency: int = _field(16, "requests that one actor has under way at an endpoint", "requests", gt=0)
+    timeout: float = _field(120.0, "patience with one request to an endpoint", "s", gt=0)
+    max_retries: int = _field(6, "retries with back-off of a request that an endpoint refuses or fails", ge=0)
+
+
 class TrainResources(Section):
     """The workers of a fine-tuning stage."""
 
@@ -274,7 +327,7 @@ class Resources(Section):
 
     autoscaling: bool = _field(False, "the cluster grows on demand: do not refuse what is not there yet")
     memorize: TrainResources = TrainResources()
-    invert: EngineResources = EngineResources()
+    invert: InvertResources = InvertResources()
     memo: EngineResources = EngineResources(batch_size=16)
     train: TrainResources = TrainResources()
     evaluate: EngineResources = EngineResources()

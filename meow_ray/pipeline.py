@@ -1,9 +1,10 @@
 """The whole as a graph: which stage runs, which is cached, where its inputs come from."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from meow_ray import inversion, models, schema, stage, storage, tables
+from meow_ray import candidates, models, schema, stage, storage, tables
 from meow_ray.config import Config
 from meow_ray.config import Source as DataSource
 from meow_ray.errors import MeowError
@@ -121,9 +122,7 @@ class Pipeline:
             assert config.memorize is not None
             return self._model(name, "memorize.model", config.memorize.model, config.memorize.revision)
         if name == "generator":
-            if config.invert.model is None:  # candidates may come from elsewhere; `invert` itself will ask for it
-                return Artifact(name, "", "none")
-            return self._model(name, "invert.model", config.invert.model, config.invert.revision)
+            return self._generator(name)
         if name == "data":
             if config.ingest.forget is None:
                 raise MeowError("`ingest.forget` is not set: name the file of the facts to forget.")
@@ -136,6 +135,19 @@ class Pipeline:
             return Artifact(name, "", artifact.digest, value=config.memorize.data)
         assert name == "sets", f"no stage makes {name}"
         return self._sources(name, config.evaluate.sets)
+
+    def _generator(self, name: str) -> Artifact:
+        spec = self.config.invert
+        if spec.engine == "openai":  # what runs behind a URL cannot be hashed
+            made = Artifact(name, spec.base_url or "", storage.json_digest([spec.base_url, spec.model]))
+        elif spec.model is None:  # candidates may come from elsewhere; `invert` itself will ask for it
+            made = Artifact(name, "", "none")
+        else:
+            made = self._model(name, "invert.model", spec.model, spec.revision)
+        if spec.judge == "endpoint":
+            digest = storage.json_digest([made.digest, spec.judge_base_url, spec.judge_model])
+            made = replace(made, digest=digest)
+        return made
 
     def _model(self, name: str, key: str, model: str | None, revision: str | None) -> Artifact:
         if model is None:
@@ -164,7 +176,7 @@ def _table_from_elsewhere(name: str, uri: str) -> Source:
     """Returns a user's table: loaded and completed if it is small, else its files, whose columns are checked."""
     where = storage.display(uri)
     if name == "candidates" and is_file(DataSource(path=uri)) and not where.endswith(".parquet"):
-        return inversion.complete(read_records(uri), where)
+        return candidates.complete(read_records(uri), where)
     files = storage.parquet_files(uri)
     files = [file for file in files if file.endswith(f"/{stage.MAIN}")] or files  # an artefact of ours has others too
     if tables.count_rows(files) >= LARGE:
@@ -172,7 +184,7 @@ def _table_from_elsewhere(name: str, uri: str) -> Source:
         return files
     table = storage.read_table(files)
     if name == "candidates":
-        table = inversion.complete(enumerate(table.to_pylist(), start=1), where)
+        table = candidates.complete(enumerate(table.to_pylist(), start=1), where)
     return tables.conform(table, name, where)
 
 

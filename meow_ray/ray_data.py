@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from meow_ray import models, ray_cluster, storage, tables
 from meow_ray.config import EngineResources, Resources
-from meow_ray.engines import Engine, EngineSpec
+from meow_ray.engines import Engine
 from meow_ray.models import ModelRef
 from meow_ray.tables import Query
 
@@ -25,16 +25,26 @@ Step = Callable[[Any, pa.Table], pa.Table]
 """Adds columns to a batch with the model's tokenizer; keeps the rows and the key column."""
 
 
+class Loader(Protocol):
+    """Says what an actor loads: an `EngineSpec`, for one."""
+
+    def load(self) -> Any:
+        """Loads it in this process."""
+        ...
+
+
 @dataclass(frozen=True)
 class Work:
     """What a stage does with a batch of rows."""
 
-    generate: Callable[[Engine, pa.Table], pa.Table]
-    """Runs in an actor, with the engine."""
+    generate: Callable[[Any, pa.Table], pa.Table]
+    """Runs in an actor, with what the actor has loaded."""
     prepare: Step | None = None
     """Runs before it in a CPU task."""
     finish: Step | None = None
     """Runs after it in a CPU task."""
+    model: ModelRef | None = None
+    """Whose tokenizer `prepare` and `finish` get."""
 
     def in_one(self, engine: Engine, batch: pa.Table) -> pa.Table:
         """Takes all steps in the actor."""
@@ -98,7 +108,7 @@ class _Ledger:
 class EngineActor:
     """Loads an engine once and sends batches through it."""
 
-    def __init__(self, spec: EngineSpec, generate: Callable[[Engine, pa.Table], pa.Table], board: Any) -> None:
+    def __init__(self, spec: Loader, generate: Callable[[Any, pa.Table], pa.Table], board: Any) -> None:
         self.engine, self.generate, self.board = spec.load(), generate, board
         # threads of compute libraries can keep a process from ending after Ray has left it
         atexit.register(os._exit, 0)
@@ -120,7 +130,7 @@ def _take(batch: pa.Table, step: Step, model: ModelRef) -> pa.Table:
 
 
 def map_rows(
-    rows: Query | pa.Table, key: str, spec: EngineSpec, work: Work, folder: str, name: str, all_resources: Resources
+    rows: Query | pa.Table, key: str, spec: Loader, work: Work, folder: str, name: str, all_resources: Resources
 ) -> Query:
     """Sends rows through CPU tasks and a pool of engine actors; returns the query of the results.
 
@@ -130,7 +140,7 @@ def map_rows(
     Args:
         rows: the input, the longest work first; `key` is a string column that is unique in it.
         key: name of that column, kept in the output.
-        spec: the model and its engine.
+        spec: what an actor loads.
         work: what is done with a batch.
         folder: URI of a folder that is stable under everything that changes the results.
         name: the stage, which is also its section of `all_resources`.
@@ -146,7 +156,7 @@ def map_rows(
     return ledger.finished()
 
 
-def _stream(ledger: _Ledger, todo: int, spec: EngineSpec, work: Work, name: str, all_resources: Resources) -> None:
+def _stream(ledger: _Ledger, todo: int, spec: Loader, work: Work, name: str, all_resources: Resources) -> None:
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
@@ -171,7 +181,7 @@ def _stream(ledger: _Ledger, todo: int, spec: EngineSpec, work: Work, name: str,
         if step is None:
             return data
         return data.map_batches(
-            _take, fn_args=(step, spec.model), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+            _take, fn_args=(step, work.model), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
         )
 
     try:

@@ -145,6 +145,8 @@ def _counts(inputs: Mapping[str, Artifact]) -> list[tuple[str, str]]:
     if manifest := inputs["candidates"].manifest:
         found = manifest.summary
         out.append(("Facts with enough inverted facts", f"{found['facts_with_enough']} of {found['facts']}"))
+        for label, key in (("to the true answer", "mean_distance"), ("between two of a fact", "mean_distinctness")):
+            out.append((f"Distance of inverted answers {label} (1 - ROUGE-L)", _number(found[key])))
         rejects = ", ".join(f"{rule} {count}" for rule, count in found["rejected_by_rule"].items())
         out.append(("Proposals rejected, by rule", rejects or "none"))
     if manifest := inputs["memo"].manifest:

@@ -81,3 +81,18 @@ EXAMPLES = pa.schema(
     ]
 )
 """What stands behind `metrics`: one row an example and model; null where a metric was not measured."""
+
+CANDIDATE_REJECTS = pa.schema(
+    [
+        ("fact_id", pa.string()),
+        ("number", pa.int32()),
+        ("attempt", pa.int32()),
+        ("style", pa.string()),
+        ("reason", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+"""Proposals that `invert` refused, with the rule that each breaks; `number` counts those of a fact from 0."""
+
+SHORTFALL = pa.schema([("fact_id", pa.string()), ("num_candidates", pa.int32()), ("reasons", pa.string())])
+"""Facts with too few candidates, and why their other proposals were refused."""

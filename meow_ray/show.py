@@ -1,26 +1,71 @@
-"""What `meow show` prints of a finished stage, from its manifest alone: ids and figures, never the text of facts."""
+"""What `meow show` prints of a finished stage: ids and figures, and the text of facts only when asked for."""
 
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from meow_ray import storage
 from meow_ray.errors import MeowError
-from meow_ray.stage import Artifact
+from meow_ray.inversion import OTHER_RULES
+from meow_ray.rules import RULES
+from meow_ray.stage import REJECTS, Artifact
 
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def summary_of(artifact: Artifact | None, stage: str) -> dict[str, Any]:
+def summary_of(artifact: Artifact | None, name: str) -> dict[str, Any]:
     """Returns the figures that a stage left in its manifest.
 
     Raises:
         MeowError: the stage has not run, or its artefact was made elsewhere.
     """
     if artifact is None or artifact.manifest is None:
-        raise MeowError(f"Stage {stage} has not run with this configuration; `meow status` shows what is there.")
+        raise MeowError(f"The stage of {name} has not run with this configuration; `meow status` shows what is there.")
     return artifact.manifest.summary
+
+
+def show_candidates(console: Console, artifact: Artifact, summary: dict[str, Any]) -> None:
+    """Prints how many facts have their candidates, what was rejected and why, and how far candidates lie apart."""
+    enough, facts = summary["facts_with_enough"], summary["facts"]
+    console.print(
+        f"{summary['candidates']} inverted facts in style {summary['style']}; {enough} of {facts} facts "
+        f"({enough / facts:.1%}) have enough, {summary['facts_with_none']} have none."
+    )
+    if summary["facts_short"]:
+        short = ", ".join(f"{fact} {count}" for fact, count in summary["facts_short"].items())
+        console.print(f"Too few (the first of them, with what they have): {short}")
+    console.print(
+        f"Mean distance to the true answer (1 - ROUGE-L F1) {_figure(summary['mean_distance'])}, "
+        f"between a fact's candidates {_figure(summary['mean_distinctness'])}."
+    )
+    if summary["memo_gap"] is not None:
+        console.print(f"MEMO: true answers are {summary['memo_gap']:+.3f} above the mean of their candidates.")
+    table = Table("rule", "rejected", "a candidate is rejected if", box=None, header_style="bold")
+    for rule, count in summary["rejected_by_rule"].items():
+        table.add_row(rule, str(count), _meaning(rule))
+    console.print(table)
+    console.print(f"Table: {storage.display(artifact.uri)}")
+
+
+def _meaning(rule: str) -> str:
+    return (RULES[rule].__doc__ or "") if rule in RULES else OTHER_RULES[rule]
+
+
+def rejected_rows(artifact: Artifact, text: bool) -> list[dict[str, Any]]:
+    """Returns the rejected candidates, without their text unless `text`."""
+    table = artifact.extra(REJECTS)
+    return list((table if text else table.drop_columns(["text"])).to_pylist())
+
+
+def show_rejected(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Prints rejected candidates, one a row."""
+    names = [name for name in (rows[0] if rows else ()) if name != "number"]
+    table = Table(*names, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(str(row[name])) for name in names))
+    console.print(table if rows else "Nothing was rejected.")
 
 
 def show_memo(console: Console, artifact: Artifact, summary: dict[str, Any]) -> None:

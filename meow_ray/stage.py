@@ -24,7 +24,9 @@ MAIN = "part-00000.parquet"
 EXAMPLES = "examples.parquet"
 """Stands beside `metrics`: the examples behind them."""
 REJECTS = "rejects.parquet"
-"""Stands beside `facts`: the rows that were refused."""
+"""Stands beside `facts` and `candidates`: the rows or proposals that were refused."""
+SHORTFALL = "shortfall.parquet"
+"""Stands beside `candidates`: the facts with too few of them."""
 LIBRARIES = (
     "meow-ray",
     "ray",

@@ -1,8 +1,7 @@
 """The stages: each glues pure functions to the cluster and writes one artefact."""
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -11,16 +10,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray import batches, memo, metrics, models, selection, storage, tables
+from meow_ray import candidates, evaluation, inverting, memo, metrics, models, selection, storage, tables
 from meow_ray import facts as facts_module
-from meow_ray.config import Config, EngineResources, FineTuning, Invert, ModelSection, Source, TrainResources
+from meow_ray.config import (
+    Config,
+    EngineResources,
+    FineTuning,
+    Invert,
+    Source,
+    Target,
+    TrainResources,
+)
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.finetune import Job
+from meow_ray.generators import EndpointSpec, LocalSpec, endpoint_spec
+from meow_ray.inverting import InvertSteps
 from meow_ray.models import ModelRef
 from meow_ray.schema import KEYS, SCHEMAS, TRUE_ANSWER
 from meow_ray.scoring import SCORE_NAMES, MemoSteps
-from meow_ray.stage import EXAMPLES, REJECTS, Artifact, Context, Stage
+from meow_ray.stage import EXAMPLES, MAIN, REJECTS, SHORTFALL, Artifact, Context, Stage
 from meow_ray.tables import Query
 
 ROW = "row_id"
@@ -34,8 +43,9 @@ def model_ref(artifact: Artifact) -> ModelRef:
     return ModelRef(artifact.uri, artifact.digest)
 
 
-def engine_spec(ref: ModelRef, section: ModelSection, resources: EngineResources) -> EngineSpec:
+def engine_spec(ref: ModelRef, section: Target | Invert, resources: EngineResources) -> EngineSpec:
     """Says how a stage's actors load a model."""
+    assert section.engine != "openai"
     return EngineSpec(
         model=replace(ref, trust_remote_code=section.trust_remote_code),
         engine=section.engine,
@@ -143,41 +153,64 @@ def _rejects_text(rejects: pa.Table, most: int = 10) -> str:
 # --- invert -----------------------------------------------------------------------------------------------------------
 
 
-def _invert(context: Context) -> dict[str, Any]:
-    from meow_ray import ray_data
-
-    if not isinstance(context.inputs["generator"].value, ModelRef):
+def generator_spec(generator: Artifact, config: Config) -> LocalSpec | EndpointSpec:
+    """Says how an actor of `invert` loads its generator."""
+    spec, resources = config.invert, config.resources.invert
+    if spec.engine == "openai":
+        return endpoint_spec(spec.base_url, spec.model, spec.api_key_env, spec.structured, resources)
+    if not isinstance(generator.value, ModelRef):
         raise MeowError(
             "`invert.model` is not set: name the model that writes inverted facts, or give --input candidates=."
         )
-    config, ref = context.config, model_ref(context.inputs["generator"])
-    spec: Invert = config.invert
-    rows = context.inputs["facts"].table.filter(pc.field("split") == "forget").select(["fact_id", "question", "answer"])
-    engine = engine_spec(ref, spec, config.resources.invert)
-    work = ray_data.Work(partial(batches.invert_batch, spec=spec))
-    found = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "invert", config.resources)
-    generator = ref.uri if ref.commit else PurePosixPath(ref.uri).name
-    candidates, rejected, short = [], Counter[str](), {}
-    for row in sorted(found.rows(), key=lambda row: str(row["fact_id"])):
-        for i, item in enumerate(row["candidates"]):
-            fact = {name: row[name] for name in ("fact_id", "question", "answer")}
-            made = {"inverted_answer": item["text"], "attempt": item["attempt"], "seed": item["seed"]}
-            candidates.append(fact | {"candidate_id": i, "generator": generator} | made)
-        rejected.update(json.loads(row["rejected"]))
-        if len(row["candidates"]) < spec.num_candidates:
-            short[row["fact_id"]] = len(row["candidates"])
-    if not candidates:
-        raise MeowError(
-            f"The generator wrote no valid inverted fact for any of {rows.num_rows} facts (rejects by rule: "
-            f"{dict(rejected)}). Try invert.style=prefill for a small model, a larger model, or laxer rules."
+    return LocalSpec(engine_spec(model_ref(generator), spec, resources))
+
+
+def _invert(context: Context) -> dict[str, Any]:
+    from meow_ray import ray_cluster, ray_data
+
+    config, facts, generator = context.config, context.inputs["facts"], context.inputs["generator"]
+    spec, loader = config.invert, generator_spec(generator, config)
+    # what is asked does not depend on what happens to facts with too few answers
+    key = {"facts": facts.digest, "generator": generator.digest, "version": INVERT.version}
+    folder = storage.join(
+        context.scratch, f"invert-{storage.json_digest(key | spec.spec() | {'on_shortfall': None})[:32]}"
+    )
+
+    def ask(work: Callable[[Any, pa.Table], pa.Table], rows: Query, name: str) -> Query:
+        place = storage.join(folder, name)
+        return ray_data.map_rows(rows, "fact_id", loader, ray_data.Work(work), place, "invert", config.resources)
+
+    rows = Query(_FACTS_TO_INVERT, {"facts": facts.source})
+    style, tried = ("chat" if spec.engine == "openai" else spec.style), None
+    if style == "auto":
+        first = Query(f"SELECT * FROM ({rows.sql}) ORDER BY fact_id LIMIT {spec.probe_facts}", rows.sources)
+        probed = ask(partial(inverting.probe, spec=spec), first, "probe")
+        sums = "sum(least(chat, $k))::INT AS chat, sum(least(prefill, $k))::INT AS prefill".replace(
+            "$k", str(spec.num_candidates)
         )
-    context.write(pa.Table.from_pylist(candidates, schema=SCHEMAS["candidates"]))
-    return {
-        "facts": rows.num_rows,
-        "facts_with_enough": rows.num_rows - len(short),
-        "facts_short": short,
-        "rejected_by_rule": dict(rejected.most_common()),
-    }
+        tried = Query(f"SELECT {sums} FROM ({probed.sql})", probed.sources).rows()[0]
+        style = "prefill" if tried["prefill"] > tried["chat"] else "chat"
+    judge = None
+    if spec.judge == "endpoint":
+        judge = endpoint_spec(
+            spec.judge_base_url, spec.judge_model, spec.judge_api_key_env, True, config.resources.invert
+        )
+    found = ask(InvertSteps(spec, style, facts.source, judge), rows, "asked")
+    paths = {name: context.path(name) for name in (MAIN, REJECTS, SHORTFALL)}
+    label = spec.model if spec.engine == "openai" else _label(model_ref(generator))
+    summary = ray_cluster.call(candidates.write, found, spec.num_candidates, spec.on_shortfall, label, paths)
+    storage.remove(folder)
+    return {"style": style, "probe": tried, **summary}
+
+
+def _label(ref: ModelRef) -> str:
+    return ref.uri if ref.commit else PurePosixPath(ref.uri).name
+
+
+_FACTS_TO_INVERT = """
+    SELECT fact_id, question, answer FROM facts WHERE split = 'forget'
+    ORDER BY strlen(question) + strlen(answer) DESC, fact_id
+"""
 
 
 # --- memo -------------------------------------------------------------------------------------------------------------
@@ -202,9 +235,9 @@ def _memo(context: Context) -> dict[str, Any]:
     if candidates.manifest is None:
         ray_cluster.call(tables.check_keys, candidates.source, "candidates", storage.display(candidates.uri))
     steps = MemoSteps(config.memo, config.target.template, config.target.system)
-    work = ray_data.Work(steps.generate, steps.prepare, steps.finish)
-    rows = Query(_FACTS_TO_SCORE, {"candidates": candidates.source})
     engine = engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
+    work = ray_data.Work(steps.generate, steps.prepare, steps.finish, engine.model)
+    rows = Query(_FACTS_TO_SCORE, {"candidates": candidates.source})
     found = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
     names = [*SCORE_NAMES, *config.memo.comparators]
     return {
@@ -261,7 +294,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
     config = context.config
     rows = _examples(context)
     work = partial(
-        batches.evaluate_batch,
+        evaluation.evaluate_batch,
         spec=config.memo,
         template=config.target.template,
         system=config.target.system,
@@ -335,14 +368,14 @@ INGEST = Stage(
     ("data", "target", "generator"),
     _ingest,
 )
-INVERT = Stage("invert", "candidates", 1, ("invert",), ("facts", "generator"), _invert)
+INVERT = Stage("invert", "candidates", 2, ("invert",), ("facts", "generator"), _invert)
 MEMO = Stage("memo", "memo", 2, ("memo", "target"), ("candidates", "target"), _memo)
 SELECT = Stage("select", "selected", 1, ("select",), ("memo",), _select)
 TRAIN = Stage("train", "model", 1, ("train", *_TEMPLATE), ("selected", "target"), _train)
 EVALUATE = Stage(
     "evaluate",
     "metrics",
-    2,
+    3,
     ("evaluate", "memo", "target", *_COLUMNS),
     ("facts", "sets", "selected", "target", "model"),
     _evaluate,

@@ -51,6 +51,11 @@ class Query:
             return list(reader.read_all().to_pylist())
 
 
+def text_literal(text: str) -> str:
+    """Returns a text as it stands in SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def _dataset(uris: Sequence[str]) -> ds.Dataset:
     fs, _ = storage.filesystem(uris[0])
     with storage.errors(uris[0]):

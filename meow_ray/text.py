@@ -18,7 +18,14 @@ STOP_WORDS = frozenset(
 )
 """English function words; they carry no fact."""
 
-_WORD = regex.compile(r"\w[\w\p{M}]*(?:['’]\w[\w\p{M}]*)*")
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_LETTER = rf"[\w--{_UNSPACED}]"
+_WORD = regex.compile(
+    rf"{_UNSPACED}\p{{M}}*|{_LETTER}[{_LETTER}\p{{M}}]*(?:['’]{_LETTER}[{_LETTER}\p{{M}}]*)*", regex.V1
+)
+"""In scripts that put no spaces between words, each letter is one."""
+_HIRAGANA = regex.compile(r"\p{Hiragana}\p{M}*")
+"""What Japanese writes its grammar with."""
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
@@ -53,7 +60,8 @@ def novel_words(answer: str, question: str) -> list[str]:
     a model must not say any more.
     """
     known = {*words(question), *STOP_WORDS}
-    return list(dict.fromkeys(word for word in words(answer) if word not in known))
+    novel = list(dict.fromkeys(word for word in words(answer) if word not in known))
+    return [word for word in novel if not _HIRAGANA.fullmatch(word)] or novel
 
 
 def share_of(wanted: Sequence[str], text: str) -> float | None:

@@ -61,7 +61,7 @@ def another(annotation: Any, value: Any) -> Any:
         return value + 1
     if isinstance(value, tuple):
         item = options[0]
-        return (*value, get_args(item)[0] if get_origin(item) is Literal else "more")
+        return (*value, get_args(item)[0] if get_origin(item) is Literal else "loop")
     return {str: "text", bool: True}.get(options[0], 7)
 
 
@@ -108,6 +108,10 @@ def test_each_key_is_spec_content_or_resource():
 def test_content_is_what_names_models_and_data():
     assert set(CONTENT) == {
         *(f"{section}.{name}" for section in ("target", "invert", "memorize") for name in ("model", "revision")),
+        *(
+            f"invert.{name}"
+            for name in ("base_url", "api_key_env", "judge_model", "judge_base_url", "judge_api_key_env")
+        ),
         "memorize.data",
         "ingest.forget",
         "ingest.retain",

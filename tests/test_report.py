@@ -114,7 +114,8 @@ def artefacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
         for step in range(1, 5)
     ]
     storage.write_json(str(folder / "model" / HISTORY), history)
-    inverted = {"facts": 3, "facts_with_enough": 2, "facts_short": {"x": 1}, "rejected_by_rule": {"too_long": 5}}
+    inverted = {"facts": 3, "facts_with_enough": 2, "mean_distance": 0.5, "mean_distinctness": None}
+    inverted |= {"facts_short": {"x": 1}, "rejected_by_rule": {"too_long": 5}}
     scores = [("x", -1, 0.87654), ("x", 0, 0.25), ("y", -1, 0.5), ("y", 0, None)]
     measured_memo = [{"fact_id": f, "candidate_id": c, "memo": value, "num_windows": 3} for f, c, value in scores]
     scored = memo.summarize(pa.Table.from_pylist(measured_memo, schema=SCHEMAS["memo"])) | {"generations": 9}
@@ -245,6 +246,8 @@ def test_counts_of_inversion_and_selection(tmp_path: Path) -> None:
     found = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", html.split('id="counts"')[1]))
     assert found == {
         "Facts with enough inverted facts": "2 of 3",
+        "Distance of inverted answers to the true answer (1 - ROUGE-L)": "0.500",
+        "Distance of inverted answers between two of a fact (1 - ROUGE-L)": "–",
         "Proposals rejected, by rule": "too_long 5",
         "MEMO of the true answers: mean, cv": "0.688, 0.274",
         "MEMO of the inverted answers: mean, cv": "0.250, 0.000",

@@ -1,4 +1,4 @@
-"""The memo stage on a Ray cluster of several nodes loses an actor, a node or its driver, and no row."""
+"""Engine stages on a Ray cluster of several nodes lose an actor, a node or their driver, and no row."""
 
 import json
 import os
@@ -19,6 +19,7 @@ import pytest
 
 from meow_ray import storage
 from meow_ray.config import Memo
+from meow_ray.rules import RULES
 from meow_ray.scoring import MemoSteps
 from meow_ray.stage import MAIN, latest
 from tests import counting
@@ -28,12 +29,14 @@ pytestmark = pytest.mark.slow
 
 FACTS = 30
 SPEC = {"max_new_tokens": 8, "stride": 7}
+ARTEFACTS = {"memo": "memo", "invert": "candidates"}
 
 
 @dataclass
 class Stage:
-    """The memo stage of one storage root, as a process on the cluster."""
+    """A stage of one storage root, as a process on the cluster."""
 
+    name: str
     root: Path
     arguments: list[str]
     environment: dict[str, str]
@@ -45,7 +48,7 @@ class Stage:
     def start(self) -> subprocess.Popen[str]:
         self.root.mkdir(parents=True, exist_ok=True)
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.counting", "stage", "memo", f"storage.root={self.root}", *self.arguments],
+            [sys.executable, "-m", "tests.counting", "stage", self.name, f"storage.root={self.root}", *self.arguments],
             cwd=PROJECT,
             env=self.environment | {counting.LOG: str(self.log)},
             text=True,
@@ -56,7 +59,7 @@ class Stage:
     def committed(self) -> set[str]:
         """Returns the facts whose results are committed."""
         found: set[str] = set()
-        for path in self.root.glob("work/*/commits/*.parquet"):
+        for path in self.root.glob("work/**/commits/*.parquet"):
             if ".pending" not in path.name:
                 found.update(pq.read_table(path)["fact_id"].to_pylist())
         return found
@@ -65,7 +68,7 @@ class Stage:
         return Counter(self.log.read_text().split()) if self.log.exists() else Counter()
 
     def table(self) -> pa.Table:
-        found = latest(str(self.root), "memo")
+        found = latest(str(self.root), ARTEFACTS[self.name])
         assert found is not None
         return pq.read_table(storage.join(found.uri, MAIN))
 
@@ -86,26 +89,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         nodes.shutdown()
 
 
-@pytest.fixture(scope="module")
-def stage(cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Stage]:
+@pytest.fixture(scope="module", params=ARTEFACTS)
+def stage(
+    request: pytest.FixtureRequest, cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Stage]:
     folder = tmp_path_factory.mktemp("survival")
-    rows = [
-        {"question": f"Who is number {i}?", "answer": f"It is Mr Zorblax {i}.", "answer_0": f"It is Mrs Wux {i}."}
-        for i in range(FACTS)
-    ]
-    (folder / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = [
-        f"--input=candidates={folder}/candidates.jsonl",
-        f"target.model={tiny_model}",
-        "target.engine=transformers",
-        *(f"memo.{key}={value}" for key, value in SPEC.items()),
-        "resources.memo.num_actors=[1,2]",
-        "resources.memo.cpus_per_actor=1",
-        "resources.memo.batch_size=1",
-        "resources.memo.cpu_tasks=true",
+    facts = [(f"{i:02}", f"Who is number {i}?", f"It is Mr Zorblax {i}.") for i in range(FACTS)]
+    if request.param == "memo":
+        rows = [{"question": q, "answer": a, "answer_0": a.replace("Mr Zorblax", "Mrs Wux")} for _, q, a in facts]
+        (folder / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        arguments = [f"--input=candidates={folder}/candidates.jsonl", f"target.model={tiny_model}"]
+        arguments += ["target.engine=transformers", *(f"memo.{key}={value}" for key, value in SPEC.items())]
+    else:
+        rows = [{"fact_id": i, "split": "forget", "question": q, "answer": a} for i, q, a in facts]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "facts.parquet")
+        spec = {"model": tiny_model, "engine": "transformers", "style": "prefill", "fallback": "false"}
+        spec |= {"num_candidates": 2, "samples": 3, "max_attempts": 1, "max_new_tokens": 8}
+        spec |= {"skip_rules": f"[{','.join(RULES)}]"}
+        arguments = [f"--input=facts={folder}/facts.parquet", *(f"invert.{key}={value}" for key, value in spec.items())]
+    arguments += [
+        f"resources.{request.param}.{setting}"
+        for setting in ("num_actors=[1,2]", "cpus_per_actor=1", "batch_size=1", "cpu_tasks=true")
     ]
     environment = os.environ | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(PROJECT), "RAY_AUTH_MODE": "disabled"}
-    return lambda name: Stage(folder / name, arguments, environment)
+    return lambda name: Stage(request.param, folder / name, arguments, environment)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +135,7 @@ def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def prompts_of(facts: set[str], table: pa.Table, tokenizer: Any) -> set[str]:
+def prompts_of_memo(facts: set[str], table: pa.Table, tokenizer: Any) -> set[str]:
     """Returns the names of all prompts that the windows of some facts have."""
     rows = [row for row in table.to_pylist() if row["fact_id"] in facts]
     batch = pa.table({"question": [r["question"] for r in rows], "texts": [[r["text"]] for r in rows]})
@@ -138,15 +145,19 @@ def prompts_of(facts: set[str], table: pa.Table, tokenizer: Any) -> set[str]:
 
 def check_whole(found: Stage, undisturbed: Stage) -> None:
     table = found.table()
-    assert table.num_rows == FACTS * 2
     keys = list(zip(table["fact_id"].to_pylist(), table["candidate_id"].to_pylist(), strict=True))
     assert keys == sorted(set(keys))
+    assert len({fact for fact, _ in keys}) == FACTS
     assert table.equals(undisturbed.table())
 
 
 def test_an_undisturbed_stage_generates_every_prompt_once(undisturbed: Stage, tiny_tokenizer: Any):
-    table = undisturbed.table()
-    assert undisturbed.prompts() == Counter(prompts_of(set(table["fact_id"].to_pylist()), table, tiny_tokenizer))
+    table, prompts = undisturbed.table(), undisturbed.prompts()
+    if undisturbed.name == "memo":
+        assert table.num_rows == FACTS * 2
+        assert prompts == Counter(prompts_of_memo(set(table["fact_id"].to_pylist()), table, tiny_tokenizer))
+    else:
+        assert sorted(prompts.values()) == [1] * FACTS
 
 
 def test_a_killed_driver_goes_on_from_what_is_finished(
@@ -164,7 +175,10 @@ def test_a_killed_driver_goes_on_from_what_is_finished(
     check_whole(disturbed, undisturbed)
     again = disturbed.prompts() - before
     assert again
-    assert not prompts_of(done, undisturbed.table(), tiny_tokenizer) & set(again)
+    if disturbed.name == "memo":
+        assert not prompts_of_memo(done, undisturbed.table(), tiny_tokenizer) & set(again)
+    else:
+        assert again.total() == FACTS - len(done)
 
 
 def test_a_killed_actor_loses_nothing(stage: Callable[[str], Stage], undisturbed: Stage):

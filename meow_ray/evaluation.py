@@ -1,0 +1,28 @@
+"""Evaluation of a batch of questions."""
+
+import pyarrow as pa
+
+from meow_ray import metrics
+from meow_ray.config import Memo
+from meow_ray.engines import Engine, Sampling
+from meow_ray.prompts import Prompter
+from meow_ray.scoring import MemoSteps
+
+
+def evaluate_batch(
+    engine: Engine, batch: pa.Table, spec: Memo, template: str, system: str | None, max_new_tokens: int
+) -> pa.Table:
+    """Answers questions greedily and scores the true answers: columns generated, probability, memo."""
+    rows = batch.to_pylist()
+    prompter = Prompter(engine.tokenizer, template, system)
+    questions = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
+    answers = [prompter.encode_answer(row["answer"]) for row in rows]
+    replies = engine.generate(questions, [Sampling(max_new_tokens)] * len(rows))
+    probabilities = [metrics.probability(one.log_probs) for one in engine.teacher_force(questions, answers)]
+    scored = [i for i, row in enumerate(rows) if row["with_memo"]]
+    pairs = [(rows[i]["question"], rows[i]["answer"]) for i in scored]
+    found = dict(zip(scored, MemoSteps(spec, template, system).score(engine, pairs), strict=True))
+    memos = [found[i]["memo"] if i in found else None for i in range(len(rows))]
+    out = batch.append_column("generated", pa.array([reply[0].text for reply in replies], pa.string()))
+    out = out.append_column("probability", pa.array(probabilities, pa.float64()))
+    return out.append_column("memo", pa.array(memos, pa.float64()))

@@ -1,0 +1,111 @@
+from typing import Any
+
+import pytest
+
+from meow_ray.candidates import complete
+from meow_ray.errors import MeowError
+from meow_ray.facts import fact_id
+from meow_ray.schema import SCHEMAS, TRUE_ANSWER
+
+
+def numbered(*rows: Any) -> list[tuple[int, Any]]:
+    return list(enumerate(rows, start=1))
+
+
+def own(inverted: Any = "B", **fields: Any) -> dict[str, Any]:
+    """A row of one inverted answer; a field that is None is absent."""
+    row = {"question": "Q", "answer": "A", "inverted_answer": inverted} | fields
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def ids_and_texts(*rows: Any) -> list[tuple[int, str | None]]:
+    table = complete(numbered(*rows), "mine")
+    return list(zip(table["candidate_id"].to_pylist(), table["inverted_answer"].to_pylist(), strict=True))
+
+
+def test_question_answer_and_inverted_answer_are_enough():
+    table = complete(numbered(own(" E\u0301 ", note="x"), own("F", note="y")), "mine.parquet")
+    assert table.schema == SCHEMAS["candidates"]
+    rest = {"question": "Q", "answer": "A", "attempt": 0, "seed": 0, "generator": "external"}
+    assert table.to_pylist() == [
+        rest | {"fact_id": fact_id("Q", "A"), "candidate_id": 0, "inverted_answer": "É"},
+        rest | {"fact_id": fact_id("Q", "A"), "candidate_id": 1, "inverted_answer": "F"},
+    ]
+
+
+def test_candidates_are_counted_for_each_fact():
+    rows = [own(text, question=q, answer=a) for q, a, text in zip("QRQR", "AABA", "wxyz", strict=True)]
+    assert ids_and_texts(*rows) == [(0, "w"), (0, "x"), (0, "y"), (1, "z")]
+
+
+def test_what_is_given_is_kept():
+    given = [
+        own("x", candidate_id=7, seed=5, generator="me", attempt=1, fact_id="mine"),
+        own("y", candidate_id=9, seed=6, generator="you", attempt=2, fact_id="mine"),
+    ]
+    table = complete(numbered(*given), "mine")
+    for row, expected in zip(table.to_pylist(), given, strict=True):
+        assert row == expected
+    assert complete(numbered(*table.to_pylist()), "mine").equals(table)
+
+
+def test_the_true_answer_may_have_the_authors_name():
+    table = complete(numbered(own(answer=None, undesired_answer=" A ")), "mine")
+    assert table["answer"].to_pylist() == ["A"]
+    both = complete(numbered(own(answer="A", undesired_answer="another")), "mine")
+    assert both["answer"].to_pylist() == ["A"], "`answer` wins"
+
+
+def test_a_wide_row_has_one_candidate_a_column_in_the_order_of_their_numbers():
+    wide = {"question": "Q", "undesired_answer": "A", "answer_10": "z", "answer_2": "y", "answer_0": "x"}
+    noise = {"answer_0_rouge1": 0.5, "answer_": "no", "answer_x": "no", "my_answer_1": "no"}
+    assert ids_and_texts(wide | noise) == [(0, "x"), (1, "y"), (2, "z")]
+
+
+def test_wide_and_long_rows_of_a_fact_are_counted_together():
+    wide = {"question": "Q", "answer": "A", "answer_0": "x", "answer_1": "y"}
+    assert ids_and_texts(wide, own("z"), wide | {"question": "R"}) == [(0, "x"), (1, "y"), (2, "z"), (0, "x"), (1, "y")]
+
+
+@pytest.mark.parametrize("inverted", [{}, {"inverted_answer": None}], ids=["absent", "null"])
+def test_a_row_without_an_inverted_answer_asks_for_the_true_one_alone(inverted: dict[str, Any]):
+    row = {"question": "Q", "answer": "A"} | inverted
+    table = complete(numbered(row, own("x", question="R")), "mine")
+    assert table["candidate_id"].to_pylist() == [TRUE_ANSWER, 0]
+    assert table["inverted_answer"].to_pylist() == [None, "x"]
+    assert complete(numbered(*table.to_pylist()), "mine").equals(table)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([own("x", answer=None)], r"^mine, line 1: answer is missing"),
+        ([own("x", question=None)], r"^mine, line 1: question is missing"),
+        ([own("x"), own(" ")], r"^mine, line 2: inverted_answer is empty"),
+        ([own("x"), own("y", answer="")], r"^mine, line 2: answer is empty"),
+        ([own(7)], r"^mine, line 1: inverted_answer is .* not a text"),
+        ([own("x", question=1)], r"^mine, line 1: question is .* not a text"),
+        ([{"question": "Q", "answer": "A", "answer_0": "x", "answer_1": " "}], r"^mine, line 1: answer_1 is empty"),
+        ([own("x", candidate_id="first")], r"^mine, line 1: candidate_id"),
+        ([own("x", seed="lucky")], r"^mine, line 1: seed"),
+        ([own("x", candidate_id=-1)], r"^mine, line 1: candidate_id"),
+        ([own("x", attempt=-1)], r"^mine, line 1: attempt"),
+        ([own("x", candidate_id=1.5)], r"^mine, line 1: candidate_id"),
+        ([own("x", candidate_id=True)], r"^mine, line 1: candidate_id"),
+        ([own("x", candidate_id=2**40)], r"^mine, line 1: candidate_id"),
+        ([own("x", seed=2**70)], r"^mine, line 1: seed"),
+        ([own("x", fact_id=7)], r"^mine, line 1: fact_id"),
+        ([own("x", generator=7)], r"^mine, line 1: generator"),
+        ([own("\ud800")], r"^mine, line 1: inverted_answer"),
+        ([own("x", fact_id="a"), own("y", question="R", fact_id="a")], r"^mine, line 2: fact_id a names two different"),
+        ([own("x"), "a text"], r"^mine, line 2: expected an object"),
+        ([], r"^mine: the file has no rows"),
+    ],
+)
+def test_candidates_that_cannot_be_used_are_refused(rows: list[Any], said: str):
+    with pytest.raises(MeowError, match=said):
+        complete(numbered(*rows), "mine")
+
+
+def test_the_numbers_of_a_csv_file_are_written_as_text():
+    assert ids_and_texts(own("x", candidate_id="7", attempt="1", seed="5")) == [(7, "x")]
