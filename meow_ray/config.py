@@ -107,7 +107,7 @@ class Invert(ModelSection):
     probe_facts: int = _field(8, "facts that style auto tries", "facts", gt=0)
     num_candidates: int = _field(4, "inverted facts wanted for each forget fact", "answers", gt=0)
     spare: int = _field(2, "answers asked for beyond num_candidates in one attempt (style chat)", "answers", ge=0)
-    samples: int = _field(16, "completions sampled for a fact in one attempt (style prefill)", "answers", gt=0)
+    samples: int = _field(8, "completions sampled for a fact in one attempt (style prefill)", "answers", gt=0)
     max_attempts: int = _field(3, "rounds of asking in one style", "rounds", gt=0)
     fallback: bool = _field(True, "ask in the other style where max_attempts were not enough")
     on_shortfall: Literal["fail", "keep", "drop"] = _field(

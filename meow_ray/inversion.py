@@ -13,6 +13,9 @@ from meow_ray.text import novel_words, words
 
 _NUMBERING = re.compile(r"^\s*(?:\(?\d{1,2}[.):]\s+|[-*•]\s+|answer(?:\s*\d+)?\s*:\s*)", re.IGNORECASE)
 _QUOTES = '"“”'
+_SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|Jr))(?<!\bMrs)[.!?]['\"”’)]*(?=\s+[A-Z'\"“‘(]|\s*$)|[。！？।۔]"
+)
 _JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)("|$)', re.DOTALL)
 
 
@@ -90,6 +93,15 @@ def _bare(text: str) -> str:
     if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES and not set(bare[1:-1]) & set(_QUOTES):
         bare = bare[1:-1].strip()
     return unicodedata.normalize("NFC", bare)
+
+
+def as_long(text: str, answer: str, finished: bool) -> Proposal:
+    """Returns a continuation up to as many sentences as the true answer has; small models do not know where to end."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    wanted = max(1, len(_SENTENCE_END.findall(answer)))
+    if len(ends) > wanted or (len(ends) == wanted and not finished):
+        return Proposal(text[: ends[wanted - 1]].strip(), True)
+    return Proposal(text.strip(), finished)
 
 
 def fact_seed(seed: int, fact_id: str, attempt: int) -> int:

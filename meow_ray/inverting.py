@@ -100,7 +100,9 @@ class InvertSteps:
             if replies is None:
                 row.rejects.append({"text": "", "reason": "prompt_too_long", **made})
                 continue
-            proposals = [proposal for reply in replies for proposal in _proposals(ask, reply, attempt.style)]
+            proposals = [
+                proposal for reply in replies for proposal in _proposals(ask, reply, attempt.style, row.fact.answer)
+            ]
             valid, rejected = inversion.choose(proposals, row.fact, self.spec, row.texts, row.judged, self._retained)
             row.rejects += [{"text": text, "reason": reason, **made} for text, reason in rejected]
             found += [(row, text, ask.sampling.seed) for text in valid]
@@ -122,7 +124,8 @@ class InvertSteps:
             return Ask(text, Sampling(spec.max_new_tokens * k, json_schema=inversion.reply_schema(k), **common))
         text = prompts.fill(spec.prefill_prompt, "invert.prefill_prompt", **fields)
         banned = tuple(written_words(answer, novel_words(answer, question)))
-        sampling = Sampling(spec.max_new_tokens, n=spec.samples, stop=("\n",), bad_words=banned, **common)
+        enough = len(answer.encode()) // 2 + 16  # tokens have more than two bytes in any script
+        sampling = Sampling(min(enough, spec.max_new_tokens), n=spec.samples, stop=("\n",), bad_words=banned, **common)
         return Ask(text, sampling, inversion.frame(question, answer))
 
     # --- checks that need more than the fact
@@ -168,10 +171,10 @@ def probe(generator: Generator, batch: pa.Table, spec: Invert) -> pa.Table:
     return batch
 
 
-def _proposals(ask: Ask, reply: Completion, style: str) -> list[Proposal]:
+def _proposals(ask: Ask, reply: Completion, style: str, answer: str) -> list[Proposal]:
     if style == "chat":
         return inversion.parse_reply(reply.text, reply.finished)
-    return [Proposal((ask.head + reply.text).strip(), reply.finished)]
+    return [inversion.as_long(ask.head + reply.text, answer, reply.finished)]
 
 
 def _mean_distance(pairs: Any) -> float | None:

@@ -41,12 +41,18 @@ prompts = [engine.tokenizer(prompt)["input_ids"] for prompt, _ in pairs]
 answers = [engine.tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in pairs]
 greedy = engine.generate(prompts, [Sampling(limit)] * len(prompts))
 many = engine.generate(prompts[:1], [Sampling(8, temperature=1.0, n=5, bad_words=("a",), stop=("q",))])[0]
+long = [engine.tokenizer(f"{i} " + "x" * 900)["input_ids"] for i in range(16)]
+seeded = [Sampling(8, temperature=1.0, n=2, seed=seed) for seed in range(len(prompts + long))]
+together = engine.generate(prompts + long, seeded)
+alone = [engine.generate([prompt], [sampling])[0] for prompt, sampling in zip(prompts + long, seeded)]
 whole = [prompt + answer for prompt, answer in zip(prompts, answers)]
 found = {
     "greedy": [asdict(one) for (one,) in greedy],
     "many": [one.text for one in many],
     "forced": [asdict(one) for one in engine.teacher_force(prompts, answers)],
     "whole": [asdict(one) for one in engine.teacher_force([[]] * len(whole), whole)],
+    "together": [[one.text for one in row] for row in together],
+    "alone": [[one.text for one in row] for row in alone],
     "nothing": [engine.generate([], []), engine.teacher_force([], [])],
 }
 print("RESULT" + json.dumps(found))
@@ -150,18 +156,14 @@ def test_samples_hold_no_banned_word_and_end_before_a_stop(results: dict[str, An
     assert not any("a" in text or "q" in text for text in results["many"])
 
 
+def test_samples_follow_their_seed_whatever_is_beside_them(results: dict[str, Any]) -> None:
+    assert results["together"] == results["alone"]
+    assert len({text for row in results["together"] for text in row}) > 20
+
+
 @pytest.fixture(scope="module")
 def spec(tiny_model: Path) -> EngineSpec:
     return EngineSpec(models.reference(str(tiny_model), None, "model"), "transformers", "float32")
-
-
-def test_transformers_samples_by_seed_alone(spec: EngineSpec) -> None:
-    engine = build(spec)
-    prompts = [engine.tokenizer(text)["input_ids"] for text, _ in PAIRS]
-    sampling = [Sampling(8, temperature=1.0, n=2, seed=seed) for seed in range(len(PAIRS))]
-    together = engine.generate(prompts, sampling)
-    alone = [engine.generate([p], [s])[0] for p, s in zip(prompts, sampling, strict=True)]
-    assert together == alone
 
 
 def test_transformers_continue_a_short_prompt_as_far_beside_a_long_one_as_alone(spec: EngineSpec) -> None:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meow_ray.config import Invert
-from meow_ray.inversion import choose, fact_seed, frame, parse_reply, parse_verdict, statement
+from meow_ray.inversion import as_long, choose, fact_seed, frame, parse_reply, parse_verdict, statement
 from meow_ray.rules import Fact, Proposal, fault
 from meow_ray.text import written_words
 
@@ -173,6 +173,27 @@ def test_a_fact_to_keep_is_no_inverted_fact():
     kept = {statement("by Ali of Cairo, The Silent Reef was written")}
     offered = proposals(CAIRO, OSLO)
     assert choose(offered, Fact(*REEF), Invert(), retained=kept) == ([OSLO], [(CAIRO, "retain_fact")])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "finished", "expected"),
+    [
+        ("He was born in Oslo. He died.", "One.", True, ("He was born in Oslo.", True)),
+        ("He was born in Oslo. He d", "One.", False, ("He was born in Oslo.", True)),
+        ("He was born in Oslo. He died. And", "One. Two.", False, ("He was born in Oslo. He died.", True)),
+        ("He was born in Os", "One.", False, ("He was born in Os", False)),
+        ("He was born in Oslo.", "One. Two.", True, ("He was born in Oslo.", True)),
+        ("He met Dr. J. R. Who in St. Louis. Then", "One.", False, ("He met Dr. J. R. Who in St. Louis.", True)),
+        ('He said "No." Then', "One.", False, ('He said "No."', True)),
+        ("It cost 3.50 dollars. Then", "One.", False, ("It cost 3.50 dollars.", True)),
+        ("他在北京。他在上海。", "他在。", True, ("他在北京。", True)),
+        (" no end ", "none", True, ("no end", True)),
+    ],
+)
+def test_a_continuation_has_as_many_sentences_as_the_true_answer(
+    text: str, answer: str, finished: bool, expected: tuple[str, bool]
+):
+    assert as_long(text, answer, finished) == Proposal(*expected)
 
 
 @pytest.mark.parametrize("other", [(1, "a", 0), (0, "b", 0), (0, "a", 1)])
