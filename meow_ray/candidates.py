@@ -59,9 +59,10 @@ def write(found: Query, wanted: int, on_shortfall: str, generator: str, paths: M
             f"{num_short} of {total['facts']} facts have fewer than {wanted} inverted facts:{lines}\n"
             "Their proposals are kept: set invert.on_shortfall=keep or drop to go on, or ask a larger model."
         )
-    if not total["candidates"]:
+    if not total["candidates"] or (on_shortfall == "drop" and num_short == total["facts"]):
         raise MeowError(
-            f"The generator wrote no valid inverted fact for any of {total['facts']} facts (rejects by rule: "
+            f"The generator wrote {'too few valid' if total['candidates'] else 'no valid'} inverted facts for "
+            f"{'each' if total['candidates'] else 'any'} of {total['facts']} facts (rejects by rule: "
             f"{by_rule}). Try invert.style=prefill for a small model, a larger model, or laxer rules."
         )
     kept = f"WHERE {enough}" if on_shortfall == "drop" else ""

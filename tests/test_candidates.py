@@ -1,11 +1,133 @@
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from meow_ray.candidates import complete
+from meow_ray.candidates import complete, write
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
-from meow_ray.schema import SCHEMAS, TRUE_ANSWER
+from meow_ray.schema import CANDIDATE_REJECTS, SCHEMAS, SHORTFALL, TRUE_ANSWER
+from meow_ray.stage import MAIN, REJECTS
+from meow_ray.stage import SHORTFALL as SHORTFALL_FILE
+from meow_ray.tables import Query
+
+# --- what a generator wrote -------------------------------------------------------------------------------------------
+
+RESULTS = pa.schema(
+    [
+        ("fact_id", pa.string()),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        (
+            "candidates",
+            pa.list_(pa.struct({"text": pa.string(), "style": pa.string(), "attempt": pa.int32(), "seed": pa.int64()})),
+        ),
+        (
+            "rejects",
+            pa.list_(
+                pa.struct({"text": pa.string(), "reason": pa.string(), "style": pa.string(), "attempt": pa.int32()})
+            ),
+        ),
+        ("distance", pa.float64()),
+        ("distinctness", pa.float64()),
+    ]
+)
+
+
+def result(fact: str, texts: list[str], reasons: list[str], **fields: Any) -> dict[str, Any]:
+    candidates = [{"text": text, "style": "chat", "attempt": i, "seed": 7} for i, text in enumerate(texts)]
+    rejects = [{"text": f"not {i}", "reason": r, "style": "chat", "attempt": 0} for i, r in enumerate(reasons)]
+    row = {"fact_id": fact, "question": f"{fact}?", "answer": f"{fact}!", "candidates": candidates, "rejects": rejects}
+    return row | {"distance": 0.5, "distinctness": 0.25} | fields
+
+
+ASKED = [
+    result("c", ["x", "y"], ["loop"]),
+    result("a", ["it's z"], ["loop", "meta", "loop"], distance=1.0, distinctness=None),
+    result("b", [], [], distance=None, distinctness=None),
+]
+
+
+def written(
+    tmp_path: Path, on_shortfall: str = "keep", rows: Any = ASKED
+) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    table = pa.Table.from_pylist(list(rows), schema=RESULTS)
+    paths = {name: str(tmp_path / name) for name in (MAIN, REJECTS, SHORTFALL_FILE)}
+    summary = write(Query("SELECT * FROM results", {"results": table}), 2, on_shortfall, "o'model", paths)
+    return summary, {name: pq.read_table(path) for name, path in paths.items()}
+
+
+def test_candidates_rejects_and_shortfall_are_tables_beside_each_other(tmp_path: Path):
+    _, tables = written(tmp_path)
+    assert tables[MAIN].schema == SCHEMAS["candidates"]
+    made = {"attempt": 0, "seed": 7, "generator": "o'model"}
+    assert tables[MAIN].to_pylist() == [
+        {"fact_id": "a", "candidate_id": 0, "question": "a?", "answer": "a!", "inverted_answer": "it's z", **made},
+        {"fact_id": "c", "candidate_id": 0, "question": "c?", "answer": "c!", "inverted_answer": "x", **made},
+        {"fact_id": "c", "candidate_id": 1, "question": "c?", "answer": "c!", "inverted_answer": "y", **made}
+        | {"attempt": 1},
+    ]
+    assert tables[REJECTS].schema == CANDIDATE_REJECTS
+    assert [(r["fact_id"], r["number"], r["reason"], r["text"]) for r in tables[REJECTS].to_pylist()] == [
+        ("a", 0, "loop", "not 0"),
+        ("a", 1, "meta", "not 1"),
+        ("a", 2, "loop", "not 2"),
+        ("c", 0, "loop", "not 0"),
+    ]
+    assert tables[SHORTFALL_FILE].schema == SHORTFALL
+    assert tables[SHORTFALL_FILE].to_pylist() == [
+        {"fact_id": "a", "num_candidates": 1, "reasons": "loop 2, meta 1"},
+        {"fact_id": "b", "num_candidates": 0, "reasons": "nothing was proposed"},
+    ]
+
+
+def test_the_summary_counts(tmp_path: Path):
+    assert written(tmp_path)[0] == {
+        "facts": 3,
+        "facts_with_enough": 1,
+        "facts_with_none": 1,
+        "candidates": 3,
+        "mean_distance": 0.75,
+        "mean_distinctness": 0.25,
+        "rejected_by_rule": {"loop": 3, "meta": 1},
+        "facts_short": {"a": 1, "b": 0},
+    }
+
+
+def test_facts_with_too_few_are_dropped_if_wanted(tmp_path: Path):
+    summary, tables = written(tmp_path, "drop")
+    assert tables[MAIN]["fact_id"].to_pylist() == ["c", "c"]
+    assert tables[SHORTFALL_FILE]["fact_id"].to_pylist() == ["a", "b"], "they are still listed"
+    assert summary["facts_with_enough"] == 1
+
+
+def test_facts_with_too_few_fail_the_stage_if_wanted(tmp_path: Path):
+    with pytest.raises(MeowError) as caught:
+        written(tmp_path, "fail")
+    said = str(caught.value)
+    assert said.startswith("2 of 3 facts have fewer than 2 inverted facts:\n  a: 1")
+    assert "loop 2, meta 1" in said
+    assert "b: 0" in said
+    assert "a!" not in said
+    assert not list(tmp_path.iterdir())
+    assert written(tmp_path, "fail", ASKED[:1])[1][MAIN].num_rows == 2
+
+
+def test_no_candidate_at_all_is_an_error(tmp_path: Path):
+    with pytest.raises(
+        MeowError, match=r"no valid inverted facts for any of 1 facts \(rejects by rule: \{'meta': 2\}\)"
+    ):
+        written(tmp_path, rows=[result("a", [], ["meta", "meta"])])
+
+
+def test_nothing_left_after_dropping_is_an_error(tmp_path: Path):
+    with pytest.raises(MeowError, match=r"too few valid inverted facts for each of 2 facts"):
+        written(tmp_path, "drop", ASKED[1:])
+
+
+# --- a user's own candidates ------------------------------------------------------------------------------------------
 
 
 def numbered(*rows: Any) -> list[tuple[int, Any]]:

@@ -266,6 +266,12 @@ def test_the_key_is_not_in_what_is_printed():
     assert KEY not in repr(spec_of(1))
 
 
+def show(program: Program, *arguments: str) -> str:
+    command = [Path(sys.executable).parent / "meow", "show", "candidates", f"--config={program.config}", *arguments]
+    done = subprocess.run([*command, f"storage.root={program.root}"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 def test_the_stage_writes_candidates_of_an_endpoint_that_fails_at_times(
     proxy: Proxy, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -291,5 +297,9 @@ def test_the_stage_writes_candidates_of_an_endpoint_that_fails_at_times(
     short = pq.read_table(storage.join(found.uri, SHORTFALL)).to_pylist()
     assert len({fact for fact, _ in keys} | {row["fact_id"] for row in short}) == 5
     assert set(pq.read_table(storage.join(found.uri, REJECTS))["reason"].to_pylist()) <= {"duplicate"}
+    shown = json.loads(show(program, "--json", "--rejected"))
+    assert (shown["candidates"], shown["memo_gap"]) == (len(rows), None)
+    assert all(set(row) == {"fact_id", "number", "attempt", "style", "reason"} for row in shown["rejected"])
+    assert f"{len(rows)} inverted facts in style chat" in show(program)
     for path in Path(tmp_path).rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes()
