@@ -10,6 +10,8 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --n
 export MEOW_RUNS ?= $(CURDIR)/runs
 # DeepSpeed calls ninja, which lies beside the environment's python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
+# every worker of Ray is a process of its own: none shall compile again what another has compiled
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow lint setup help
 help:
@@ -47,9 +49,8 @@ ifeq ($(HARDWARE),cpu)
 	@$(VENV)/bin/python -c "from importlib.metadata import distributions as all; print(*{d.name for d in all() if d.name in ('torchvision', 'torchaudio', 'torchcodec') and '+cpu' not in d.version})" \
 	  | xargs -r $(VENV)/bin/python -m pip uninstall --quiet --yes
 endif
-	@# what Python would compile at each import where it may not write bytecode (every worker of Ray is a process of its
-	@# own), and DeepSpeed at the first training on CPU
-	@$(VENV)/bin/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib/python3*/site-packages >/dev/null 2>&1 & \
+	@# what Python would compile at the first import, and DeepSpeed at the first training on CPU
+	@$(VENV)/bin/python -m compileall -q -j 0 $(foreach package,torch transformers vllm ray deepspeed,$(VENV)/lib/python3*/site-packages/$(package)) >/dev/null 2>&1 & \
 	test $(HARDWARE) = gpu || $(VENV)/bin/python -c 'from deepspeed.accelerator import get_accelerator as cpu; cpu().create_op_builder("ShareMemCommBuilder").load()' >/dev/null 2>&1; wait
 	@$(VENV)/bin/python -c "import torch, transformers, ray, deepspeed; print('Ready: torch', torch.__version__)" 2>/dev/null
 	@touch $@
