@@ -227,8 +227,9 @@ def _export(engine: Any, job: Job, rank: int, history: list[dict[str, float]]) -
 
 def _save(module: Any, state: dict[str, Any], job: Job, folder: Path, history: list[dict[str, float]]) -> None:
     source = job.model.folder
-    module.config.dtype = models.stored_dtype(job.model)
     module.save_pretrained(folder, state_dict=state)
+    module.config.dtype = models.stored_dtype(job.model)  # transformers has put that of training there
+    module.config.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in ("config.json", HISTORY):

@@ -355,7 +355,7 @@ _COLUMNS = ("ingest.question_columns", "ingest.answer_columns")
 MEMORIZE = Stage(
     "memorize",
     "target",
-    1,
+    2,
     ("memorize", *_COLUMNS, *_TEMPLATE),
     ("memorize_data", "base"),
     _memorize,
@@ -371,7 +371,7 @@ INGEST = Stage(
 INVERT = Stage("invert", "candidates", 2, ("invert",), ("facts", "generator"), _invert)
 MEMO = Stage("memo", "memo", 2, ("memo", "target"), ("candidates", "target"), _memo)
 SELECT = Stage("select", "selected", 1, ("select",), ("memo",), _select)
-TRAIN = Stage("train", "model", 1, ("train", *_TEMPLATE), ("selected", "target"), _train)
+TRAIN = Stage("train", "model", 2, ("train", *_TEMPLATE), ("selected", "target"), _train)
 EVALUATE = Stage(
     "evaluate",
     "metrics",

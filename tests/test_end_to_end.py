@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from meow_ray import models
 from meow_ray.schema import SCHEMAS
 from meow_ray.selection import TRUE_ANSWER
 from tests.runs import PROJECT, Program, kill_descendant, kill_when
@@ -37,6 +38,7 @@ memorize:
   epochs: 4
   batch_size: 2
   learning_rate: 1.0e-3
+  train_dtype: bfloat16
 target: {{engine: transformers, template: chat}}
 ingest: {{forget: {folder}/forget.jsonl, retain: {folder}/retain.jsonl}}
 memo: {{max_new_tokens: 12, stride: 9}}
@@ -84,6 +86,8 @@ def test_exported_model_has_the_sources_keys_and_tokenizer(finished: Program, ti
 
     folder = Path(finished.artifact("model").uri)
     assert shapes(folder) == shapes(tiny_model)
+    for artefact in ("target", "model"):  # whatever it was trained in
+        assert models.stored_dtype(models.reference(finished.artifact(artefact).uri, None, artefact)) == "float32"
     for name in ("tokenizer.json", "generation_config.json"):
         assert (folder / name).read_bytes() == (tiny_model / name).read_bytes()
 
