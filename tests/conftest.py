@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.tiny import byte_level, wrapped
+from tests.world import World
 
 PROJECT = Path(__file__).parents[1]
 
@@ -105,3 +106,9 @@ def tiny_model(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) ->
     LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Three small stages over one data file."""
+    return World(tmp_path, monkeypatch)
