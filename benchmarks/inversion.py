@@ -114,6 +114,8 @@ class InstantGenerator:
 class InstantSpec:
     """Loads an `InstantGenerator`."""
 
+    needs_gpu = False
+
     def load(self) -> InstantGenerator:
         """Loads nothing."""
         return InstantGenerator()

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from meow_ray.config import InvertResources
 from meow_ray.engines import Completion, Engine, EngineSpec, Sampling
@@ -42,6 +42,7 @@ class Generator(Protocol):
 class LocalSpec:
     """An engine that writes."""
 
+    needs_gpu: ClassVar[bool] = True
     engine: EngineSpec
 
     def load(self) -> "LocalGenerator":
@@ -81,6 +82,7 @@ class LocalGenerator:
 class EndpointSpec:
     """An OpenAI-compatible chat endpoint."""
 
+    needs_gpu: ClassVar[bool] = False
     base_url: str
     model: str
     api_key: str = field(repr=False)

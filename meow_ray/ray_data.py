@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
@@ -27,6 +27,9 @@ Step = Callable[[Any, pa.Table], pa.Table]
 
 class Loader(Protocol):
     """Says what an actor loads: an `EngineSpec`, for one."""
+
+    needs_gpu: ClassVar[bool]
+    """It runs on GPUs where there are any."""
 
     def load(self) -> Any:
         """Loads it in this process."""
@@ -161,7 +164,8 @@ def _stream(ledger: _Ledger, todo: int, spec: Loader, work: Work, name: str, all
     from ray.data.checkpoint import CheckpointConfig
 
     resources: EngineResources = getattr(all_resources, name)
-    gpus, (least, most) = ray_cluster.gpus_per_actor(resources), resources.actors
+    gpus = ray_cluster.gpus_per_actor(resources) if spec.needs_gpu else 0
+    least, most = resources.actors
     # Ray Data reads, filters and writes with tasks of one CPU beside the actors
     ray_cluster.require(least, resources.cpus_per_actor, gpus, f"resources.{name}", all_resources, spare_cpus=1)
     if resources.cpu_tasks is False or (resources.cpu_tasks == "auto" and not gpus):

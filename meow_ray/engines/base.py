@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from meow_ray.models import ModelRef
 
@@ -13,6 +13,7 @@ Tokens = Sequence[int]
 class EngineSpec:
     """Which model an engine loads, and how."""
 
+    needs_gpu: ClassVar[bool] = True
     model: ModelRef
     engine: Literal["vllm", "transformers"] = "vllm"
     dtype: str = "auto"
