@@ -71,6 +71,8 @@ class InvertSteps:
         ]
         for attempt in self._attempts(generator):
             pending = [row for row in rows if len(row.candidates) < self.spec.num_candidates]
+            if not pending:
+                break
             self._attempt(generator, pending, attempt)
         columns = {
             "candidates": pa.array([row.candidates for row in rows], pa.list_(_CANDIDATE)),
@@ -162,8 +164,8 @@ class InvertSteps:
 
 
 def probe(generator: Generator, batch: pa.Table, spec: Invert) -> pa.Table:
-    """Tries both styles once: adds `chat` and `prefill`, the valid candidates of each."""
-    once = spec.model_copy(update={"max_attempts": 1, "fallback": False})
+    """Tries both styles once, without a judge: adds `chat` and `prefill`, the valid candidates of each."""
+    once = spec.model_copy(update={"max_attempts": 1, "fallback": False, "judge": "none"})
     for style in ("chat", "prefill"):
         tried = InvertSteps(once, style)(generator, batch.select(["fact_id", "question", "answer"]))
         counts = [len(found) for found in tried["candidates"].to_pylist()]

@@ -185,9 +185,7 @@ def _invert(context: Context) -> dict[str, Any]:
     if style == "auto":
         first = Query(f"SELECT * FROM ({rows.sql}) ORDER BY fact_id LIMIT {spec.probe_facts}", rows.sources)
         probed = ask(partial(inverting.probe, spec=spec), first, "probe")
-        sums = "sum(least(chat, $k))::INT AS chat, sum(least(prefill, $k))::INT AS prefill".replace(
-            "$k", str(spec.num_candidates)
-        )
+        sums = ", ".join(f"sum(least({name}, {spec.num_candidates}))::INT AS {name}" for name in ("chat", "prefill"))
         tried = Query(f"SELECT {sums} FROM ({probed.sql})", probed.sources).rows()[0]
         style = "prefill" if tried["prefill"] > tried["chat"] else "chat"
     judge = None
