@@ -215,7 +215,7 @@ def test_a_real_small_model_writes_valid_inverted_facts_through_vllm(tmp_path: P
     pytest.importorskip("vllm")
     from meow_ray.config_files import load_config
     from meow_ray.facts import build, read
-    from meow_ray.inversion import Proposal, fault
+    from meow_ray.rules import Fact, Proposal, fault
 
     demo = PROJECT / "pipelines/configs/demo.yaml"
     spec = load_config(demo)
@@ -229,4 +229,4 @@ def test_a_real_small_model_writes_valid_inverted_facts_through_vllm(tmp_path: P
     assert sorted(set(made["fact_id"].to_pylist())) == sorted(facts["fact_id"].to_pylist())
     assert made.num_rows >= 3 * 3
     for row in made.to_pylist():
-        assert fault(Proposal(row["inverted_answer"], True), row["question"], row["answer"], spec.invert) is None
+        assert fault(Proposal(row["inverted_answer"], True), Fact(row["question"], row["answer"]), spec.invert) is None
