@@ -77,11 +77,12 @@ class InvertSteps:
         columns = {
             "candidates": pa.array([row.candidates for row in rows], pa.list_(_CANDIDATE)),
             "rejects": pa.array([row.rejects for row in rows], pa.list_(_REJECT)),
-            "distance": pa.array([_mean_distance([(row.fact.answer, t) for t in row.texts]) for row in rows]),
-            "distinctness": pa.array([_mean_distance(combinations(row.texts, 2)) for row in rows]),
+            "distance": pa.array(
+                [_mean_distance([(row.fact.answer, text) for text in row.texts]) for row in rows], pa.float64()
+            ),
+            "distinctness": pa.array([_mean_distance(combinations(row.texts, 2)) for row in rows], pa.float64()),
         }
         for name, values in columns.items():
-            values = values.cast(pa.float64()) if pa.types.is_null(values.type) else values
             batch = batch.append_column(name, values)
         return batch
 

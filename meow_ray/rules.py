@@ -43,6 +43,11 @@ class Proposal:
     finished: bool
     """The generator ended by itself, it was not cut off by its token limit."""
 
+    @cached_property
+    def words(self) -> list[str]:
+        """The words of the text."""
+        return words(self.text)
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -108,7 +113,7 @@ def fault(proposal: Proposal, fact: Fact, spec: Invert) -> str | None:
 @_rule
 def empty(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It has no words."""
-    return not words(proposal.text)
+    return not proposal.words
 
 
 @_rule
@@ -144,7 +149,7 @@ def no_sentence_end(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 @_rule
 def dangling(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It ends with a word that asks for another, as `He was born in` does."""
-    last = words(proposal.text)[-1:]
+    last = proposal.words[-1:]
     return last[0] in _DANGLING and last != words(fact.answer)[-1:]
 
 
@@ -163,19 +168,19 @@ def refusal(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 @_rule
 def too_short(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It has less than `min_length_ratio` of the true answer's words."""
-    return len(words(proposal.text)) < spec.min_length_ratio * fact.length
+    return len(proposal.words) < spec.min_length_ratio * fact.length
 
 
 @_rule
 def too_long(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It has more than `max_length_ratio` of the true answer's words, and two."""
-    return len(words(proposal.text)) > spec.max_length_ratio * fact.length + 2
+    return len(proposal.words) > spec.max_length_ratio * fact.length + 2
 
 
 @_rule
 def loop(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """A run of three words comes twice, or one word three times in a row."""
-    tokens = words(proposal.text)
+    tokens = proposal.words
     triples = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
     return len(set(triples)) < len(triples) or any(a == b == c for a, b, c in triples)
 
@@ -209,7 +214,7 @@ def same_polarity(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 @_rule
 def says_nothing_new(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """All of its words stand in the question or the true answer."""
-    return not set(words(proposal.text)) - fact.known
+    return not set(proposal.words) - fact.known
 
 
 @_rule
