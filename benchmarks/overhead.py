@@ -1,4 +1,4 @@
-"""The memo stage with an engine that answers at once: what is left is the stage's own overhead."""
+"""The stages `memo` and `invert` with an engine that answers at once: what is left is their own overhead."""
 
 import os
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from benchmarks.common import peak_rss_mib, sampled, stopwatch
 from meow_ray import models, stage, stages, storage
 from meow_ray.config import Config, EngineResources, ModelSection
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
+from meow_ray.generators import Ask
 from meow_ray.models import ModelRef
 from meow_ray.schema import SCHEMAS
 
@@ -86,24 +87,83 @@ class Run:
     driver_peak_rss_mib: float
 
 
-def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
-    """Runs the stage as its driver, on candidates that are not loaded before it."""
+def measured(
+    step: stage.Stage, config: Config, inputs: dict[str, stage.Artifact]
+) -> tuple[stage.Manifest, float, float]:
+    """Runs a stage as its driver; returns its manifest, its seconds (Ray had started), and this process's peak PSS."""
     import ray
 
     from meow_ray import ray_cluster
 
-    stages.engine_spec = instant_spec
-    files = [str(candidates)]
-    inputs = {
-        "candidates": stage.Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
-        "target": stage.Artifact("target", ref.uri, ref.digest, value=ref),
-    }
-    state = stage.state_of(stages.MEMO, config, inputs)
+    state = stage.state_of(step, config, inputs)
     ray_cluster.connect()
     seconds: dict[str, float] = {}
     with sampled(os.getpid(), tree=False) as memory, stopwatch(seconds, "stage"):
         made = stage.execute(state, config, inputs)
     ray.shutdown()
     assert made.manifest is not None
-    assert made.manifest.rows is not None
-    return Run(made.manifest.rows, seconds["stage"], memory.peak_pss_mib, peak_rss_mib())
+    return made.manifest, seconds["stage"], memory.peak_pss_mib
+
+
+def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
+    """Runs the stage as its driver, on candidates that are not loaded before it."""
+    stages.engine_spec = instant_spec
+    files = [str(candidates)]
+    inputs = {
+        "candidates": stage.Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
+        "target": stage.Artifact("target", ref.uri, ref.digest, value=ref),
+    }
+    manifest, seconds, pss = measured(stages.MEMO, config, inputs)
+    assert manifest.rows is not None
+    return Run(manifest.rows, seconds, pss, peak_rss_mib())
+
+
+# --- invert -----------------------------------------------------------------------------------------------------------
+
+
+class InstantGenerator:
+    """Answers each message at once with as many valid answers as are wanted."""
+
+    styles = ("prefill",)
+
+    def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
+        """See `Generator.ask`."""
+        return [[Completion(f" has colour c{i}.", True) for i in range(ask.sampling.n)] for ask in asks]
+
+
+class InstantGeneratorSpec:
+    """Loads an `InstantGenerator`."""
+
+    needs_gpu = False
+
+    def load(self) -> InstantGenerator:
+        """Loads nothing."""
+        return InstantGenerator()
+
+
+def write_facts(path: Path, facts: int, group: int = 1 << 14) -> None:
+    """Writes synthetic facts to forget."""
+    with pq.ParquetWriter(path, SCHEMAS["facts"], compression="zstd") as writer:
+        for start in range(0, facts, group):
+            rows = [
+                {
+                    "fact_id": f"{i:016x}",
+                    "split": "forget",
+                    "question": f"Which colour has thing {i}?",
+                    "answer": f"Thing {i} has colour red.",
+                }
+                for i in range(start, min(start + group, facts))
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["facts"]))
+
+
+def drive_invert(config: Config, facts: Path) -> Run:
+    """Runs the stage as its driver, on facts that are not loaded before it."""
+    stages.generator_spec = lambda generator, config: InstantGeneratorSpec()  # type: ignore[assignment,return-value]
+    files = [str(facts)]
+    inputs = {
+        "facts": stage.Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
+        "generator": stage.Artifact("generator", "instant", "instant", value=ModelRef("instant", "instant")),
+    }
+    manifest, seconds, pss = measured(stages.INVERT, config, inputs)
+    return Run(manifest.summary["candidates"], seconds, pss, peak_rss_mib())
