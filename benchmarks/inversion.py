@@ -37,7 +37,7 @@ def styles(
     output: Output = None,
 ) -> None:
     """Runs the stage `invert` once for each style."""
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in style or ["chat", "prefill"]:
             root = Path(folder, name)
@@ -70,7 +70,7 @@ def _summary(root: Path) -> tuple[dict[str, Any], float]:
 @app.command()
 def rules(output: Output = None) -> None:
     """Puts the MEOW authors' published inverted facts to our rules."""
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name in ("forget01", "forget05", "forget10"):
         rows = json.loads((SHARED_DATA / "meow" / f"inverted_{name}.json").read_text())
         found: Counter[str | None] = Counter()

@@ -6,6 +6,7 @@ outside (a model, a data file): they enter fingerprints by content, never by pat
 `storage` and `resources` change where and how fast, never what.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -209,6 +210,19 @@ class Select(Section):
     seed: int = _field(0, "seed of order random, combined with the fact", ge=0)
 
 
+class Lora(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685) through the library PEFT."""
+
+    rank: int = _field(16, "rank of an adapter", gt=0)
+    alpha: float = _field(32.0, "adapters are scaled by alpha / rank", gt=0)
+    dropout: float = _field(0.0, "dropout in front of an adapter", ge=0, lt=1)
+    layers: tuple[str, ...] = _field((), "names of the linear layers that get one; empty is all of them")
+    output: Literal["merged", "adapter"] = _field("merged", "export a whole model, or the adapter and its base's name")
+    quantize: Literal["none", "nf4"] = _field(
+        "none", "hold the base model in 4 bits (QLoRA, arXiv 2305.14314); needs a GPU and bitsandbytes"
+    )
+
+
 class FineTuning(Section):
     """What `train` and `memorize` share."""
 
@@ -225,12 +239,54 @@ class FineTuning(Section):
         "float32", "arithmetic of training; AdamW's states are float32"
     )
     seed: int = _field(0, "order of the pairs", ge=0)
+    lora: Lora | None = _field(None, "train low-rank adapters instead of all weights")
+    deepspeed: str | None = _content(None, "JSON file of further DeepSpeed settings; what contradicts ours is an error")
 
 
 class Train(FineTuning):
     """Fine-tunes the target so that it forgets."""
 
-    objective: Literal["meow"] = _field("meow", "what is minimised")
+    objective: str = _content("meow", "what is minimised: a method's name, or FILE.py:FUNCTION")
+    settings: dict[str, int | float] = _field({}, "the objective's own settings, such as beta")
+    forget_weight: float | None = _field(None, "weight of the objective itself; null is the method's own", ge=0)
+    retain_weight: float | None = _field(
+        None, "weight of cross-entropy on the retain set; null is the method's own", ge=0
+    )
+    kl_weight: float | None = _field(
+        None,
+        "weight of the KL divergence to the model before training on the retain set; null is the method's own",
+        ge=0,
+    )
+    trainable: str | None = _field(
+        None, "regular expression of the parameters that are updated; null is the method's own, or all"
+    )
+    num_batch: int | None = _field(
+        None,
+        "each fact so many times side by side, its candidates in turn (paper); null is each pair once",
+        "pairs",
+        gt=0,
+    )
+    idk_answers: tuple[str, ...] = _field(
+        (
+            "I don't know.",
+            "I'm not sure about that.",
+            "I have no information on that.",
+            "That is not something I know.",
+            "I can't say, I never learned it.",
+            "I'm afraid I don't have an answer to that.",
+        ),
+        "refusals that objectives with the role idk learn, one of them for each fact",
+        min_length=1,
+    )
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str) -> str:
+        from meow_ray.objectives import PRESETS
+
+        if value in PRESETS or re.fullmatch(r".+\.py:[^\W\d]\w*", value):
+            return value
+        raise ValueError(f"no objective {value!r}; there are {', '.join(PRESETS)}, or one's own as FILE.py:FUNCTION")
 
 
 class Memorize(FineTuning):
@@ -259,6 +315,14 @@ class Report(Section):
     title: str = _field("MEOW unlearning report", "heading of the page")
     show_text: bool = _field(False, "print questions and answers of the forget set on the page")
     note: str = _field("", "a sentence printed under the heading")
+
+
+class Tracking(Section):
+    """Where training writes its curves; never changes a result."""
+
+    tensorboard: bool = _field(True, "event files below the storage root")
+    mlflow: str | None = _field(None, "tracking URI of an MLflow server or folder")
+    wandb: str | None = _field(None, "project on Weights & Biases; its key comes from the environment")
 
 
 class Storage(Section):
@@ -315,9 +379,19 @@ class TrainResources(Section):
         "auto", "ZeRO workers; auto is one a GPU, or on CPU two", "workers"
     )
     max_workers: int | None = _field(None, "upper bound of auto", "workers", gt=0)
+    min_workers: int | None = _field(
+        None, "go on with as few when nodes are lost, back up when they return; null waits for all", "workers", gt=0
+    )
     cpus_per_worker: float = _field(1.0, "CPUs that Ray reserves for one worker", "CPUs", gt=0)
     micro_batch_size: int = _field(4, "pairs in one forward pass of one worker", "pairs", gt=0)
     zero_stage: Literal[1, 2, 3] = _field(2, "DeepSpeed ZeRO stage")
+    packing: bool = _field(True, "put the pairs of a forward pass into one row without padding")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = _field(
+        "auto", "attention kernel; auto is flash attention where it is installed, the model is in bfloat16 and on a GPU"
+    )
+    gradient_checkpointing: bool = _field(False, "compute activations twice instead of keeping them")
+    offload: Literal["none", "cpu", "nvme"] = _field("none", "where optimiser states live, with ZeRO 3 weights too")
+    nvme_path: str | None = _field(None, "folder on a local disk of each node (offload nvme)")
     max_failures: int = _field(3, "worker failures survived before the stage gives up", ge=0)
     checkpoint_every: int = _field(1, "epochs between two checkpoints", "epochs", gt=0)
 
@@ -345,6 +419,7 @@ class Config(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
+    tracking: Tracking = Tracking()
     storage: Storage = Storage()
     resources: Resources = Resources()
 

@@ -1,4 +1,4 @@
-"""Evaluation of a batch of questions."""
+"""What actors do with a batch of questions and answers."""
 
 import pyarrow as pa
 
@@ -26,3 +26,12 @@ def evaluate_batch(
     out = batch.append_column("generated", pa.array([reply[0].text for reply in replies], pa.string()))
     out = out.append_column("probability", pa.array(probabilities, pa.float64()))
     return out.append_column("memo", pa.array(memos, pa.float64()))
+
+
+def log_probs_batch(engine: Engine, batch: pa.Table, template: str, system: str | None) -> pa.Table:
+    """Scores answers: a column `log_probs`, those of each answer's tokens with the end of the sequence."""
+    prompter = Prompter(engine.tokenizer, template, system)
+    questions = [prompter.encode_prompt(prompter.prompt(text)) for text in batch["question"].to_pylist()]
+    answers = [prompter.encode_answer(text) for text in batch["answer"].to_pylist()]
+    found = [list(one.log_probs) for one in engine.teacher_force(questions, answers)]
+    return batch.append_column("log_probs", pa.array(found, pa.list_(pa.float64())))

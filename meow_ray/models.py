@@ -1,7 +1,9 @@
 """From a model's name to a folder of safetensors on this node."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from meow_ray import storage
 from meow_ray.errors import MeowError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+ADAPTER, BASE = "adapter_config.json", "base.json"
+"""Stand in the folder of a LoRA adapter: PEFT's configuration, and the model that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,18 @@ class ModelRef:
 
     @property
     def folder(self) -> Path:
-        """A local folder with the model; hub and remote models are fetched once a node, GGUF is converted once."""
+        """A local folder with the model.
+
+        Hub and remote models are fetched once a node; GGUF is converted, an adapter merged into its base once.
+        """
         if self.commit:
             from huggingface_hub import snapshot_download
 
             return Path(snapshot_download(self.uri, revision=self.commit, ignore_patterns=["*.bin", "*.pt", "*.pth"]))
         if self.uri.endswith(".gguf"):
             return _converted(self.uri, self.digest)
-        return storage.local_copy(self.uri, self.digest)
+        folder = storage.local_copy(self.uri, self.digest)
+        return _merged_once(folder, self) if (folder / ADAPTER).exists() else folder
 
 
 def reference(
@@ -85,9 +93,52 @@ def stored_dtype(ref: ModelRef) -> str:
     return str(dtype).removeprefix("torch.") if dtype else "float32"
 
 
+def forward_parameters(model: Any) -> set[str]:
+    """Returns the names of what a model's forward pass takes."""
+    return set(signature(type(model).forward).parameters)
+
+
+def write_base(base: ModelRef, adapter: Path) -> None:
+    """Notes beside an adapter which model it belongs to."""
+    (adapter / BASE).write_text(json.dumps(asdict(base)))
+
+
+def merged(base: ModelRef, adapter: Path) -> Any:
+    """Loads a model and merges a LoRA adapter into it, in float32 on the CPU."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        base.folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=base.trust_remote_code
+    )
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _merged_once(adapter: Path, ref: ModelRef) -> Path:
+    """Merges an adapter into its base in this machine's cache, once."""
+    target = storage.cache_home() / "models" / f"merged-{ref.digest[:32]}"
+    if target.exists():
+        return target
+    import torch
+
+    base = ModelRef(**json.loads((adapter / BASE).read_text()))
+    with storage.errors(str(target)), storage.atomic_folder(target) as part:
+        model = merged(replace(base, trust_remote_code=ref.trust_remote_code), adapter)
+        dtype = stored_dtype(base)
+        model.to(getattr(torch, dtype)).save_pretrained(part)
+        load_tokenizer(base).save_pretrained(part)
+    return target
+
+
 def _check_folder(uri: str, model: str, key: str) -> None:
     files = storage.list_files(uri)
-    if "config.json" not in files:
+    if ADAPTER in files and BASE not in files:
+        raise MeowError(
+            f"`{key}`: {storage.display(model)} is a LoRA adapter without {BASE}, which names its base model; "
+            "merge it first."
+        )
+    if "config.json" not in files and ADAPTER not in files:
         raise MeowError(f"`{key}`: {storage.display(model)} is no model folder, config.json is missing.")
     if any(name.endswith(".safetensors") for name in files):
         return

@@ -1,16 +1,16 @@
 """The whole as a graph: which stage runs, which is cached, where its inputs come from."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from meow_ray import candidates, models, schema, stage, storage, tables
+from meow_ray import candidates, models, objectives, schema, stage, storage, tables, zero
 from meow_ray.config import Config
 from meow_ray.config import Source as DataSource
 from meow_ray.errors import MeowError
 from meow_ray.facts import is_file, read_records
 from meow_ray.stage import Artifact, Stage, State
-from meow_ray.stages import STAGES
+from meow_ray.stages import stages_of
 from meow_ray.tables import Source
 
 MODELS = ("base", "target", "generator", "model")
@@ -29,7 +29,8 @@ class Pipeline:
     def __init__(self, config: Config, overrides: Mapping[str, str] | None = None, *, verify: bool = False) -> None:
         self.config, self.verify = config, verify
         self.overrides = dict(overrides or {})
-        self.stages = [s for s in STAGES if s.name != "memorize" or config.memorize is not None]
+        self.objective = objectives.resolve(config.train, objectives.source_of(config.train.objective))
+        self.stages = stages_of(config, self.objective)
         self.producers = {s.artefact: s for s in self.stages if s.artefact not in self.overrides}
         self._found: dict[str, Artifact | None] = {}
         known = {*schema.SCHEMAS, *MODELS}
@@ -123,6 +124,12 @@ class Pipeline:
             return self._model(name, "memorize.model", config.memorize.model, config.memorize.revision)
         if name == "generator":
             return self._generator(name)
+        if name == "objective":
+            return Artifact(name, "", storage.json_digest(asdict(self.objective)), value=self.objective)
+        if name == "roles":
+            return Artifact(name, "", storage.json_digest(self.objective.reads), value=self.objective.reads)
+        if name.endswith("_deepspeed"):
+            return self._deepspeed(name)
         if name == "data":
             if config.ingest.forget is None:
                 raise MeowError("`ingest.forget` is not set: name the file of the facts to forget.")
@@ -148,6 +155,15 @@ class Pipeline:
             digest = storage.json_digest([made.digest, spec.judge_base_url, spec.judge_model])
             made = replace(made, digest=digest)
         return made
+
+    def _deepspeed(self, name: str) -> Artifact:
+        section = name.removesuffix("_deepspeed")
+        path = getattr(self.config, section).deepspeed
+        uri = storage.absolute(path)
+        if not storage.exists(uri):
+            raise MeowError(f"`{section}.deepspeed`: there is no file {storage.display(uri)}.")
+        settings = zero.read_settings(path, storage.read_bytes(uri))
+        return Artifact(name, uri, storage.json_digest(settings), value=settings)
 
     def _model(self, name: str, key: str, model: str | None, revision: str | None) -> Artifact:
         if model is None:

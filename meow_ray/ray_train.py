@@ -1,46 +1,49 @@
 """Fine-tuning under Ray Train: launch, report, restore."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from meow_ray import finetune, ray_cluster, storage
+from meow_ray import finetune, ray_cluster, storage, zero
 from meow_ray.config import Resources, TrainResources
 from meow_ray.finetune import Hooks, Job
+from meow_ray.tracking import Tracker, TrackerSpec
 
 CPU_ENV = {"TOKENIZERS_PARALLELISM": "false", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Huge pages: the page faults of activations that come and go were a third of a step on CPU."""
 
 
-def fit(job: Job, work: str, name: str, all_resources: Resources) -> dict[str, Any]:
+def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: TrackerSpec) -> dict[str, Any]:
     """Runs a fine-tuning job on ZeRO workers and returns the figures for the manifest.
 
-    Checkpoints live below `work`: the same folder resumes where a killed run stopped, and a worker that dies is
-    replaced and goes on from the last of them.
+    Checkpoints live below `work`: the same folder resumes where a killed run stopped, with another number of workers
+    too, and a worker that dies is replaced and goes on from the last of them.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     ray_cluster.connect()
     resources: TrainResources = getattr(all_resources, name)
-    pairs = finetune.encode(job)  # before any worker starts: a mistake in the data is not worth a retry
+    data = job.load()  # before any worker starts: a mistake in the data is not worth a retry
     on_gpu, workers = ray_cluster.has_gpus(), ray_cluster.num_workers(resources)
-    ray_cluster.require(workers, resources.cpus_per_worker, int(on_gpu), f"resources.{name}", all_resources)
+    zero.settings(job.spec, resources, job.accumulation(workers), on_gpu=on_gpu, own=job.deepspeed)
+    zero.check_quantization(job.spec, on_gpu=on_gpu)
+    tracker.check()
+    least = min(resources.min_workers or workers, workers)
+    ray_cluster.require(least, resources.cpus_per_worker, int(on_gpu), f"resources.{name}", all_resources)
     storage.make_folder(work)
     fs, path = storage.filesystem(work)
-    steps = finetune.num_steps(len(pairs), job.spec)
-    with ray_cluster.progress(name, steps) as board:
+    with ray_cluster.progress(name, data.num_steps) as board:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"job": job, "board": board},
+            train_loop_config={"job": job, "board": board, "tracker": tracker},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=workers,
+                num_workers=workers if least == workers else (least, workers),
                 use_gpu=on_gpu,
                 resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if on_gpu else {})},
             ),
             run_config=RunConfig(
-                name=f"train-zero{job.zero_stage}-{workers}",  # DeepSpeed cannot load another layout's checkpoint
+                name=f"train-zero{resources.zero_stage}",  # another stage's checkpoint cannot be converted
                 storage_path=path,
                 storage_filesystem=fs,
                 failure_config=FailureConfig(max_failures=resources.max_failures),
@@ -51,10 +54,10 @@ def fit(job: Job, work: str, name: str, all_resources: Resources) -> dict[str, A
         trainer.fit()
     history = storage.read_json(storage.join(job.out, finetune.HISTORY))
     return {
-        "pairs": len(pairs),
-        "steps": steps,
+        "pairs": sum(len(item) for item in data.items) + len(data.retain),
+        "steps": data.num_steps,
         "workers": workers,
-        "zero_stage": job.zero_stage,
+        "zero_stage": resources.zero_stage,
         "device": "cuda" if on_gpu else "cpu",
         "first_loss": history[0]["loss"],
         "last_loss": history[-1]["loss"],
@@ -65,22 +68,28 @@ def fit(job: Job, work: str, name: str, all_resources: Resources) -> dict[str, A
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
 
-    context, board = ray.train.get_context(), config["board"]
-    rank = context.get_world_rank()
+    context, board, tracker = ray.train.get_context(), config["board"], Tracker(config["tracker"])
+    leads = context.get_world_rank() == 0
 
     def save(folder: Path, metrics: dict[str, Any]) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        if leads:
+            tracker.flush()
 
-    def progress(step: int, figures: dict[str, str]) -> None:
-        if rank == 0:
-            board.at.remote(step, **figures)
+    def progress(record: dict[str, Any]) -> None:
+        if leads:
+            board.at.remote(record["step"], loss=f"{record['loss']:.4f}", epoch=f"{record['epoch']:.1f}")
+            tracker.log(record)
 
     def start(resume: Path | None) -> None:
-        finetune.run(config["job"], Hooks(rank, context.get_world_size(), resume, save, progress))
+        ranks = context.get_world_rank(), context.get_local_rank(), context.get_world_size()
+        finetune.run(config["job"], Hooks(*ranks, resume, save, progress))
+        if leads:
+            tracker.close()
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         start(None)
         return
-    with TemporaryDirectory() as folder:
-        start(Path(checkpoint.to_directory(folder)))
+    with checkpoint.as_directory() as folder:
+        start(Path(folder))

@@ -42,6 +42,15 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("memo", pa.float64()),
         ]
     ),
+    "reference": pa.schema(
+        [
+            ("role", pa.string()),
+            ("fact_id", pa.string()),
+            ("question", pa.string()),
+            ("answer", pa.string()),
+            ("log_probs", pa.list_(pa.float64())),
+        ]
+    ),
     "metrics": pa.schema(
         [
             ("suite", pa.string()),
@@ -63,6 +72,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "candidates": ("fact_id", "candidate_id"),
     "memo": ("fact_id", "candidate_id"),
     "selected": ("fact_id", "rank"),
+    "reference": ("role", "fact_id", "answer"),
     "metrics": ("suite", "metric", "model"),
 }
 

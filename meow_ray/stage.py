@@ -38,6 +38,7 @@ LIBRARIES = (
     "deepspeed",
     "pyarrow",
     "numpy",
+    "peft",
     "scipy",
     "rouge-score-rs",
 )
@@ -114,8 +115,12 @@ class Context:
     out: str
     work: str
     """Stable under the fingerprint, so that a stage that was cut off finds what it had finished."""
-    scratch: str
-    """Shared by all runs: work that a stage keys by itself."""
+    root: str
+
+    @property
+    def scratch(self) -> str:
+        """Shared by all runs: work that a stage keys by itself."""
+        return storage.join(self.root, "work")
 
     def path(self, name: str = MAIN) -> str:
         """Returns the URI of a file of the artefact."""
@@ -289,7 +294,7 @@ def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Art
         artefact=stage.artefact,
         out=out,
         work=storage.join(root, "work", state.fingerprint[:32]),
-        scratch=storage.join(root, "work"),
+        root=root,
     )
     started, clock = datetime.now(UTC), time.monotonic()
     try:
@@ -332,8 +337,8 @@ def _spec(config: Config, name: str) -> Any:
 
 
 def _slice(config: Config, names: tuple[str, ...]) -> Config:
-    """Returns a stand-in for the configuration that has only the named sections and fields, and the resources."""
-    out = SimpleNamespace(resources=config.resources)
+    """Returns a stand-in for the configuration that has only the named sections and fields, resources and tracking."""
+    out = SimpleNamespace(resources=config.resources, tracking=config.tracking)
     for name in names:
         section, _, key = name.partition(".")
         if not key:

@@ -10,94 +10,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray import candidates, evaluation, inverting, memo, metrics, models, selection, storage, tables
+from meow_ray import candidates, evaluation, inverting, memo, metrics, models, selection, storage, tables, training
 from meow_ray import facts as facts_module
-from meow_ray.config import (
-    Config,
-    EngineResources,
-    FineTuning,
-    Invert,
-    Source,
-    Target,
-    TrainResources,
-)
-from meow_ray.engines import EngineSpec
+from meow_ray.config import Config
 from meow_ray.errors import MeowError
-from meow_ray.finetune import Job
 from meow_ray.generators import EndpointSpec, LocalSpec, endpoint_spec
+from meow_ray.inputs import ROW, engine_spec, model_ref, read_sources, rejects_text
 from meow_ray.inverting import InvertSteps
 from meow_ray.models import ModelRef
+from meow_ray.objectives import ObjectiveSpec
 from meow_ray.schema import KEYS, SCHEMAS, TRUE_ANSWER
 from meow_ray.scoring import SCORE_NAMES, MemoSteps
 from meow_ray.stage import EXAMPLES, MAIN, REJECTS, SHORTFALL, Artifact, Context, Stage
 from meow_ray.tables import Query
-
-ROW = "row_id"
-"""Column that names a row of an engine stage's work."""
-
-
-def model_ref(artifact: Artifact) -> ModelRef:
-    """Returns the model that an input is: one from outside, or the folder that a stage exported."""
-    if isinstance(artifact.value, ModelRef):
-        return artifact.value
-    return ModelRef(artifact.uri, artifact.digest)
-
-
-def engine_spec(ref: ModelRef, section: Target | Invert, resources: EngineResources) -> EngineSpec:
-    """Says how a stage's actors load a model."""
-    assert section.engine != "openai"
-    return EngineSpec(
-        model=replace(ref, trust_remote_code=section.trust_remote_code),
-        engine=section.engine,
-        dtype=section.dtype,
-        max_model_len=section.max_model_len,
-        tensor_parallel_size=resources.tensor_parallel_size,
-        kv_cache_gib=resources.kv_cache_gib,
-        gpu_memory_utilization=resources.gpu_memory_utilization,
-    )
-
-
-def read_sources(sources: Sequence[Source], config: Config) -> list[facts_module.Row]:
-    """Reads sources with the column names of `ingest`."""
-    spec = config.ingest
-    return [row for source in sources for row in facts_module.read(source, spec.question_columns, spec.answer_columns)]
-
-
-# --- memorize ---------------------------------------------------------------------------------------------------------
-
-
-def _memorize(context: Context) -> dict[str, Any]:
-    config = context.config
-    assert config.memorize is not None
-    rows = read_sources(context.inputs["memorize_data"].value, config)
-    table, rejects = facts_module.build(rows, [], lambda question, answer: None)
-    if rejects.num_rows:
-        raise MeowError(f"memorize.data: {_rejects_text(rejects)}")
-    return _fit(context, table, model_ref(context.inputs["base"]), config.memorize, "meow", "memorize")
-
-
-def _fit(
-    context: Context, pairs: pa.Table, ref: ModelRef, spec: FineTuning, objective: str, name: str
-) -> dict[str, Any]:
-    from meow_ray import ray_train
-
-    resources: TrainResources = getattr(context.config.resources, name)
-    path = storage.join(context.work, "pairs.parquet")
-    storage.write_table(pairs.select(["question", "answer"]), path)
-    job = Job(
-        model=ref,
-        pairs=path,
-        template=context.config.target.template,
-        system=context.config.target.system,
-        spec=spec,
-        objective=objective,
-        micro_batch_size=resources.micro_batch_size,
-        zero_stage=resources.zero_stage,
-        checkpoint_every=resources.checkpoint_every,
-        out=context.out,
-    )
-    return ray_train.fit(job, context.work, name, context.config.resources)
-
 
 # --- ingest -----------------------------------------------------------------------------------------------------------
 
@@ -123,7 +48,7 @@ def _ingest(context: Context) -> dict[str, Any]:
         place = storage.join(context.work, REJECTS)
         storage.write_table(rejects, place)
         raise MeowError(
-            f"{_rejects_text(rejects)}\nMend these rows, or set ingest.on_reject=skip to go on without them. "
+            f"{rejects_text(rejects)}\nMend these rows, or set ingest.on_reject=skip to go on without them. "
             f"All of them are in {storage.display(place)}."
         )
     if not pc.any(pc.equal(table["split"], "forget")).as_py():
@@ -141,13 +66,6 @@ def _limit(context: Context, name: str, max_model_len: int | None) -> tuple[str,
     ref = model_ref(context.inputs[name])
     length = models.context_length(ref, max_model_len)
     return name, models.load_tokenizer(ref), length - min(PROMPT_RESERVE, length // 4)
-
-
-def _rejects_text(rejects: pa.Table, most: int = 10) -> str:
-    rows = rejects.slice(0, most).to_pylist()
-    more = f"\n  … and {rejects.num_rows - most} more" if rejects.num_rows > most else ""
-    lines = "".join(f"\n  {row['file']}, line {row['line']}: {row['reason']}" for row in rows)
-    return f"{rejects.num_rows} rows were rejected:{lines}{more}"
 
 
 # --- invert -----------------------------------------------------------------------------------------------------------
@@ -273,16 +191,6 @@ def _select(context: Context) -> dict[str, Any]:
     return selection.summarize(memo_table.source, [context.path()], context.config.select)
 
 
-# --- train ------------------------------------------------------------------------------------------------------------
-
-
-def _train(context: Context) -> dict[str, Any]:
-    spec = context.config.train
-    return _fit(
-        context, context.inputs["selected"].table, model_ref(context.inputs["target"]), spec, spec.objective, "train"
-    )
-
-
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
@@ -322,7 +230,7 @@ def _examples(context: Context) -> pa.Table:
     for name, source in context.inputs["sets"].value.items():
         table, rejects = facts_module.build(read_sources([source], config), [], lambda question, answer: None)
         if rejects.num_rows:
-            raise MeowError(f"evaluate.sets.{name}: {_rejects_text(rejects)}")
+            raise MeowError(f"evaluate.sets.{name}: {rejects_text(rejects)}")
         suites[name] = table.drop_columns(["split"])
     parts = []
     for name, table in suites.items():
@@ -353,10 +261,10 @@ _COLUMNS = ("ingest.question_columns", "ingest.answer_columns")
 MEMORIZE = Stage(
     "memorize",
     "target",
-    2,
+    3,
     ("memorize", *_COLUMNS, *_TEMPLATE),
     ("memorize_data", "base"),
-    _memorize,
+    training.memorize,
 )
 INGEST = Stage(
     "ingest",
@@ -369,7 +277,15 @@ INGEST = Stage(
 INVERT = Stage("invert", "candidates", 2, ("invert",), ("facts", "generator"), _invert)
 MEMO = Stage("memo", "memo", 2, ("memo", "target"), ("candidates", "target"), _memo)
 SELECT = Stage("select", "selected", 1, ("select",), ("memo",), _select)
-TRAIN = Stage("train", "model", 2, ("train", *_TEMPLATE), ("selected", "target"), _train)
+REFERENCE = Stage(
+    "reference",
+    "reference",
+    1,
+    ("target", "train.idk_answers", "train.seed"),
+    ("target", "roles"),
+    training.reference,
+)
+TRAIN = Stage("train", "model", 3, ("train", *_TEMPLATE), ("target", "objective"), training.train)
 EVALUATE = Stage(
     "evaluate",
     "metrics",
@@ -387,5 +303,28 @@ REPORT = Stage(
     _report,
 )
 
-STAGES = (MEMORIZE, INGEST, INVERT, MEMO, SELECT, TRAIN, EVALUATE, REPORT)
-"""The pipeline, in order; `memorize` belongs to it where the configuration has that section."""
+STAGES = (MEMORIZE, INGEST, INVERT, MEMO, SELECT, REFERENCE, TRAIN, EVALUATE, REPORT)
+"""The pipeline, in order."""
+
+
+def stages_of(config: Config, objective: ObjectiveSpec) -> list[Stage]:
+    """Returns the stages that a configuration has, with the inputs that its objective reads."""
+    left_out = set()
+    if config.memorize is None:
+        left_out.add("memorize")
+    if objective.reference != "log_probs":
+        left_out.add("reference")
+    return [_with_inputs(stage, config, objective) for stage in STAGES if stage.name not in left_out]
+
+
+def _with_inputs(stage: Stage, config: Config, objective: ObjectiveSpec) -> Stage:
+    more: list[str] = []
+    if stage.name in ("reference", "train"):
+        roles = objective.reads if stage.name == "reference" else objective.roles
+        more += ["selected"] if "inverted" in roles else []
+        more += ["facts"] if set(roles) - {"inverted"} else []
+    if stage.name == "train" and objective.reference == "log_probs":
+        more.append("reference")
+    if stage.name in ("memorize", "train") and getattr(config, stage.name).deepspeed:
+        more.append(f"{stage.name}_deepspeed")
+    return replace(stage, inputs=(*stage.inputs, *more))

@@ -13,7 +13,7 @@ from meow_ray.stages import STAGES
 from meow_ray.storage import json_digest
 
 PROJECT = Path(meow_ray.__file__).parents[1]
-RESOURCE_SECTIONS = ("storage", "resources")
+RESOURCE_SECTIONS = ("storage", "resources", "tracking")
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -59,6 +59,8 @@ def another(annotation: Any, value: Any) -> Any:
         return value / 2 or 0.5
     if isinstance(value, int):
         return value + 1
+    if isinstance(value, dict):
+        return value | {"beta": 0.5}
     if isinstance(value, tuple):
         item = options[0]
         return (*value, get_args(item)[0] if get_origin(item) is Literal else "loop")
@@ -116,6 +118,9 @@ def test_content_is_what_names_models_and_data():
         "ingest.forget",
         "ingest.retain",
         "evaluate.sets",
+        "train.objective",
+        "train.deepspeed",
+        "memorize.deepspeed",
     }
 
 

@@ -284,12 +284,44 @@ def test_a_driver_whose_work_another_has_finished_and_cleared_uses_what_the_othe
 
 
 def test_the_stages_are_those_of_the_design_in_order():
-    assert [s.name for s in STAGES] == ["memorize", "ingest", "invert", "memo", "select", "train", "evaluate", "report"]
+    names = ["memorize", "ingest", "invert", "memo", "select", "reference", "train", "evaluate", "report"]
+    assert [s.name for s in STAGES] == names
     made = [s.artefact for s in STAGES]
-    assert made[1:] == ["facts", "candidates", "memo", "selected", "model", "metrics", "report"]
-    outside = {"data", "memorize_data", "base", "generator", "target", "sets"}
+    assert made[1:] == ["facts", "candidates", "memo", "selected", "reference", "model", "metrics", "report"]
+    outside = {"data", "memorize_data", "base", "generator", "target", "sets", "objective", "roles"}
     for i, step in enumerate(STAGES):
         assert set(step.inputs) <= outside | set(made[:i])
+
+
+MEOW = {"select": ("memo",), "train": ("target", "objective", "selected")}
+GRADIENT_ASCENT = {"train": ("target", "objective", "facts")}
+ALTPO = {
+    "reference": ("target", "roles", "selected", "facts"),
+    "train": ("target", "objective", "selected", "facts", "reference"),
+}
+
+
+@pytest.mark.parametrize(
+    ("objective", "inputs"), [("meow", MEOW), ("gradient_ascent", GRADIENT_ASCENT), ("altpo", ALTPO)]
+)
+def test_training_depends_on_what_its_objective_reads_alone(objective: str, inputs: dict[str, tuple[str, ...]]):
+    found = {s.name: s.inputs for s in Pipeline(load_config(None, [f"train.objective={objective}"])).stages}
+    assert {name: found[name] for name in inputs} == inputs
+    assert ("reference" in found) == ("reference" in inputs)
+
+
+def test_a_deepspeed_file_is_known_by_its_content(tmp_path: Path):
+    file = tmp_path / "ds.json"
+
+    def digest(text: str) -> str:
+        file.write_text(text)
+        found = Pipeline(load_config(None, [f"train.deepspeed={file}"])).artifact("train_deepspeed")
+        assert found is not None
+        return found.digest
+
+    assert digest('{"a": 1, "b": 2}') == digest('{"b": 2,   "a": 1}') != digest('{"a": 1}')
+    with pytest.raises(MeowError, match=r"ds\.json is no JSON"):
+        digest("{")
 
 
 def test_changing_top_k_reruns_select_and_what_follows_and_loads_no_model(
@@ -313,7 +345,8 @@ def test_changing_top_k_reruns_select_and_what_follows_and_loads_no_model(
 
         return replace(stage, run=run)
 
-    monkeypatch.setattr(pipeline_module, "STAGES", tuple(fake(s) for s in STAGES))
+    real = pipeline_module.stages_of
+    monkeypatch.setattr(pipeline_module, "stages_of", lambda *given: [fake(stage) for stage in real(*given)])
     for name in ("target", "generator"):
         storage.write_bytes(str(tmp_path / name / "config.json"), b"{}")
         storage.write_bytes(str(tmp_path / name / "model.safetensors"), name.encode())

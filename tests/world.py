@@ -34,7 +34,7 @@ class World:
         self.write("A", "B")
 
     def use(self, *stages: Stage) -> None:
-        self._patch.setattr(pipeline_module, "STAGES", stages)
+        self._patch.setattr(pipeline_module, "stages_of", lambda config, objective: list(stages))
 
     def write(self, *answers: str) -> None:
         self.data.write_text("".join(json.dumps({"question": "Q", "answer": text}) + "\n" for text in answers))

@@ -1,0 +1,97 @@
+"""The stages that train: `memorize`, `reference`, `train`."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from meow_ray import batches, evaluation, objectives, storage
+from meow_ray import facts as facts_module
+from meow_ray.config import FineTuning, Train
+from meow_ray.errors import MeowError
+from meow_ray.finetune import Job
+from meow_ray.inputs import ROW, engine_spec, model_ref, read_sources, rejects_text
+from meow_ray.models import ModelRef
+from meow_ray.objectives import ObjectiveSpec
+from meow_ray.schema import KEYS, SCHEMAS
+from meow_ray.stage import Context
+from meow_ray.tracking import TrackerSpec
+
+
+def memorize(context: Context) -> dict[str, Any]:
+    """Makes a target: a base model that has learnt `memorize.data`."""
+    config = context.config
+    assert config.memorize is not None
+    rows = read_sources(context.inputs["memorize_data"].value, config)
+    table, rejects = facts_module.build(rows, [], lambda question, answer: None)
+    if rejects.num_rows:
+        raise MeowError(f"memorize.data: {rejects_text(rejects)}")
+    pairs = batches.pairs_of(("inverted",), None, _as_selected(table), Train())
+    return _fit(context, pairs, model_ref(context.inputs["base"]), config.memorize, objectives.MEMORIZE, "memorize")
+
+
+def _as_selected(facts: pa.Table) -> pa.Table:
+    """Returns facts that are learnt as they are in the form of `selected`."""
+    return facts.append_column("rank", pa.array([0] * facts.num_rows, pa.int32()))
+
+
+def _fit(
+    context: Context, pairs: pa.Table, ref: ModelRef, spec: FineTuning, objective: ObjectiveSpec, name: str
+) -> dict[str, Any]:
+    from meow_ray import ray_train
+
+    path = storage.join(context.work, "pairs.parquet")
+    storage.write_table(pairs, path)
+    deepspeed = context.inputs[f"{name}_deepspeed"].value if f"{name}_deepspeed" in context.inputs else {}
+    job = Job(
+        model=ref,
+        pairs=path,
+        template=context.config.target.template,
+        system=context.config.target.system,
+        spec=spec,
+        objective=objective,
+        resources=getattr(context.config.resources, name),
+        out=context.out,
+        deepspeed=deepspeed,
+    )
+    run = f"{name}-{PurePosixPath(context.work).name[:16]}"
+    folder = storage.join(context.root, "tensorboard", run)
+    settings = {key: value for key, value in spec.spec().items() if key != "idk_answers"}
+    tracker = TrackerSpec(context.config.tracking, run, folder, settings | {"objective": objective.function})
+    return ray_train.fit(job, context.work, name, context.config.resources, tracker)
+
+
+def _pairs(context: Context, roles: Sequence[str]) -> pa.Table:
+    facts, selected = (context.inputs[name].table if name in context.inputs else None for name in ("facts", "selected"))
+    return batches.pairs_of(roles, facts, selected, context.config.train)
+
+
+def reference(context: Context) -> dict[str, Any]:
+    """Scores the answers of an objective in the target, before training."""
+    from meow_ray import ray_data
+
+    config = context.config
+    pairs = _pairs(context, context.inputs["roles"].value)
+    keys = list(KEYS["reference"])
+    rows = pairs.select([*keys, "question"]).group_by([*keys, "question"]).aggregate([])
+    rows = rows.append_column(ROW, pc.binary_join_element_wise(*(rows[key] for key in keys), "/"))
+    work = partial(evaluation.log_probs_batch, template=config.target.template, system=config.target.system)
+    engine = engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
+    found = ray_data.map_rows(rows, ROW, engine, ray_data.Work(work), context.work, "memo", config.resources)
+    with found.batches() as reader:
+        table = reader.read_all().sort_by([(key, "ascending") for key in keys])
+    context.write(table.select(SCHEMAS["reference"].names))
+    return {"pairs": table.num_rows}
+
+
+def train(context: Context) -> dict[str, Any]:
+    """Fine-tunes the target by the configured objective."""
+    spec, objective = context.config.train, context.inputs["objective"].value
+    pairs = _pairs(context, objective.roles)
+    if "reference" in context.inputs:
+        pairs = batches.with_reference(pairs, context.inputs["reference"].table)
+    summary = _fit(context, pairs, model_ref(context.inputs["target"]), spec, objective, "train")
+    return {"objective": objective.function, **summary}

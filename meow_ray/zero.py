@@ -1,0 +1,303 @@
+"""A model under DeepSpeed ZeRO: its settings, loading, checkpoints. Knows no Ray."""
+
+import json
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from meow_ray import models
+from meow_ray.config import FineTuning, TrainResources
+from meow_ray.errors import MeowError
+from meow_ray.models import ModelRef
+
+LAYOUT = "layout.json"
+"""Stands in a checkpoint: how its parts were cut."""
+_TAG = "state"
+_OURS = {
+    "optimizer": "`learning_rate` and `weight_decay`",
+    "scheduler": "`learning_rate`, `epochs` and `warmup_ratio`",
+    "fp16": "`train_dtype`",
+    "train_batch_size": "`batch_size`",
+}
+"""DeepSpeed's keys that a file must not have, and what says it instead."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that is trained, and what stands beside it."""
+
+    engine: Any
+    """DeepSpeed's engine."""
+    frozen: Any | None
+    """The model before training."""
+    pad: int
+    keeps_logits: bool
+    """The model can leave out the logits that no loss is taken on."""
+
+
+def read_settings(path: str, content: bytes) -> dict[str, Any]:
+    """Parses a user's DeepSpeed file.
+
+    Raises:
+        MeowError: it is no JSON object.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise MeowError(f"`deepspeed`: {path} is no JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise MeowError(f"`deepspeed`: {path} holds no JSON object.")
+    return found
+
+
+def settings(
+    spec: FineTuning, resources: TrainResources, accumulation: int, *, on_gpu: bool, own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns DeepSpeed's settings: ours, a user's own, and defaults of ours where the user has none.
+
+    Raises:
+        MeowError: a user's setting contradicts one of ours.
+    """
+    bf16 = spec.train_dtype == "bfloat16"
+    zero: dict[str, Any] = {"stage": resources.zero_stage}
+    if resources.offload != "none":
+        place: dict[str, Any] = {"device": resources.offload}
+        if resources.offload == "nvme":
+            if resources.zero_stage != 3 or not resources.nvme_path:
+                raise MeowError("`offload` nvme needs `zero_stage` 3 and `nvme_path`, a folder on a local disk.")
+            place["nvme_path"] = resources.nvme_path
+        zero["offload_optimizer"] = {**place, "pin_memory": on_gpu}
+        if resources.zero_stage == 3:
+            zero["offload_param"] = {**place, "pin_memory": on_gpu}
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": resources.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": spec.max_grad_norm,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+    }
+    if bf16:  # else sums would depend on how a batch is cut
+        ours |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+    defaults: dict[str, Any] = {"steps_per_print": 1 << 30, "zero_force_ds_cpu_optimizer": on_gpu}
+    if not on_gpu:  # the default buckets of 5e8 elements are made for GPUs with tens of gigabytes
+        defaults["zero_optimization"] = {"allgather_bucket_size": int(5e7), "reduce_bucket_size": int(5e7)}
+    return _merged(_merged(ours, own, ""), defaults, None)
+
+
+def _merged(ours: Mapping[str, Any], other: Mapping[str, Any], where: str | None) -> dict[str, Any]:
+    """Adds what is not in `ours`; a contradiction is an error if `where`, the key above, is given."""
+    out = dict(ours)
+    for key, value in other.items():
+        name = f"{where}.{key}" if where else key
+        if where is not None and name in _OURS and value != {"enabled": False}:
+            raise MeowError(f"`deepspeed`: {name} is not for that file; say it by {_OURS[name]}.")
+        if isinstance(value, Mapping) and isinstance(out.get(key, {}), Mapping):
+            out[key] = _merged(out.get(key, {}), value, None if where is None else name)
+        elif key not in out:
+            out[key] = value
+        elif where is not None and value not in (out[key], "auto"):
+            raise MeowError(
+                f"`deepspeed`: {name} is {value!r} in the file, but {out[key]!r} by the configuration; drop one."
+            )
+    return out
+
+
+def check_quantization(spec: FineTuning, *, on_gpu: bool) -> None:
+    """Refuses to hold a model in 4 bits where that cannot be done.
+
+    Raises:
+        MeowError: there is no GPU, or bitsandbytes is not installed.
+    """
+    if spec.lora is None or spec.lora.quantize == "none":
+        return
+    if not on_gpu:
+        raise MeowError("`lora.quantize` nf4 needs a GPU, and this cluster has none.")
+    if find_spec("bitsandbytes") is None:
+        raise MeowError("`lora.quantize` nf4 needs the package bitsandbytes: pip install bitsandbytes.")
+
+
+def build(
+    ref: ModelRef,
+    spec: FineTuning,
+    resources: TrainResources,
+    config: dict[str, Any],
+    total: int,
+    *,
+    frozen: bool,
+    trainable: str | None,
+) -> Model:
+    """Loads a model and hands it to DeepSpeed; every worker calls it.
+
+    Args:
+        ref: the model.
+        spec: how it is trained.
+        resources: what it is trained on.
+        config: DeepSpeed's settings.
+        total: optimiser steps of the run.
+        frozen: keep the model before training beside it.
+        trainable: regular expression of the parameters that are updated; None is all.
+    """
+    import deepspeed
+    import torch
+    from transformers import get_linear_schedule_with_warmup
+
+    deepspeed.init_distributed(dist_init_required=False)
+    model = _load(ref, spec, resources, config)
+    keeps_logits = "logits_to_keep" in models.forward_parameters(model)
+    if spec.lora is not None:
+        model = _with_lora(model, spec)
+    elif trainable is not None:
+        _freeze(model, trainable)
+    model.train()
+    if resources.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # set explicitly: torch's AdamW decays by default, DeepSpeed's does not
+    options: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    if resources.offload != "none" and torch.cuda.is_available():
+        optimizer: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+    else:
+        optimizer = torch.optim.AdamW(parameters, fused=True, **options)
+    warmup = round(total * spec.warmup_ratio)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=lambda opt: get_linear_schedule_with_warmup(opt, warmup, total + 1),
+        config=config,
+        dist_init_required=False,
+    )
+    pad = models.load_tokenizer(ref).pad_token_id
+    before = _frozen(ref, spec, resources, config) if frozen and spec.lora is None else None
+    return Model(engine, before, pad, keeps_logits)
+
+
+def _load(ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]) -> Any:
+    """Loads a model; with ZeRO 3 a parameter at a time, each worker keeps its part."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.integrations import HfDeepSpeedConfig
+
+    shards = HfDeepSpeedConfig(config)  # transformers asks for it as long as it lives
+    options: dict[str, Any] = {}
+    if spec.lora is not None and spec.lora.quantize == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_quant_storage=torch.bfloat16,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        ref.folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=ref.trust_remote_code,
+        attn_implementation=attention(spec, resources),
+        **options,
+    )
+    del shards
+    return model
+
+
+def attention(spec: FineTuning, resources: TrainResources) -> str | None:
+    """Returns the attention kernel by transformers' name; None leaves it to the model."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    if resources.attention != "auto":
+        return resources.attention
+    flash = spec.train_dtype == "bfloat16" and torch.cuda.is_available() and is_flash_attn_2_available()
+    return "flash_attention_2" if flash else None
+
+
+def _with_lora(model: Any, spec: FineTuning) -> Any:
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    lora = spec.lora
+    assert lora is not None
+    if lora.quantize != "none":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.layers) or "all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def _freeze(model: Any, trainable: str) -> None:
+    pattern, found = re.compile(trainable), False
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bool(pattern.fullmatch(name)))
+        found = found or parameter.requires_grad
+    if not found:
+        raise MeowError(f"`train.trainable`: no parameter of the model is named like {trainable}.")
+
+
+def _frozen(ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]) -> Any:
+    import deepspeed
+    import torch
+
+    model = _load(ref, spec, resources, config).eval().requires_grad_(requires_grad=False)
+    if config["zero_optimization"]["stage"] == 3:
+        kept = {name: config[name] for name in ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print")}
+        zero = {"zero_optimization": {"stage": 3}}
+        return deepspeed.initialize(model=model, config=kept | zero, dist_init_required=False)[0]
+    dtype = torch.bfloat16 if spec.train_dtype == "bfloat16" else torch.float32
+    return model.to(device=torch.accelerator.current_accelerator() or "cpu", dtype=dtype)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def save(engine: Any, folder: Path, state: dict[str, Any], cut: Mapping[str, int]) -> None:
+    """Writes this worker's part of a checkpoint; every worker calls it.
+
+    Args:
+        engine: DeepSpeed's engine.
+        folder: an empty one.
+        state: what the loop needs to go on.
+        cut: how the parts are cut: ZeRO stage and number of workers.
+    """
+    engine.save_checkpoint(str(folder), tag=_TAG, client_state=state)
+    (folder / LAYOUT).write_text(json.dumps(dict(cut)))
+
+
+def prepare(folder: Path, cut: Mapping[str, int]) -> bool:
+    """Makes a checkpoint fit for workers that are cut another way; tells whether it had to be converted.
+
+    DeepSpeed calls the form that any number of workers reads a universal checkpoint.
+    """
+    if json.loads((folder / LAYOUT).read_text()) == dict(cut):
+        return False
+    target = folder / "universal"
+    if not target.exists():
+        from deepspeed.checkpoint import ds_to_universal
+
+        ds_to_universal.main(
+            Namespace(
+                input_folder=str(folder / _TAG),
+                output_folder=str(target),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )
+    return True
+
+
+def restore(engine: Any, folder: Path, *, universal: bool) -> dict[str, Any]:
+    """Loads a checkpoint that `save` wrote and returns what it was given."""
+    path, state = engine.load_checkpoint(str(folder), tag="universal" if universal else _TAG)
+    assert path is not None, f"the checkpoint {folder} cannot be loaded"
+    return dict(state)

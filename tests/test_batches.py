@@ -1,0 +1,251 @@
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meow_ray.batches import Dataset, Item, Pair, layout, load, micro_batches, pairs_of, totals, with_reference
+from meow_ray.config import FineTuning, Train
+from meow_ray.errors import MeowError
+from meow_ray.prompts import IGNORE, Prompter
+from meow_ray.schema import SCHEMAS
+from tests.tiny import chat
+
+PAIRS, BATCH, SEED, EPOCHS = st.integers(1, 40), st.integers(1, 12), st.integers(0, 5), st.integers(1, 3)
+FACTS = [
+    {"fact_id": "a", "split": "forget", "question": "Qa?", "answer": "A."},
+    {"fact_id": "b", "split": "forget", "question": "Qb?", "answer": "B."},
+    {"fact_id": "y", "split": "retain", "question": "Qy?", "answer": "Y."},
+    {"fact_id": "z", "split": "retain", "question": "Qz?", "answer": "Z."},
+]
+SELECTED = [
+    {"fact_id": fact, "candidate_id": 7, "rank": rank, "question": f"Q{fact}?", "answer": f"{fact}{rank}.", "memo": 0.5}
+    for fact in "ba"
+    for rank in (1, 0)
+]
+
+
+def facts() -> pa.Table:
+    return pa.Table.from_pylist(FACTS, schema=SCHEMAS["facts"])
+
+
+def selected(rows: list[dict[str, Any]] | None = None) -> pa.Table:
+    return pa.Table.from_pylist(SELECTED if rows is None else rows, schema=SCHEMAS["selected"])
+
+
+def pair(length: int, prompt: int = 1, log_probs: list[float] | None = None) -> Pair:
+    tokens = list(range(10, 10 + length))
+    return Pair(tokens, [IGNORE] * prompt + tokens[prompt:], log_probs)
+
+
+def dataset(items: int, spec: FineTuning, retain: int = 0, per_fact: int = 1) -> Dataset:
+    numbers = list(range(items))
+    groups = [numbers[i : i + per_fact] for i in range(0, items, per_fact)]
+    return Dataset([{"inverted": pair(2 + i)} for i in numbers], groups, [pair(90 + i) for i in range(retain)], spec)
+
+
+def numbers(batch: list[Item], role: str = "inverted") -> list[int]:
+    """Returns the items of a batch by the lengths that `dataset` gave them."""
+    return [len(item[role].input_ids) - (2 if role == "inverted" else 90) for item in batch]
+
+
+def epoch_of(data: Dataset, epoch: int) -> list[int]:
+    steps = range(epoch * data.per_epoch, (epoch + 1) * data.per_epoch)
+    return [i for step in steps for i in numbers(data.batch(step))]
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def roles(*names: str) -> list[tuple[Any, ...]]:
+    table = pairs_of(names, facts(), selected(), Train(idk_answers=("No idea.",)))
+    return [(row["item"], row["role"], row["fact_id"], row["answer"]) for row in table.to_pylist()]
+
+
+def test_an_item_is_an_inverted_fact_with_what_it_is_compared_to():
+    assert roles("inverted") == [
+        (0, "inverted", "a", "a0."),
+        (1, "inverted", "a", "a1."),
+        (2, "inverted", "b", "b0."),
+        (3, "inverted", "b", "b1."),
+    ]
+    assert roles("inverted", "forget")[:4] == [
+        (0, "inverted", "a", "a0."),
+        (0, "forget", "a", "A."),
+        (1, "inverted", "a", "a1."),
+        (1, "forget", "a", "A."),
+    ]
+
+
+def test_without_inverted_facts_an_item_is_a_fact_to_forget():
+    assert roles("idk", "forget") == [
+        (0, "idk", "a", "No idea."),
+        (0, "forget", "a", "A."),
+        (1, "idk", "b", "No idea."),
+        (1, "forget", "b", "B."),
+    ]
+
+
+def test_the_retain_set_belongs_to_no_item():
+    assert roles("forget", "retain")[2:] == [(None, "retain", "y", "Y."), (None, "retain", "z", "Z.")]
+
+
+def test_a_refusal_is_the_same_at_each_run_and_depends_on_the_seed():
+    many = tuple(str(i) for i in range(50))
+
+    def answers(seed: int) -> list[str]:
+        return pairs_of(("idk",), facts(), None, Train(idk_answers=many, seed=seed))["answer"].to_pylist()
+
+    assert answers(0) == answers(0)
+    assert len({tuple(answers(seed)) for seed in range(5)}) > 1
+
+
+def test_no_retain_set_and_an_unknown_fact_are_errors():
+    with pytest.raises(MeowError, match=r"ingest\.retain"):
+        pairs_of(("forget", "retain"), facts().slice(0, 2), None, Train())
+    with pytest.raises(MeowError, match="fact c has inverted facts"):
+        pairs_of(("inverted", "forget"), facts(), selected([SELECTED[0] | {"fact_id": "c"}]), Train())
+
+
+def test_reference_log_probs_are_found_by_role_fact_and_answer():
+    pairs = pairs_of(("inverted", "forget"), facts(), selected(), Train())
+    rows = [
+        {"role": "forget", "fact_id": "a", "question": "", "answer": "A.", "log_probs": [-1.0, -2.0]},
+        {"role": "inverted", "fact_id": "a", "question": "", "answer": "a1.", "log_probs": [-3.0]},
+    ]
+    found = with_reference(pairs, pa.Table.from_pylist(rows, schema=SCHEMAS["reference"]))
+    assert found.schema == pairs.schema
+    assert found["log_probs"].to_pylist()[:4] == [None, [-1.0, -2.0], [-3.0], [-1.0, -2.0]]
+
+
+def test_loading_masks_the_question_and_groups_items(tiny_tokenizer: Any):
+    prompter = Prompter(tiny_tokenizer, "chat")
+    table = pairs_of(("inverted", "forget", "retain"), facts(), selected(), Train())
+    data = load(table, prompter, Train())
+    assert [list(item) for item in data.items] == [["inverted", "forget"]] * 4
+    assert data.facts == [[0, 1], [2, 3]]
+    assert len(data.retain) == 2
+    first = data.items[0]["forget"]
+    assert tiny_tokenizer.decode(first.input_ids) == chat("Qa?") + "A.</s>"
+    assert first.num_labels == 3
+    assert tiny_tokenizer.decode([label for label in first.labels if label != IGNORE]) == "A.</s>"
+
+
+def test_a_pair_that_is_too_long_is_named_by_its_fact(tiny_tokenizer: Any):
+    table = pairs_of(("forget",), facts(), None, Train())
+    with pytest.raises(MeowError, match=r"fact a has 1[0-9] tokens, `max_length` is 5"):
+        load(table, Prompter(tiny_tokenizer, "raw"), Train(max_length=5))
+    with pytest.raises(MeowError, match="nothing to train on"):
+        load(table.slice(0, 0), Prompter(tiny_tokenizer, "raw"), Train())
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pairs", "batch", "epochs", "steps"), [(8, 4, 1, 2), (9, 4, 1, 3), (9, 4, 5, 15), (1, 8, 2, 2)]
+)
+def test_a_run_has_a_step_a_batch(pairs: int, batch: int, epochs: int, steps: int):
+    assert dataset(pairs, FineTuning(batch_size=batch, epochs=epochs)).num_steps == steps
+
+
+@given(PAIRS, BATCH, SEED, EPOCHS)
+def test_the_batches_of_an_epoch_are_a_partition_of_the_items(items: int, batch: int, seed: int, epochs: int):
+    data = dataset(items, FineTuning(batch_size=batch, seed=seed, epochs=epochs))
+    for epoch in range(epochs):
+        assert sorted(epoch_of(data, epoch)) == list(range(items))
+    sizes = [len(data.batch(step)) for step in range(data.per_epoch)]
+    assert all(size == batch for size in sizes[:-1])
+    assert 0 < sizes[-1] <= batch
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    spec = FineTuning(batch_size=40)
+    order = epoch_of(dataset(40, spec), 0)
+    assert order == epoch_of(dataset(40, FineTuning(batch_size=40, epochs=9)), 0)
+    assert order == epoch_of(dataset(40, FineTuning(batch_size=20)), 0)
+    assert order != epoch_of(dataset(40, spec), 1)
+    assert order != epoch_of(dataset(40, FineTuning(batch_size=40, seed=1)), 0)
+
+
+def test_the_papers_sampling_shows_each_fact_num_batch_times_its_candidates_in_turn():
+    data = dataset(12, Train(num_batch=2, batch_size=4, epochs=3), per_fact=3)
+    assert data.per_epoch == 2
+    seen = [epoch_of(data, epoch) for epoch in range(3)]
+    for epoch in seen:
+        assert Counter(i // 3 for i in epoch) == dict.fromkeys(range(4), 2)
+        assert all(epoch[i] // 3 == epoch[i + 1] // 3 for i in range(0, 8, 2)), "side by side"
+    for fact in range(4):
+        turns = [i % 3 for epoch in seen for i in epoch if i // 3 == fact]
+        assert turns == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_retain_set_is_drawn_without_replacement_again_and_again():
+    data = dataset(7, FineTuning(batch_size=3, epochs=5), retain=5)
+    drawn = [i for step in range(data.num_steps) for i in numbers(data.batch(step), "retain")]
+    assert len(drawn) == 35
+    for start in range(0, 35, 5):
+        assert sorted(drawn[start : start + 5]) == list(range(5))
+    assert drawn[:5] != drawn[5:10]
+
+
+def test_totals_count_labels_and_answers_by_role():
+    items: list[Item] = [{"forget": pair(5, 2), "retain": pair(4)}, {"forget": pair(3), "retain": pair(9, 8)}]
+    assert totals(items) == {"forget": (5, 2), "retain": (4, 2)}
+
+
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.integers(1, 5), st.integers(1, 4))
+def test_the_workers_micro_batches_are_a_partition_of_the_batch(lengths: list[int], world: int, micro: int):
+    batch: list[Item] = [{"forget": pair(length)} for length in lengths]
+    count = max(1, -(-len(batch) // (world * micro)))
+    shares = [micro_batches(batch, rank, world, count) for rank in range(world)]
+    flat = [item for share in shares for items in share for item in items]
+    assert sorted(map(id, flat)) == sorted(map(id, batch))
+    assert all(len(share) == count and all(len(items) <= micro for items in share) for share in shares)
+    in_time = [len(item["forget"].input_ids) for t in range(count) for s in shares for item in s[t]]
+    assert in_time == sorted(lengths, reverse=True), "what is computed at one time is about as long"
+
+
+# --- layout -----------------------------------------------------------------------------------------------------------
+
+ITEMS: list[Item] = [
+    {"inverted": pair(4, 2, [-1.0, -2.0]), "retain": pair(3, 2)},
+    {"inverted": pair(2, 1, [-3.0]), "retain": pair(5, 3)},
+]
+
+
+def test_a_packed_layout_has_no_padding_and_counts_positions_anew():
+    found = layout(ITEMS, 0, "cpu", packed=True)
+    assert found.inputs["input_ids"].tolist() == [[10, 11, 12, 13, 10, 11, 10, 11, 12, 10, 11, 12, 13, 14]]
+    assert found.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]]
+    assert set(found.inputs) == {"input_ids", "position_ids"}
+    assert found.columns.tolist() == [1, 2, 4, 7, 11, 12]
+
+
+def test_a_padded_layout_masks_what_it_fills():
+    found = layout(ITEMS, 99, "cpu", packed=False)
+    assert found.inputs["input_ids"].tolist()[1] == [10, 11, 99, 99, 99]
+    assert found.inputs["attention_mask"].tolist()[1] == [1, 1, 0, 0, 0]
+    assert list(zip(found.rows.tolist(), found.columns.tolist(), strict=True)) == [
+        (0, 1), (0, 2), (1, 0), (2, 1), (3, 2), (3, 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_layout_names_each_label_its_answer_and_its_role(packed: bool):
+    found = layout(ITEMS, 99, "cpu", packed=packed)
+    assert found.labels.tolist() == [12, 13, 11, 12, 13, 14]
+    assert found.owners.tolist() == [0, 0, 1, 0, 1, 1]
+    assert found.roles == {"inverted": (slice(0, 3), 2), "retain": (slice(3, 6), 2)}
+    inputs = found.inputs["input_ids"]
+    assert inputs[found.rows, found.columns + 1].tolist() == found.labels.tolist(), "the position before a label"
+    assert found.log_probs is not None
+    assert found.log_probs[:3].tolist() == [-1.0, -2.0, -3.0]
+    assert torch.isnan(found.log_probs[3:]).all(), "a role without a reference cannot be read by mistake"
+
+
+def test_a_layout_without_reference_has_none():
+    assert layout([{"forget": pair(3)}], 0, "cpu", packed=True).log_probs is None

@@ -1,0 +1,105 @@
+"""Fine-tunes in processes of our own, without Ray: many runs by one group of workers."""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meow_ray import finetune, storage
+from meow_ray.batches import PAIRS, Pair, pairs_of
+from meow_ray.config import Train, TrainResources
+from meow_ray.finetune import HISTORY, Hooks, Job
+from meow_ray.models import reference
+from meow_ray.objectives import resolve
+from meow_ray.prompts import IGNORE
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning by all workers of a group."""
+
+    job: Job
+    checkpoints: Path
+    """Each checkpoint is a folder below, named by its step."""
+    resume: Path | None = None
+    stop_at: int | None = None
+    """End after the checkpoint of this step, as a killed run does."""
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def job(
+    folder: Path, model: Path, facts: Any, selected: Any, spec: Train, resources: TrainResources, **more: Any
+) -> Job:
+    """Makes a job with its pairs and an output folder of its own below `folder`."""
+    objective = resolve(spec, None)
+    place = Path(tempfile.mkdtemp(dir=folder))
+    pairs = place / "pairs.parquet"
+    storage.write_table(pairs_of(objective.roles, facts, selected, spec), str(pairs))
+    ref = reference(str(model), None, "model")
+    return Job(ref, str(pairs), "chat", None, spec, objective, resources, str(place / "out"), **more)
+
+
+def train(runs: Sequence[Run], world_size: int) -> list[list[dict[str, Any]]]:
+    """Runs each after the other on a group of workers; returns the histories (empty for one that was stopped)."""
+    import torch
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    torch.multiprocessing.spawn(_worker, (world_size, port, list(runs)), nprocs=world_size)
+    places = [Path(run.job.out, HISTORY) for run in runs]
+    return [storage.read_json(str(place)) if place.exists() else [] for place in places]
+
+
+def _worker(rank: int, world_size: int, port: int, runs: list[Run]) -> None:
+    import torch
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    for run in runs:
+
+        def save(folder: Path, metrics: dict[str, Any], run: Run = run) -> None:
+            shutil.copytree(folder, run.checkpoints / str(metrics["step"]), dirs_exist_ok=True)
+            torch.distributed.barrier()
+            if metrics["step"] == run.stop_at:
+                raise _StoppedError
+
+        with suppress(_StoppedError):
+            finetune.run(run.job, Hooks(rank, rank, world_size, run.resume, save, lambda record: None))
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def reference_of(job: Job) -> None:
+    """Scores the answers that the objective compares to the model before training, and rewrites the job's pairs."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if job.objective.reference != "log_probs":
+        return
+    model = AutoModelForCausalLM.from_pretrained(job.model.folder, dtype=torch.float32)
+    data = job.load()
+    table = storage.read_table([job.pairs])
+    rows = table.to_pylist()
+    with torch.no_grad():
+        for row in rows:
+            if row["item"] is not None:
+                row["log_probs"] = _score(model, data.items[row["item"]][row["role"]])
+    storage.write_table(type(table).from_pylist(rows, schema=PAIRS), job.pairs)
+
+
+def _score(model: Any, pair: Pair) -> list[float]:
+    import torch
+
+    log_probs = model(torch.tensor([pair.input_ids])).logits[0].log_softmax(-1)
+    return [log_probs[t - 1, label].item() for t, label in enumerate(pair.labels) if label != IGNORE]
