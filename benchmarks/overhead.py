@@ -107,7 +107,7 @@ def measured(
 
 def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
     """Runs the stage as its driver, on candidates that are not loaded before it."""
-    stages.engine_spec = instant_spec
+    stages.engine_spec = instant_spec  # type: ignore[attr-defined]
     files = [str(candidates)]
     inputs = {
         "candidates": stage.Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),

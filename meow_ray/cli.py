@@ -5,8 +5,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +16,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from meow_ray import schema, show, storage
+from meow_ray import plan, rounds, schema, show, storage
 from meow_ray.config_files import explain, load_config
 from meow_ray.errors import MeowError
 from meow_ray.metrics import MEASURES
 from meow_ray.pipeline import Pipeline
-from meow_ray.stage import MAIN, Artifact, Stage, State, leftovers
+from meow_ray.rounds import Part
+from meow_ray.stage import MAIN, Artifact, State, leftovers
 from meow_ray.stages import STAGES
 
 LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
@@ -63,12 +65,18 @@ def run(
 ) -> None:
     """Runs the pipeline; stages that are cached are not run again."""
     settings = load_config(config, overrides or [])
-    pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
-    chosen = pipeline.selection(only, start, until)
+    found: Iterable[Part] = rounds.parts(settings, _pairs(inputs), verify=verify)
+    if only or start or until:
+        if settings.pipeline.rounds > 1:
+            raise MeowError("--only, --from and --until choose from one round: set pipeline.rounds=1 with them.")
+        pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
+        found = [Part("", pipeline, pipeline.selection(only, start, until))]
     if dry_run:
-        _print_states([pipeline.state(stage) for stage in chosen])
+        _print_states([(part.label, part.pipeline.state(stage)) for part in found for stage in part.stages])
         return
-    states = _run(pipeline, chosen, force)
+    states: list[State] = []
+    for part in found:
+        states += _run(part, force)
     _print_outcome(states)
 
 
@@ -88,9 +96,9 @@ def run_stage(
     pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
     chosen = pipeline.selection(name, None, None)
     if dry_run:
-        _print_states([pipeline.state(stage) for stage in chosen])
+        _print_states([("", pipeline.state(stage)) for stage in chosen])
         return
-    state = _run(pipeline, chosen, force)[0]
+    state = _run(Part("", pipeline, chosen), force)[0]
     assert state.artifact is not None
     print(_copy(state.artifact, output) if output else state.artifact.uri)
 
@@ -107,7 +115,7 @@ def memorize(
     if settings.memorize is None:
         raise MeowError("The configuration has no section `memorize`; it needs memorize.model and memorize.data.")
     pipeline = Pipeline(settings)
-    state = _run(pipeline, pipeline.selection("memorize", None, None), force)[0]
+    state = _run(Part("", pipeline, pipeline.selection("memorize", None, None)), force)[0]
     assert state.artifact is not None
     print(_copy(state.artifact, output) if output else state.artifact.uri)
 
@@ -121,10 +129,16 @@ def status(
     verify: Verify = False,
 ) -> None:
     """Shows for each stage whether it is cached, stale and why, or missing."""
-    pipeline = Pipeline(load_config(config, overrides or []), _pairs(inputs), verify=verify)
-    states = pipeline.states()
+    found = rounds.parts(load_config(config, overrides or []), _pairs(inputs), verify=verify)
+    states = [(part.label, part.pipeline.state(stage)) for part in found for stage in part.stages]
     if as_json:
-        print(json.dumps([state.as_row() for state in states], indent=2))
+        rows = [state.as_row() for _, state in states]
+        print(
+            json.dumps(
+                [row | {"stage": f"{label}{row['stage']}"} for (label, _), row in zip(states, rows, strict=True)],
+                indent=2,
+            )
+        )
     else:
         _print_states(states)
 
@@ -157,6 +171,31 @@ def show_stage(
         show.show_rejected(_console(), rows)
     else:
         SHOWN[name](_console(), artifact, summary)
+
+
+@app.command("plan")
+def plan_training(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="GiB of one GPU; default what the GPU here has.", show_default=False)
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs, a ZeRO worker on each; default resources.train.num_workers, or those here.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
+) -> None:
+    """Estimates the memory that training takes, by LoRA and ZeRO stage, and says what fits; loads no weights."""
+    settings = load_config(config, overrides or [])
+    with _libraries_to_log(), redirect_stdout(sys.stderr):
+        found = plan.plan(settings, *plan.hardware(settings, gpus, gpu_memory))
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        _print_plan(found)
 
 
 @app.command("config")
@@ -259,9 +298,9 @@ def _pairs(items: list[str] | None) -> dict[str, str]:
     return out
 
 
-def _run(pipeline: Pipeline, chosen: list[Stage], force: bool) -> list[State]:
+def _run(part: Part, force: bool) -> list[State]:
     with _libraries_to_log():
-        return pipeline.run(chosen, force=force, say=lambda line: print(line, flush=True))
+        return part.pipeline.run(part.stages, force=force, say=lambda line: print(line, flush=True), label=part.label)
 
 
 @contextmanager
@@ -296,10 +335,11 @@ def _copy(artifact: Artifact, output: str) -> str:
     return storage.display(target)
 
 
-def _print_states(states: list[State]) -> None:
+def _print_states(states: list[tuple[str, State]]) -> None:
     table = Table("stage", "state", "reason", "rows", "seconds", "uri", "fingerprint", box=None, header_style="bold")
-    for state in states:
+    for label, state in states:
         row = state.as_row()
+        row["stage"] = f"{label}{row['stage']}"
         row["fingerprint"] = (row["fingerprint"] or "")[:16]
         table.add_row(*("" if value is None else str(value) for value in row.values()), style=_STYLES[state.state])
     _console().print(table)
@@ -309,6 +349,27 @@ def _console() -> Console:
     """Returns the terminal, or for a pipe a console wide enough that nothing is wrapped."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(width=240, highlight=False)
+
+
+def _print_plan(found: plan.Plan) -> None:
+    names = ("", "method", "ZeRO", "offload", "model states", "activations", "buckets", "GPU", "CPU", "fits")
+    table = Table(*names[: None if found.gpu_memory else -1], box=None, header_style="bold")
+    for row in found.rows:
+        sizes = (f"{size / plan.GIB:.2f}" for size in (row.states, row.activations, row.buckets, row.gpu, row.cpu))
+        cells = ["→" if row.configured else "", plan.NAMES[row.method], str(row.zero_stage)]
+        cells += ["CPU" if row.offload else "", *sizes]
+        if row.fits is not None:
+            cells.append("yes" if row.fits else "no")
+        table.add_row(*cells, style="bold" if row.configured else None)
+    console = _console()
+    console.print(
+        f"{found.model}: {found.parameters / 1e9:.3g} billion parameters, ZeRO workers: {found.workers}, on one node. "
+        "Figures are GiB, of a worker's GPU and of the node's CPU memory; → is configured.\n"
+        f"Activations are those of {found.tokens} tokens: a forward pass of pairs all as long as train.max_length. "
+        "CUDA itself and fragmentation come on top."
+    )
+    console.print(table)
+    console.print(found.least)
 
 
 _STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}

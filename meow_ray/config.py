@@ -317,6 +317,15 @@ class Report(Section):
     note: str = _field("", "a sentence printed under the heading")
 
 
+class PipelineSection(Section):
+    """The run as a whole."""
+
+    rounds: int = _field(
+        1, "times that what is still memorised goes round again, with fresh inverted facts", "rounds", gt=0
+    )
+    threshold: float = _field(0.5, "facts whose MEMO in the tuned model is above it go round again", ge=0, le=1)
+
+
 class Tracking(Section):
     """Where training writes its curves; never changes a result."""
 
@@ -419,6 +428,7 @@ class Config(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
+    pipeline: PipelineSection = PipelineSection()
     tracking: Tracking = Tracking()
     storage: Storage = Storage()
     resources: Resources = Resources()

@@ -150,14 +150,14 @@ def _terms(
 
     spec = job.objective
     found = batches.layout(items, model.pad, model.engine.device, packed=job.resources.packing)
-    logits, hidden = _forward(model.engine, found, model, spec.layer)
+    logits, hidden = forward(model.engine, found, model, spec.layer)
     reference_logits = reference_hidden = None
     if spec.needs_frozen:
         before, off = (
             (model.frozen, nullcontext()) if model.frozen else (model.engine, model.engine.module.disable_adapter())
         )
         with torch.no_grad(), off:
-            reference_logits, reference_hidden = _forward(before, found, model, spec.layer)
+            reference_logits, reference_hidden = forward(before, found, model, spec.layer)
 
     def part(tensor: Any, where: slice) -> Any:
         return None if tensor is None else tensor[where]
@@ -184,7 +184,7 @@ def _terms(
     return terms
 
 
-def _forward(network: Any, found: Layout, model: Model, layer: int | None) -> tuple[Any, Any]:
+def forward(network: Any, found: Layout, model: Model, layer: int | None) -> tuple[Any, Any]:
     """Returns logits `[tokens, vocab]` and activations `[tokens, hidden]` where tokens are predicted."""
     inputs: dict[str, Any] = {**found.inputs, "use_cache": False, "output_hidden_states": layer is not None}
     rows, columns = found.rows, found.columns

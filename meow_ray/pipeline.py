@@ -24,15 +24,24 @@ class Pipeline:
         config: the configuration.
         overrides: artefacts made elsewhere, by name: Parquet files or folders, or models.
         verify: hash files anew instead of trusting their size and modification time.
+        given: artefacts that other pipelines made, by name.
     """
 
-    def __init__(self, config: Config, overrides: Mapping[str, str] | None = None, *, verify: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        overrides: Mapping[str, str] | None = None,
+        *,
+        verify: bool = False,
+        given: Mapping[str, Artifact] | None = None,
+    ) -> None:
         self.config, self.verify = config, verify
         self.overrides = dict(overrides or {})
         self.objective = objectives.resolve(config.train, objectives.source_of(config.train.objective))
         self.stages = stages_of(config, self.objective)
-        self.producers = {s.artefact: s for s in self.stages if s.artefact not in self.overrides}
-        self._found: dict[str, Artifact | None] = {}
+        self._found: dict[str, Artifact | None] = dict(given or {})
+        elsewhere = {*self.overrides, *self._found}
+        self.producers = {s.artefact: s for s in self.stages if s.artefact not in elsewhere}
         known = {*schema.SCHEMAS, *MODELS}
         for name in self.overrides:
             if name not in known:
@@ -80,8 +89,16 @@ class Pipeline:
             raise MeowError(f"--from {start} comes after --until {until}; the order is {', '.join(names)}.")
         return order[first : last + 1]
 
-    def run(self, chosen: list[Stage], *, force: bool = False, say: Callable[[str], None] = print) -> list[State]:
+    def run(
+        self, chosen: list[Stage], *, force: bool = False, say: Callable[[str], None] = print, label: str = ""
+    ) -> list[State]:
         """Runs the chosen stages that are not cached, in order; returns their states afterwards.
+
+        Args:
+            chosen: stages of this pipeline.
+            force: run what is cached, too.
+            say: takes a line for each stage.
+            label: stands before the stages' names.
 
         Raises:
             MeowError: a stage needs what is neither cached nor chosen, or fails by a user's mistake.
@@ -94,15 +111,15 @@ class Pipeline:
                         f"Stage {step.name} needs {name}, which is not there (stage {maker.name}: "
                         f"{self.state(maker).reason}). Run with --until {maker.name} first, or give --input {name}=URI."
                     )
-            state, label = self.state(step), f"[{number}/{len(chosen)}] {step.name}"
+            state, name = self.state(step), f"[{number}/{len(chosen)}] {label}{step.name}"
             if state.artifact is not None and not force:
-                say(f"{label}: cached")
+                say(f"{name}: cached")
             else:
-                say(f"{label}: {state.reason or 'forced'}")
+                say(f"{name}: {state.reason or 'forced'}")
                 inputs = {name: artifact for name in step.inputs if (artifact := self.artifact(name))}
                 made = stage.execute(state, self.config, inputs)
                 assert made.manifest is not None
-                say(f"{label}: {_describe(made)} in {made.manifest.seconds:.0f} s")
+                say(f"{name}: {_describe(made)} in {made.manifest.seconds:.0f} s")
                 self._found[step.artefact] = made
         return [self.state(step) for step in chosen]
 
@@ -118,7 +135,7 @@ class Pipeline:
     def _from_outside(self, name: str) -> Artifact | None:
         config = self.config
         if name == "target":
-            return self._model(name, "target.model", config.target.model, config.target.revision)
+            return self._target(name)
         if name == "base":
             assert config.memorize is not None
             return self._model(name, "memorize.model", config.memorize.model, config.memorize.revision)
@@ -142,6 +159,16 @@ class Pipeline:
             return Artifact(name, "", artifact.digest, value=config.memorize.data)
         assert name == "sets", f"no stage makes {name}"
         return self._sources(name, config.evaluate.sets)
+
+    def _target(self, name: str) -> Artifact:
+        """Returns the model that must forget; the storage root of another run stands for the model that it made."""
+        place = self.config.target.model
+        if place and storage.exists(storage.join(storage.absolute(place), "model")):
+            made = stage.latest(storage.absolute(place), "model")
+            if made is None:
+                raise MeowError(f"`target.model`: the run at {place} has not finished its model.")
+            return made
+        return self._model(name, "target.model", place, self.config.target.revision)
 
     def _generator(self, name: str) -> Artifact:
         spec = self.config.invert

