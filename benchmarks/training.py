@@ -281,7 +281,7 @@ def two_workers(job: Job) -> list[float]:
     from torch.multiprocessing.spawn import spawn
 
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_memory_worker, (job, folder), nprocs=2)
+        spawn(_memory_worker, (job, folder), nprocs=2)  # type: ignore[no-untyped-call]
         return [float(Path(folder, str(rank)).read_text()) for rank in range(2)]
 
 

@@ -366,7 +366,8 @@ def _print_plan(found: plan.Plan) -> None:
         f"{found.model}: {found.parameters / 1e9:.3g} billion parameters, ZeRO workers: {found.workers}, on one node. "
         "Figures are GiB, of a worker's GPU and of the node's CPU memory; → is configured.\n"
         f"Activations are those of {found.tokens} tokens: a forward pass of pairs all as long as train.max_length. "
-        "CUDA itself and fragmentation come on top."
+        "CUDA itself and fragmentation come on top.",
+        markup=False,
     )
     console.print(table)
     console.print(found.least)

@@ -98,9 +98,14 @@ def nll(answers: Sequences) -> Tensor:
 def kl_to_reference(answers: Sequences) -> Tensor:
     """KL(reference ‖ model) of the next-token distributions, mean over tokens (TOFU, arXiv 2401.06121, sec. 3)."""
     assert answers.reference_logits is not None
-    target = torch.log_softmax(answers.reference_logits.float(), -1)
-    found = torch.log_softmax(answers.logits.float(), -1)
+    target = torch.log_softmax(_finite(answers.reference_logits), -1)
+    found = torch.log_softmax(_finite(answers.logits), -1)
     return answers.token_mean(functional.kl_div(found, target, reduction="none", log_target=True).sum(-1))
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Returns logits in float32; −∞, by which some models mask tokens, becomes the lowest number, as 0 · ∞ is none."""
+    return logits.float().clamp(min=torch.finfo(torch.float32).min)
 
 
 # --- objectives -------------------------------------------------------------------------------------------------------
@@ -166,22 +171,22 @@ def undial(forget: Sequences, *, beta: float) -> Tensor:
     """Self-distillation from the reference with the true token's logit lowered by β (arXiv 2402.10052, eq. 4)."""
     assert forget.reference_logits is not None
     penalty = torch.full_like(forget.labels, beta, dtype=torch.float32)[:, None]
-    teacher = forget.reference_logits.float().scatter_add(1, forget.labels[:, None], -penalty)
+    teacher = _finite(forget.reference_logits).scatter_add(1, forget.labels[:, None], -penalty)
     return forget.token_mean(
-        functional.cross_entropy(forget.logits.float(), torch.softmax(teacher, -1), reduction="none")
+        functional.cross_entropy(_finite(forget.logits), torch.softmax(teacher, -1), reduction="none")
     )
 
 
 def ceu(forget: Sequences, *, skip_tokens: int) -> Tensor:
     """Cross-entropy to the model's own distribution without the true token (CE-U, arXiv 2503.01224).
 
-    An answer's first `skip_tokens` tokens are left alone, as the paper does.
+    The first `skip_tokens` tokens of an answer are left alone, and out of the mean, as in the paper.
     """
     target = forget.logits.detach().float().scatter(1, forget.labels[:, None], -torch.inf)
-    loss = functional.cross_entropy(forget.logits.float(), torch.softmax(target, -1), reduction="none")
+    loss = functional.cross_entropy(_finite(forget.logits), torch.softmax(target, -1), reduction="none")
     starts = torch.searchsorted(forget.owner, forget.owner)
     late = torch.arange(len(forget.owner), device=starts.device) - starts >= skip_tokens
-    return forget.token_mean(loss * late)
+    return (loss * late).sum() / max(1, forget.total_tokens - skip_tokens * forget.total_sequences)
 
 
 def flat(idk: Sequences, forget: Sequences) -> Tensor:

@@ -153,7 +153,7 @@ def _check_folder(uri: str, model: str, key: str) -> None:
 
 def _commit(model: str, revision: str | None, key: str) -> str:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         info = HfApi().model_info(model, revision=revision)
@@ -166,7 +166,9 @@ def _commit(model: str, revision: str | None, key: str) -> str:
         raise MeowError(
             f"`{key}`: there is neither a folder nor a hub model {model} (private ones need HF_TOKEN)."
         ) from None
-    except (HfHubHTTPError, OSError):
+    except MeowError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever the hub's HTTP library raises when nothing answers
         try:  # offline: what this machine has fetched before
             return Path(snapshot_download(model, revision=revision, local_files_only=True)).name
         except (LocalEntryNotFoundError, OSError):

@@ -1,5 +1,6 @@
 """Methods by name: which objective a name stands for, what is added to it, and users' own."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
@@ -62,7 +63,7 @@ class ObjectiveSpec:
             from meow_ray import losses
 
             return cast(Callable[..., Any], getattr(losses, self.function))
-        module = ModuleType("objective")
+        module = sys.modules["train_objective"] = ModuleType("train_objective")
         exec(compile(self.source, "<train.objective>", "exec"), module.__dict__)  # noqa: S102 - the user's own file
         return cast(Callable[..., Any], getattr(module, self.function))
 
@@ -108,7 +109,10 @@ def source_of(name: str) -> str | None:
     uri = storage.absolute(name.rpartition(":")[0])
     if not storage.exists(uri):
         raise MeowError(f"`train.objective`: there is no file {storage.display(uri)}.")
-    return storage.read_bytes(uri).decode()
+    try:
+        return storage.read_bytes(uri).decode()
+    except UnicodeDecodeError:
+        raise MeowError(f"`train.objective`: {storage.display(uri)} is not UTF-8 text.") from None
 
 
 def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
@@ -127,14 +131,22 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
         if name not in preset.settings:
             known = ", ".join(preset.settings) or "none"
             raise MeowError(f"`train.settings.{name}`: {spec.objective} has no such setting; it has {known}.")
-        if isinstance(preset.settings[name], int) and not isinstance(value, int):
+        if isinstance(preset.settings[name], int) and value != int(value):
             raise MeowError(f"`train.settings.{name}`: {value} is no whole number.")
+        if spec.objective in PRESETS and (value < 0 or (name == "beta" and value == 0)):
+            raise MeowError(f"`train.settings.{name}`: {value} is too small; beta is above 0, the others not below.")
     changed = {
         name: getattr(spec, name)
         for name in ("forget_weight", "retain_weight", "kl_weight", "trainable")
         if getattr(spec, name) is not None
     }
-    return replace(preset, settings={**preset.settings, **spec.settings}, **changed)
+    settings = {**preset.settings, **spec.settings}
+    for name, value in settings.items():
+        if value is Parameter.empty:
+            raise MeowError(f"`train.settings.{name}` is not set, and {spec.objective} has no default for it.")
+        if isinstance(preset.settings[name], int):
+            settings[name] = int(value)
+    return replace(preset, settings=settings, **changed)
 
 
 def _own(name: str, source: str) -> ObjectiveSpec:
@@ -143,7 +155,7 @@ def _own(name: str, source: str) -> ObjectiveSpec:
     try:
         function = spec.load()
         parameters = signature(function).parameters.values()
-    except Exception as error:  # noqa: BLE001 - whatever the user's file does
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's file does
         raise MeowError(f"`train.objective`: {name} cannot be used: {error!r}.") from None
     settings = {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
     reads = tuple(p.name for p in parameters if p.kind is not Parameter.KEYWORD_ONLY)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import inf, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from meow_ray import models, storage
 from meow_ray.config import Config, Lora
@@ -127,12 +127,14 @@ def architecture(config: Config) -> tuple[str, Architecture]:
     uri = storage.absolute(section.model)
     ref = ModelRef(uri, "") if storage.exists(uri) else models.reference(section.model, section.revision, key)
     try:
-        return section.model, _read(replace(ref, trust_remote_code=section.trust_remote_code))
+        return storage.display(section.model), _read(replace(ref, trust_remote_code=section.trust_remote_code))
     except (OSError, ValueError, KeyError, MeowError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
         raise MeowError(f"`{key}`: the shapes of {storage.display(section.model)} cannot be read: {error}") from None
 
 
 def _read(ref: ModelRef) -> Architecture:
+    if ref.uri.endswith(".gguf"):
+        return _read_gguf(ref.uri)
     if not ref.commit and storage.exists(storage.join(ref.uri, models.BASE)):
         base = ModelRef(**storage.read_json(storage.join(ref.uri, models.BASE)))
         return _read(replace(base, trust_remote_code=ref.trust_remote_code))
@@ -143,15 +145,11 @@ def _read(ref: ModelRef) -> Architecture:
         ref = ModelRef(str(ref.folder), "", None, ref.trust_remote_code)
     weights = {name: shape for name, shape in _weights(ref).items() if len(shape) < 4}  # GPT-2 stores masks, too
     with TemporaryDirectory() as folder:
-        place, options = ref.uri, dict[str, Any]()
-        if ref.commit:
-            options = {"revision": ref.commit}
-        elif ref.uri.endswith(".gguf"):
-            place, options = str(Path(ref.uri).parent), {"gguf_file": Path(ref.uri).name}
-        elif not storage.is_local(ref.uri):
+        place = ref.uri
+        if not ref.commit and not storage.is_local(ref.uri):
             place = folder
             Path(folder, "config.json").write_bytes(storage.read_bytes(storage.join(ref.uri, "config.json")))
-        config = AutoConfig.from_pretrained(place, trust_remote_code=ref.trust_remote_code, **options)
+        config = AutoConfig.from_pretrained(place, revision=ref.commit, trust_remote_code=ref.trust_remote_code)
     if config.tie_word_embeddings:  # some files have both names of one weight
         weights.pop("lm_head.weight", None)
     text = config.get_text_config()
@@ -160,16 +158,33 @@ def _read(ref: ModelRef) -> Architecture:
     return Architecture(weights, text.num_hidden_layers, text.hidden_size, width, heads, text.vocab_size)
 
 
+def _read_gguf(path: str) -> Architecture:
+    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+
+    reader = GGUFReader(path)
+    family = reader.fields["general.architecture"].contents()
+    fields = ("block_count", "feed_forward_length", "attention.head_count")
+    layers, width, heads = (reader.fields[f"{family}.{name}"].contents() for name in fields)
+    kind = {name: key for key, name in MODEL_ARCH_NAMES.items()}[family]
+    names: dict[str, str] = {}  # as transformers has them, which is the first of several
+    for name, (_, own) in get_tensor_name_map(kind, layers).mapping.items():
+        if name.startswith("model."):
+            names.setdefault(own, name)
+    weights = {}
+    for tensor in reader.tensors:
+        module, dot, last = tensor.name.rpartition(".")
+        weights[names.get(module, module) + dot + last] = tuple(map(int, reversed(tensor.shape)))
+    vocab, hidden = weights["model.embed_tokens.weight"]
+    return Architecture(weights, layers, hidden, width, heads, vocab)
+
+
 def _weights(ref: ModelRef) -> dict[str, tuple[int, ...]]:
+    """Returns names and shapes from the headers of safetensors."""
     if ref.commit:
         from huggingface_hub import get_safetensors_metadata
 
         files = get_safetensors_metadata(ref.uri, revision=ref.commit).files_metadata.values()
         return {name: tuple(info.shape) for file in files for name, info in file.tensors.items()}
-    if ref.uri.endswith(".gguf"):
-        from gguf import GGUFReader
-
-        return {tensor.name: tuple(map(int, tensor.shape)) for tensor in GGUFReader(ref.uri).tensors}
     names = {"model.safetensors"}
     if storage.exists(storage.join(ref.uri, _INDEX)):
         names = set(storage.read_json(storage.join(ref.uri, _INDEX))["weight_map"].values())

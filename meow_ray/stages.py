@@ -354,4 +354,4 @@ def _with_inputs(stage: Stage, config: Config, objective: ObjectiveSpec) -> Stag
         more.append("reference")
     if stage.name in ("memorize", "train") and getattr(config, stage.name).deepspeed:
         more.append(f"{stage.name}_deepspeed")
-    return replace(stage, inputs=(*stage.inputs, *more))
+    return replace(stage, inputs=(*more, *stage.inputs))

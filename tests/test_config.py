@@ -332,9 +332,8 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path):
     assert "override: `memo.stride` = 'x'" in message
 
 
-SCALARS = [
-    key for key in valid_keys() if key not in ("memorize.data", "ingest.forget", "ingest.retain", "evaluate.sets", "train.settings")
-]
+MAPPINGS = ("memorize.data", "ingest.forget", "ingest.retain", "evaluate.sets", "train.settings")
+SCALARS = [key for key in valid_keys() if key not in MAPPINGS]
 
 
 @pytest.mark.parametrize("key", SCALARS)

@@ -26,7 +26,7 @@ SETTINGS = {
     "dpo": {"beta": 0.5},
     "altpo": {"beta": 0.5},
     "undial": {"beta": 3.0},
-    "ceu": {"skip_tokens": 2},
+    "ceu": {"skip_tokens": 1},
     "rmu": {"layer": 0, "steering": 4.0, "alpha": 10.0},
 }
 """None of them a preset's default."""
@@ -194,7 +194,8 @@ def ceu_by_hand(answers: list[Answer], skip_tokens: int) -> float:
             target = log_softmax([row[token] for token in others])
             found = [log_softmax(row)[token] for token in others]
             entropy = -sum(math.exp(q) * p for q, p in zip(target, found, strict=True))
-            values.append(entropy if i >= skip_tokens else 0.0)
+            if i >= skip_tokens:
+                values.append(entropy)
     return mean(values)
 
 
@@ -351,7 +352,8 @@ def held_ceu(p: list[float], label: int) -> list[float]:
 @pytest.mark.parametrize("held", [held_wga, held_ceu])
 def test_what_is_held_fixed_is_not_pulled_at(held: Callable[[list[float], int], list[float]]):
     name, batch = held.__name__.removeprefix("held_"), example()
-    skipped, total = SETTINGS[name].get("skip_tokens", 0), sum(LENGTHS["forget"])
+    skipped = SETTINGS[name].get("skip_tokens", 0)
+    total = sum(length - skipped for length in LENGTHS["forget"])
     for one, found in zip(batch["forget"], gradients(name, batch, loss(name, batch))["forget"], strict=True):
         for i, (row, label) in enumerate(zip(one.logits.tolist(), one.labels.tolist(), strict=True)):
             expected = held([math.exp(x) for x in log_softmax(row)], label) if i >= skipped else [0.0] * VOCAB
@@ -429,7 +431,6 @@ def certain(dtype: torch.dtype, roles: Iterable[str]) -> Batch:
 OTHERS = VOCAB - 1
 NEVER = BIG + math.log(OTHERS)
 """−log p of an impossible token; beside a certain one, that of any other is `BIG`."""
-LATE = sum(max(0, length - 2) for length in LENGTHS["forget"]) / sum(LENGTHS["forget"])
 TRUTH = math.exp(-3) / (math.exp(-3) + OTHERS)
 """What is left to the true token where all are alike but for 3 logits."""
 
@@ -456,7 +457,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "altpo": (2 / 0.5 * preferred_wrongly("inverted"), 0),
     "ihl": (2, 1 - 1 / OTHERS),
     "undial": ((1 - TRUTH) * BIG, TRUTH * NEVER + (1 - TRUTH) * math.log(OTHERS)),
-    "ceu": (LATE * BIG, LATE * math.log(OTHERS)),
+    "ceu": (BIG, math.log(OTHERS)),
     "flat": (math.tanh(1) / 2, -math.tanh(1) / 2),
 }
 """The loss where the model says with certainty what it should not, and where it says what it should."""

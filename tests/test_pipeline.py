@@ -294,11 +294,11 @@ def test_the_stages_are_those_of_the_design_in_order():
         assert set(step.inputs) <= outside | set(made[:i])
 
 
-MEOW = {"select": ("memo",), "train": ("target", "objective", "selected")}
-GRADIENT_ASCENT = {"train": ("target", "objective", "facts")}
+MEOW = {"select": ("memo",), "train": ("selected", "target", "objective")}
+GRADIENT_ASCENT = {"train": ("facts", "target", "objective")}
 ALTPO = {
-    "reference": ("target", "roles", "selected", "facts"),
-    "train": ("target", "objective", "selected", "facts", "reference"),
+    "reference": ("selected", "facts", "target", "roles"),
+    "train": ("selected", "facts", "reference", "target", "objective"),
 }
 
 

@@ -66,8 +66,11 @@ def test_an_adapter_takes_what_its_base_takes(tiny_model: Path, tmp_path: Path, 
 
 def test_the_demo_is_planned_for_by_its_base_in_gguf():
     demo = plan.architecture(load_config(PROJECT / "pipelines/configs/demo.yaml"))[1]
-    assert (demo.parameters, demo.largest_layer, demo.layers) == (134_515_008, 49152 * 576, 30)  # its model card: 135M
+    assert (demo.parameters, demo.largest_layer) == (134_515_008, 49152 * 576)  # SmolLM2-135M
+    assert (demo.layers, demo.hidden, demo.intermediate, demo.heads, demo.vocab) == (30, 576, 1536, 9, 49152)
     assert len(demo.linear) == 30 * 7
+    assert both(demo, "train.lora={rank: 4, layers: [q_proj]}")[1].trainable == 30 * 4 * (576 + 576)
+    assert both(demo, objective=PRESETS["rmu"])[0].trainable == 3 * 1536 * 576
 
 
 @pytest.mark.parametrize("spoil", ["absent", "broken", "empty"])
