@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from meow_ray import storage
@@ -60,11 +61,17 @@ def parts(config: Config, overrides: Mapping[str, str] | None = None, **options:
         fresh = config.model_copy(update={"memorize": None, "invert": config.invert.model_copy(update={"seed": seed})})
         current = Pipeline(fresh, given={"facts": remaining, "target": model}, **options)
     assert model is not None
-    every = Artifact(
-        "selected",
-        "",
-        storage.json_digest([one.digest for one in chosen]),
-        value=[uri for one in chosen for uri in one.source],
-    )
+    digest = storage.json_digest([one.digest for one in chosen])
+    every = Artifact("selected", "", digest, value=_together([one.table for one in chosen]))
     last = Pipeline(config, overrides, given={"model": model, "selected": every}, **options)
     yield Part("", last, last.selection(None, "evaluate", None))
+
+
+def _together(selected: list[pa.Table]) -> pa.Table:
+    """Puts what the rounds chose into one table; ranks go on from round to round."""
+    parts, start = [], 0
+    for table in selected:
+        rank = pc.add(table["rank"], pa.scalar(start, pa.int32()))
+        parts.append(table.set_column(table.schema.get_field_index("rank"), "rank", rank))
+        start += pc.max(table["rank"]).as_py() + 1
+    return pa.concat_tables(parts)
