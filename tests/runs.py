@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -96,6 +98,19 @@ def kill_descendant(process: subprocess.Popen[str], title: str, ready: Callable[
 
     _wait(process, there)
     found[0].kill()
+
+
+def processes_of(node: Any) -> list[psutil.Process]:
+    """Returns the raylet of a local cluster's node and all that it started."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [*raylet.children(recursive=True), raylet]
+
+
+def kill_node(node: Any) -> None:
+    """Sends SIGKILL to a node of a local cluster, as when its machine is gone."""
+    for process in processes_of(node):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _is(process: psutil.Process, title: str) -> bool:

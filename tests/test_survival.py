@@ -2,12 +2,11 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from meow_ray.rules import RULES
 from meow_ray.scoring import MemoSteps
 from meow_ray.stage import MAIN, latest
 from tests import counting
-from tests.runs import PROJECT
+from tests.runs import PROJECT, kill_node
 
 pytestmark = pytest.mark.slow
 
@@ -71,22 +70,6 @@ class Stage:
         found = latest(str(self.root), ARTEFACTS[self.name])
         assert found is not None
         return pq.read_table(storage.join(found.uri, MAIN))
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A head and two nodes, processes of their own."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(PROJECT))
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_worker_niceness", "0")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        for _ in range(2):
-            nodes.add_node(num_cpus=2)
-        yield nodes
-        nodes.shutdown()
 
 
 @pytest.fixture(scope="module", params=ARTEFACTS)
@@ -204,9 +187,6 @@ def test_a_killed_node_loses_nothing(stage: Callable[[str], Stage], undisturbed:
     disturbed = stage("node")
     process = disturbed.start()
     wait_for(process, lambda: len(disturbed.committed()) >= 2)
-    node = cluster.list_all_nodes()[1]
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    for child in [*raylet.children(recursive=True), raylet]:
-        child.send_signal(signal.SIGKILL)
+    kill_node(cluster.list_all_nodes()[1])
     finish(process)
     check_whole(disturbed, undisturbed)
