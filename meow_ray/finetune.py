@@ -76,8 +76,8 @@ def run(job: Job, hooks: Hooks) -> None:
     on_gpu = torch.cuda.is_available()
     config = zero.settings(job.spec, job.resources, accumulation, on_gpu=on_gpu, own=job.deepspeed)
     cut = {"zero_stage": job.resources.zero_stage, "workers": hooks.world_size}
-    universal = _prepare(hooks, cut)
-    config["checkpoint"] = {"load_universal": universal}
+    resume = _checkpoint(hooks, cut)
+    config["checkpoint"] = {"load_universal": resume != hooks.resume}
     model = zero.build(
         job.model,
         job.spec,
@@ -88,9 +88,12 @@ def run(job: Job, hooks: Hooks) -> None:
         trainable=job.objective.trainable,
     )
     step, history = 0, list[dict[str, Any]]()
-    if hooks.resume is not None:
-        state = zero.restore(model.engine, hooks.resume, universal=universal)
+    if resume is not None:
+        state = zero.restore(model.engine, resume)
         step, history = state["meow_step"], state["meow_history"]
+        if resume != hooks.resume:
+            _barrier()
+            shutil.rmtree(resume, ignore_errors=True)
     while step < data.num_steps:
         batch = data.batch(step)
         totals = batches.totals(batch)
@@ -127,17 +130,21 @@ def run(job: Job, hooks: Hooks) -> None:
     _export(job, model.engine, hooks.rank, history)
 
 
-def _prepare(hooks: Hooks, cut: dict[str, int]) -> bool:
-    """Converts a checkpoint of other workers, once a node."""
+def _checkpoint(hooks: Hooks, cut: dict[str, int]) -> Path | None:
+    """Returns the checkpoint to go on from; one of other workers is converted, once a node."""
+    if hooks.resume is None or zero.fits(hooks.resume, cut):
+        return hooks.resume
+    if hooks.local_rank == 0:
+        zero.convert(hooks.resume)
+    _barrier()
+    return zero.converted(hooks.resume)
+
+
+def _barrier() -> None:
     import torch
 
-    if hooks.resume is None:
-        return False
-    if hooks.local_rank == 0:
-        zero.prepare(hooks.resume, cut)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    return zero.prepare(hooks.resume, cut)
 
 
 def _terms(
@@ -229,8 +236,7 @@ def _export(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> 
                 _save_lora(module, state, job, folder)
             (folder / HISTORY).write_text(json.dumps(history))
             storage.copy_folder(str(folder), job.out)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    _barrier()
 
 
 def _save(module: Any, state: dict[str, Any], source: ModelRef, folder: Path) -> None:

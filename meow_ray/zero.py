@@ -1,12 +1,16 @@
 """A model under DeepSpeed ZeRO: its settings, loading, checkpoints. Knows no Ray."""
 
+import hashlib
 import json
+import os
 import re
+import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from meow_ray import models
@@ -266,38 +270,58 @@ def save(engine: Any, folder: Path, state: dict[str, Any], cut: Mapping[str, int
         folder: an empty one.
         state: what the loop needs to go on.
         cut: how the parts are cut: ZeRO stage and number of workers.
+
+    Raises:
+        MeowError: it cannot be written.
     """
-    engine.save_checkpoint(str(folder), tag=_TAG, client_state=state)
+    try:
+        engine.save_checkpoint(str(folder), tag=_TAG, client_state=state)
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(folder).free / 2**30
+        raise MeowError(
+            f"A checkpoint cannot be written to {folder}, where {free:.1f} GiB are free ({type(error).__name__}). "
+            "Make room, or set TMPDIR to a larger disk, and start again: training goes on from the last whole checkpoint."
+        ) from None
     (folder / LAYOUT).write_text(json.dumps(dict(cut)))
 
 
-def prepare(folder: Path, cut: Mapping[str, int]) -> bool:
-    """Makes a checkpoint fit for workers that are cut another way; tells whether it had to be converted.
+def fits(folder: Path, cut: Mapping[str, int]) -> bool:
+    """Tells whether a checkpoint was written by workers that are cut in this way."""
+    return bool(json.loads((folder / LAYOUT).read_text()) == dict(cut))
 
-    DeepSpeed calls the form that any number of workers reads a universal checkpoint.
+
+def convert(folder: Path) -> Path:
+    """Writes a checkpoint in the form that any number of workers reads; DeepSpeed calls it universal.
+
+    Returns:
+        A folder of this node's own, to be loaded by `restore` and then removed.
     """
-    if json.loads((folder / LAYOUT).read_text()) == dict(cut):
-        return False
-    target = folder / "universal"
-    if not target.exists():
-        from deepspeed.checkpoint import ds_to_universal
+    from deepspeed.checkpoint import ds_to_universal
 
-        ds_to_universal.main(
-            Namespace(
-                input_folder=str(folder / _TAG),
-                output_folder=str(target),
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
-            )
+    place = converted(folder)
+    shutil.rmtree(place, ignore_errors=True)
+    ds_to_universal.main(
+        Namespace(
+            input_folder=str(folder / _TAG),
+            output_folder=str(place / "universal"),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
         )
-    return True
+    )
+    return place
 
 
-def restore(engine: Any, folder: Path, *, universal: bool) -> dict[str, Any]:
-    """Loads a checkpoint that `save` wrote and returns what it was given."""
-    path, state = engine.load_checkpoint(str(folder), tag="universal" if universal else _TAG)
+def converted(folder: Path) -> Path:
+    """Returns where `convert` puts a checkpoint; the same for all workers that this node's parent process started."""
+    name = hashlib.sha256(f"{folder}/{os.getppid()}".encode()).hexdigest()[:16]
+    return Path(gettempdir()) / f"meow-universal-{name}"
+
+
+def restore(engine: Any, folder: Path) -> dict[str, Any]:
+    """Loads a checkpoint that `save` or `convert` wrote and returns what `save` was given."""
+    path, state = engine.load_checkpoint(str(folder), tag=_TAG if (folder / _TAG).exists() else "universal")
     assert path is not None, f"the checkpoint {folder} cannot be loaded"
     return dict(state)

@@ -1,7 +1,11 @@
 import json
+import resource
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from meow_ray import zero
 from meow_ray.config import FineTuning, Lora, TrainResources
@@ -98,3 +102,24 @@ def test_four_bits_need_a_gpu_and_their_package(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MeowError, match="pip install bitsandbytes"):
         zero.check_quantization(spec, on_gpu=True)
     zero.check_quantization(FineTuning(lora=Lora()), on_gpu=False)
+
+
+class Engine:
+    """Writes a checkpoint as DeepSpeed does: with torch.save."""
+
+    def save_checkpoint(self, folder: str, tag: str, client_state: dict[str, Any]) -> None:
+        Path(folder, tag).mkdir()
+        torch.save(torch.zeros(1 << 20), Path(folder, tag, "part.pt"))
+
+
+def test_a_checkpoint_without_room_says_so_and_leaves_none(tmp_path: Path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+    try:
+        with pytest.raises(MeowError, match=r"checkpoint cannot be written.*GiB are free.*TMPDIR"):
+            zero.save(Engine(), tmp_path, {}, {"zero_stage": 2, "workers": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / zero.LAYOUT).exists(), "what has no layout is no checkpoint"
