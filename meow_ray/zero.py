@@ -280,7 +280,7 @@ def save(engine: Any, folder: Path, state: dict[str, Any], cut: Mapping[str, int
         free = shutil.disk_usage(folder).free / 2**30
         raise MeowError(
             f"A checkpoint cannot be written to {folder}, where {free:.1f} GiB are free ({type(error).__name__}). "
-            "Make room, or set TMPDIR to a larger disk, and start again: training goes on from the last whole checkpoint."
+            "Make room, or set TMPDIR to a larger disk, and start again: training goes on from the last whole one."
         ) from None
     (folder / LAYOUT).write_text(json.dumps(dict(cut)))
 
