@@ -19,6 +19,8 @@ from meow_ray.tables import Query
 ENV = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 PART_ROWS = 8192
 """Rows of one file of a stage's input."""
+MOST_BLOCKS = 512
+"""Blocks that work is cut into; more for more than sixteen actors."""
 
 
 Step = Callable[[Any, pa.Table], pa.Table]
@@ -178,6 +180,8 @@ def _stream(ledger: _Ledger, todo: int, spec: Loader, work: Work, name: str, all
         ledger.key, commits, override_filesystem=commits_fs, delete_checkpoint_on_success=False
     )
     batch = max(1, min(resources.batch_size, -(-todo // most)))  # as many batches as actors at least
+    # a block is what is committed at once; the driver keeps some kilobytes of figures of each
+    block = batch * -(-todo // (batch * max(MOST_BLOCKS, MOST_BLOCKS // 16 * most)))
     rows_fs, _ = storage.filesystem(ledger.rows)
     results_fs, results = storage.filesystem(ledger.results)
 
@@ -191,8 +195,8 @@ def _stream(ledger: _Ledger, todo: int, spec: Loader, work: Work, name: str, all
     try:
         with ray_cluster.progress(name, todo) as board:
             data = ray.data.read_parquet([storage.filesystem(part)[1] for part in ledger.parts()], filesystem=rows_fs)
-            # a block is what is committed at once: without the cut, whole files would travel as one
-            data = on_cpu(data.repartition(target_num_rows_per_block=batch), work.prepare)
+            # without the cut, whole files would travel as one block
+            data = on_cpu(data.repartition(target_num_rows_per_block=block), work.prepare)
             data = data.map_batches(
                 EngineActor,
                 fn_constructor_args=(spec, work.generate, board),
