@@ -201,7 +201,7 @@ def plain(case: Case) -> Measured:
                 logits, labels = _paper_forward(network, [item["inverted"] for item in items], case.width, pad)
             else:
                 found = batches.layout(items, pad, "cpu", packed=packed)
-                model = zero.Model(None, None, pad, keeps_logits=True)
+                model = zero.Model(None, None, pad, keeps_logits=True, half=False)
                 logits, labels = finetune.forward(network, found, model, None)[0], found.labels
             loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / tokens
             loss.backward()  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -50,7 +50,9 @@ Item = dict[str, Pair]
 """What an objective compares: one pair of each role."""
 
 
-def pairs_of(roles: Sequence[str], facts: pa.Table | None, selected: pa.Table | None, spec: Train) -> pa.Table:
+def pairs_of(
+    roles: Sequence[str], facts: pa.Table | None, selected: pa.Table | None, idk_answers: Sequence[str] = ()
+) -> pa.Table:
     """Returns the pairs that an objective trains on, as `PAIRS`: an item for each inverted fact, else for each fact.
 
     Raises:
@@ -73,7 +75,7 @@ def pairs_of(roles: Sequence[str], facts: pa.Table | None, selected: pa.Table | 
             source = item if role == "inverted" else forget[fact]
             answer = source["answer"]
             if role == "idk":
-                answer = random.Random(f"{spec.seed}/{fact}").choice(spec.idk_answers)  # noqa: S311 - not for secrets
+                answer = random.Random(fact).choice(idk_answers)  # noqa: S311 - not for secrets
             rows.append({"item": number, "role": role, **source, "answer": answer})
     if "retain" in roles:
         retain = _split(facts, "retain")
@@ -83,11 +85,20 @@ def pairs_of(roles: Sequence[str], facts: pa.Table | None, selected: pa.Table | 
     return pa.Table.from_pylist(rows, schema=PAIRS)
 
 
-def with_reference(pairs: pa.Table, reference: pa.Table) -> pa.Table:
-    """Fills `log_probs` of `PAIRS` from the table `reference`, where it has the pair."""
+def with_reference(pairs: pa.Table, reference: pa.Table, roles: Sequence[str]) -> pa.Table:
+    """Fills `log_probs` of `PAIRS` from the table `reference`.
+
+    Raises:
+        MeowError: a pair of one of the roles is not there.
+    """
     known = {(row["role"], row["fact_id"], row["answer"]): row["log_probs"] for row in reference.to_pylist()}
     rows = pairs.select(["role", "fact_id", "answer"]).to_pylist()
     found = [known.get((row["role"], row["fact_id"], row["answer"])) for row in rows]
+    for row, values in zip(rows, found, strict=True):
+        if values is None and row["role"] in roles:
+            raise MeowError(
+                f"`reference` has no log-probabilities of the role {row['role']} of the fact {row['fact_id']}."
+            )
     return pairs.set_column(
         pairs.schema.get_field_index("log_probs"), "log_probs", pa.array(found, PAIRS.field("log_probs").type)
     )
@@ -129,7 +140,7 @@ class Dataset:
         drawn = epoch * len(order) + start
         return [self.items[i] | {"retain": self._retained(drawn + offset)} for offset, i in enumerate(chosen)]
 
-    def _order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> Sequence[int]:
         times = self.spec.num_batch if isinstance(self.spec, Train) else None
         if times is None:
             return _shuffled(len(self.items), f"{self.spec.seed}/{epoch}")
@@ -142,7 +153,8 @@ class Dataset:
         return self.retain[_shuffled(len(self.retain), f"{self.spec.seed}/retain/{again}")[position]]
 
 
-def _shuffled(count: int, seed: str) -> list[int]:
+@lru_cache(maxsize=4)
+def _shuffled(count: int, seed: str) -> Sequence[int]:
     order = list(range(count))
     random.Random(seed).shuffle(order)  # noqa: S311 - not for secrets
     return order
@@ -163,6 +175,11 @@ def load(table: pa.Table, prompter: Prompter, spec: FineTuning) -> Dataset:
             raise MeowError(
                 f"The pair of the fact {row['fact_id']} has {len(pair.input_ids)} tokens, `max_length` is "
                 f"{spec.max_length}; raise it."
+            )
+        if pair.log_probs is not None and len(pair.log_probs) != pair.num_labels:
+            raise MeowError(
+                f"`reference` has {len(pair.log_probs)} log-probabilities of an answer of the fact {row['fact_id']}, "
+                f"which has {pair.num_labels} tokens: it is of another model or template."
             )
         if row["item"] is None:
             retain.append(pair)

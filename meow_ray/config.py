@@ -244,20 +244,23 @@ class FineTuning(Section):
 
 
 class Train(FineTuning):
-    """Fine-tunes the target so that it forgets."""
+    """Fine-tunes the target so that it forgets.
+
+    What makes the objective enters by what it comes to, not by how it was said.
+    """
 
     objective: str = _content("meow", "what is minimised: a method's name, or FILE.py:FUNCTION")
-    settings: dict[str, int | float] = _field({}, "the objective's own settings, such as beta")
-    forget_weight: float | None = _field(None, "weight of the objective itself; null is the method's own", ge=0)
-    retain_weight: float | None = _field(
+    settings: dict[str, int | float] = _content({}, "the objective's own settings, such as beta")
+    forget_weight: float | None = _content(None, "weight of the objective itself; null is the method's own", ge=0)
+    retain_weight: float | None = _content(
         None, "weight of cross-entropy on the retain set; null is the method's own", ge=0
     )
-    kl_weight: float | None = _field(
+    kl_weight: float | None = _content(
         None,
         "weight of the KL divergence to the model before training on the retain set; null is the method's own",
         ge=0,
     )
-    trainable: str | None = _field(
+    trainable: str | None = _content(
         None, "regular expression of the parameters that are updated; null is the method's own, or all"
     )
     num_batch: int | None = _field(
@@ -266,7 +269,7 @@ class Train(FineTuning):
         "pairs",
         gt=0,
     )
-    idk_answers: tuple[str, ...] = _field(
+    idk_answers: tuple[str, ...] = _content(
         (
             "I don't know.",
             "I'm not sure about that.",

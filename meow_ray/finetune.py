@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from meow_ray.zero import Model
 
 HISTORY = "training.json"
 """Stands in the exported folder: one record a step."""
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf", *models.PICKLED)
+_BESIDE = (".json", ".txt", ".model", ".jinja", ".py", ".md")
+"""What goes along with an exported model: its tokenizer, templates, code and texts; never another's weights."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ def run(job: Job, hooks: Hooks) -> None:
     """Fine-tunes and exports; every worker calls it."""
     import torch
 
-    torch.manual_seed(job.spec.seed)
+    torch.manual_seed(job.spec.seed)  # of new adapters
     data, objective = job.load(), job.objective.load()
     accumulation = job.accumulation(hooks.world_size)
     on_gpu = torch.cuda.is_available()
     config = zero.settings(job.spec, job.resources, accumulation, on_gpu=on_gpu, own=job.deepspeed)
     cut = {"zero_stage": job.resources.zero_stage, "workers": hooks.world_size}
     resume = _checkpoint(hooks, cut)
-    config["checkpoint"] = {"load_universal": resume != hooks.resume}
+    config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": resume != hooks.resume}
     model = zero.build(
         job.model,
         job.spec,
@@ -87,6 +89,8 @@ def run(job: Job, hooks: Hooks) -> None:
         frozen=job.objective.needs_frozen,
         trainable=job.objective.trainable,
     )
+    if job.resources.packing:
+        _check_packing(model, data)
     step, history = 0, list[dict[str, Any]]()
     if resume is not None:
         state = zero.restore(model.engine, resume)
@@ -96,7 +100,8 @@ def run(job: Job, hooks: Hooks) -> None:
             shutil.rmtree(resume, ignore_errors=True)
     while step < data.num_steps:
         batch = data.batch(step)
-        totals = batches.totals(batch)
+        totals, learning_rate = batches.totals(batch), model.engine.get_lr()[0]
+        torch.manual_seed((job.spec.seed << 48) + (step << 16) + hooks.rank)  # of dropout, the same after a resume
         summed: Any = 0
         for items in batches.micro_batches(batch, hooks.rank, hooks.world_size, accumulation):
             terms = _terms(job, model, objective, items or batch[:1], totals)
@@ -117,7 +122,7 @@ def run(job: Job, hooks: Hooks) -> None:
             "epoch": step / data.per_epoch,
             "loss": sum(found.values()),
             "tokens": sum(tokens for tokens, _ in totals.values()),
-            "learning_rate": model.engine.get_lr()[0],
+            "learning_rate": learning_rate,
         }
         if len(found) > 1:
             record["terms"] = found
@@ -138,6 +143,32 @@ def _checkpoint(hooks: Hooks, cut: dict[str, int]) -> Path | None:
         zero.convert(hooks.resume)
     _barrier()
     return zero.converted(hooks.resume)
+
+
+def _check_packing(model: Model, data: Dataset) -> None:
+    """Refuses to pack where the model does not keep the pairs of a row apart.
+
+    Raises:
+        MeowError: a pair's logits depend on the pair in front of it.
+    """
+    import torch
+
+    pairs = [pair for item in data.items[:2] for pair in item.values()][:2]
+    items = [{"pair": pair} for pair in (*pairs, *pairs)[:2]]
+    network = model.engine.module
+    network.eval()
+    with torch.no_grad():
+        together, alone = (
+            forward(network, batches.layout(part, model.pad, model.engine.device, packed=True), model, None)[0].float()
+            for part in (items, items[1:])
+        )
+    network.train()
+    apart = (together[-len(alone) :] - alone).abs().mean() / alone.std()
+    if apart > (0.05 if model.half else 1e-3):
+        raise MeowError(
+            "This model does not keep the pairs of a packed row apart: set resources.train.packing=false "
+            "(resources.memorize.packing for memorize)."
+        )
 
 
 def _barrier() -> None:
@@ -236,7 +267,6 @@ def _export(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> 
                 _save_lora(module, state, job, folder)
             (folder / HISTORY).write_text(json.dumps(history))
             storage.copy_folder(str(folder), job.out)
-    _barrier()
 
 
 def _save(module: Any, state: dict[str, Any], source: ModelRef, folder: Path) -> None:
@@ -247,9 +277,15 @@ def _save(module: Any, state: dict[str, Any], source: ModelRef, folder: Path) ->
     (folder / "generation_config.json").unlink(missing_ok=True)
     _copy_others(source.folder, folder)
     tied = set(getattr(module, "_tied_weights_keys", None) or ())  # some sources store both names of one weight
-    before, after = shapes(source.folder), shapes(folder)
-    wrong = [name for name in {*before, *after} if before.get(name) != after.get(name) and name not in tied]
-    assert not wrong, f"exported weights differ from the source's: {sorted(wrong)[:3]}"
+    before, after = ({k: v for k, v in shapes(one).items() if k not in tied} for one in (source.folder, folder))
+    if before.keys() == after.keys():
+        wrong = [name for name in after if before[name] != after[name]]
+    else:  # old files have other names, and masks that no model loads any more
+        left = Counter(map(tuple, before.values()))
+        left.subtract(map(tuple, after.values()))
+        wrong = [str(shape) for shape, count in left.items() if count < 0]
+    if wrong:
+        raise MeowError(f"The exported weights differ from the source's in shape: {', '.join(sorted(wrong)[:3])}.")
 
 
 def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> None:
@@ -268,13 +304,17 @@ def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> No
     merged = models.merged(job.model, adapter)
     shutil.rmtree(adapter)
     dtype = getattr(torch, models.stored_dtype(job.model))
-    names = dict(merged.named_parameters())
-    _save(merged, {name: value.detach().to(dtype) for name, value in names.items()}, job.model, folder)
+    kept = set(merged.state_dict())
+    state = {name: value for name, value in merged.named_buffers() if name in kept}
+    state |= {name: value.detach().to(dtype) for name, value in merged.named_parameters()}
+    _save(merged, state, job.model, folder)
 
 
 def _copy_others(source: Path, folder: Path) -> None:
     for file in source.iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in ("config.json", HISTORY):
+        beside = file.suffix in _BESIDE or file.stem.upper() in ("LICENSE", "NOTICE")
+        ours = file.name.endswith(".index.json") or file.name in ("config.json", HISTORY, models.BASE, models.ADAPTER)
+        if file.is_file() and beside and not ours:
             shutil.copy(file, folder)
 
 
@@ -283,7 +323,12 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     from safetensors import safe_open
 
     out: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.exists():  # other copies of the weights may lie beside those that are loaded
+        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    for file in files:
         with safe_open(file, "pt") as weights:
             out |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - not a dict
     return out

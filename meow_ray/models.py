@@ -11,6 +11,8 @@ from meow_ray import storage
 from meow_ray.errors import MeowError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+UNUSED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "original/*")
+"""Files of a hub model that are not fetched: weights in other forms."""
 ADAPTER, BASE = "adapter_config.json", "base.json"
 """Stand in the folder of a LoRA adapter: PEFT's configuration, and the model that it belongs to."""
 
@@ -35,7 +37,7 @@ class ModelRef:
         if self.commit:
             from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(self.uri, revision=self.commit, ignore_patterns=["*.bin", "*.pt", "*.pth"]))
+            return Path(snapshot_download(self.uri, revision=self.commit, ignore_patterns=list(UNUSED)))
         if self.uri.endswith(".gguf"):
             return _converted(self.uri, self.digest)
         folder = storage.local_copy(self.uri, self.digest)

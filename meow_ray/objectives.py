@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
+from math import isfinite
 from types import ModuleType
 from typing import Any, Literal, cast, get_args
 
@@ -39,6 +40,8 @@ class ObjectiveSpec:
     """Regular expression of the parameters that are updated; None is all."""
     source: str | None = None
     """The text of a user's file."""
+    idk_answers: tuple[str, ...] = ()
+    """Refusals, if the function reads the role `idk`."""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -81,7 +84,9 @@ PRESETS: dict[str, ObjectiveSpec] = {
     "npo": ObjectiveSpec("npo", ("forget",), "log_probs", {"beta": 0.1}),
     "npo_gd": ObjectiveSpec("npo", ("forget",), "log_probs", {"beta": 0.1}, retain_weight=1.0),
     "npo_kl": ObjectiveSpec("npo", ("forget",), "log_probs", {"beta": 0.1}, kl_weight=1.0),
-    "simnpo": ObjectiveSpec("simnpo", ("forget",), settings={"beta": 2.5, "gamma": 0.0}, retain_weight=0.1375),
+    "simnpo": ObjectiveSpec(
+        "simnpo", ("forget",), settings={"beta": 2.5, "gamma": 0.0}, forget_weight=0.1375, retain_weight=1.0
+    ),
     "altpo": ObjectiveSpec("altpo", ("inverted", "forget"), "log_probs", {"beta": 0.1}, retain_weight=1.0),
     "ihl": ObjectiveSpec("ihl", ("forget",), retain_weight=1.0),
     "undial": ObjectiveSpec("undial", ("forget",), "model", {"beta": 10.0}),
@@ -135,11 +140,17 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
             raise MeowError(f"`train.settings.{name}`: {value} is no whole number.")
         if spec.objective in PRESETS and (value < 0 or (name == "beta" and value == 0)):
             raise MeowError(f"`train.settings.{name}`: {value} is too small; beta is above 0, the others not below.")
-    changed = {
+    changed: dict[str, Any] = {
         name: getattr(spec, name)
         for name in ("forget_weight", "retain_weight", "kl_weight", "trainable")
         if getattr(spec, name) is not None
     }
+    if spec.lora is not None:
+        if spec.trainable is not None:
+            raise MeowError("`train.trainable` goes with full fine-tuning; with `train.lora`, name its `layers`.")
+        changed["trainable"] = None
+    if "idk" in preset.reads:
+        changed["idk_answers"] = spec.idk_answers
     settings = {**preset.settings, **spec.settings}
     for name, value in settings.items():
         if value is Parameter.empty:
@@ -165,4 +176,7 @@ def _own(name: str, source: str) -> ObjectiveSpec:
             f"`train.objective`: {name} takes {', '.join(unknown) or 'nothing'} in front of its settings; "
             f"there are {', '.join(ROLES)}."
         )
+    for key, value in settings.items():
+        if value is not Parameter.empty and not (isinstance(value, int | float) and isfinite(value)):
+            raise MeowError(f"`train.objective`: the default of {key} in {name} is no finite number.")
     return replace(spec, reads=reads, settings=settings, reference=getattr(function, "reference", "none"))

@@ -144,7 +144,8 @@ class Pipeline:
         if name == "objective":
             return Artifact(name, "", storage.json_digest(asdict(self.objective)), value=self.objective)
         if name == "roles":
-            return Artifact(name, "", storage.json_digest(self.objective.reads), value=self.objective.reads)
+            roles = (self.objective.reads, self.objective.idk_answers)
+            return Artifact(name, "", storage.json_digest(roles), value=roles)
         if name.endswith("_deepspeed"):
             return self._deepspeed(name)
         if name == "data":

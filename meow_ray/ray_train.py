@@ -43,7 +43,8 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
                 resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if on_gpu else {})},
             ),
             run_config=RunConfig(
-                name=f"train-zero{resources.zero_stage}",  # another stage's checkpoint cannot be converted
+                # a checkpoint of another stage, or of states on another device, cannot be converted
+                name=f"train-zero{resources.zero_stage}-{resources.offload}",
                 storage_path=path,
                 storage_filesystem=fs,
                 failure_config=FailureConfig(max_failures=resources.max_failures),

@@ -59,7 +59,8 @@ def parts(config: Config, overrides: Mapping[str, str] | None = None, **options:
             break
         seed = None if config.invert.seed is None else config.invert.seed + number
         fresh = config.model_copy(update={"memorize": None, "invert": config.invert.model_copy(update={"seed": seed})})
-        current = Pipeline(fresh, given={"facts": remaining, "target": model}, **options)
+        kept = {name: uri for name, uri in (overrides or {}).items() if name == "generator"}
+        current = Pipeline(fresh, kept, given={"facts": remaining, "target": model}, **options)
     assert model is not None
     digest = storage.json_digest([one.digest for one in chosen])
     every = Artifact("selected", "", digest, value=_together([one.table for one in chosen]))

@@ -305,11 +305,18 @@ REFERENCE = Stage(
     "reference",
     "reference",
     1,
-    ("target", "train.idk_answers", "train.seed"),
+    ("target",),
     ("target", "roles"),
     training.reference,
 )
-TRAIN = Stage("train", "model", 3, ("train", *_TEMPLATE), ("target", "objective"), training.train)
+TRAIN = Stage(
+    "train",
+    "model",
+    3,
+    ("train", *_TEMPLATE, "target.trust_remote_code"),
+    ("target", "objective"),
+    training.train,
+)
 REMAIN = Stage("remain", "remaining", 1, ("memo", "target", "pipeline.threshold"), ("facts", "model"), _remain)
 EVALUATE = Stage(
     "evaluate",

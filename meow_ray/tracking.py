@@ -25,6 +25,12 @@ class TrackerSpec:
     settings: Mapping[str, Any]
     """What the run was configured with; no text of facts."""
 
+    @property
+    def mlflow(self) -> str:
+        """MLflow's tracking URI; a path is made absolute, as workers have folders of their own."""
+        uri = self.config.mlflow or ""
+        return uri if ":" in uri else f"file:{storage.absolute(uri)}"
+
     def check(self) -> None:
         """Refuses trackers whose library is not there.
 
@@ -86,7 +92,7 @@ class Tracker:
         if config.mlflow:
             import mlflow
 
-            mlflow.set_tracking_uri(config.mlflow)
+            mlflow.set_tracking_uri(self.spec.mlflow)
             mlflow.set_experiment("meow_ray")
             mlflow.start_run(run_name=self.spec.name)
             mlflow.log_params(settings)

@@ -1,6 +1,8 @@
 """The stages that train: `memorize`, `reference`, `train`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import PurePosixPath
@@ -9,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray import batches, evaluation, objectives, stage, storage
+from meow_ray import batches, evaluation, models, objectives, stage, storage
 from meow_ray import facts as facts_module
-from meow_ray.config import FineTuning, Train
+from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
 from meow_ray.finetune import Job
 from meow_ray.inputs import ROW, engine_spec, model_ref, read_sources, rejects_text
@@ -30,7 +32,7 @@ def memorize(context: Context) -> dict[str, Any]:
     table, rejects = facts_module.build(rows, [], lambda question, answer: None)
     if rejects.num_rows:
         raise MeowError(f"memorize.data: {rejects_text(rejects)}")
-    pairs = batches.pairs_of(("inverted",), None, _as_selected(table), Train())
+    pairs = batches.pairs_of(("inverted",), None, _as_selected(table))
     return _fit(context, pairs, model_ref(context.inputs["base"]), config.memorize, objectives.MEMORIZE, "memorize")
 
 
@@ -60,14 +62,16 @@ def _fit(
     )
     run = f"{name}-{PurePosixPath(context.work).name[:16]}"
     folder = storage.join(context.root, "tensorboard", run)
-    settings = {key: value for key, value in spec.spec().items() if key != "idk_answers"}
-    tracker = TrackerSpec(context.config.tracking, run, folder, settings | {"objective": objective.function})
+    settings = spec.spec() | {
+        key: value for key, value in asdict(objective).items() if key not in ("source", "idk_answers", "reads")
+    }
+    tracker = TrackerSpec(context.config.tracking, run, folder, settings)
     return ray_train.fit(job, context.work, name, context.config.resources, tracker)
 
 
-def _pairs(context: Context, roles: Sequence[str]) -> pa.Table:
+def _pairs(context: Context, roles: Sequence[str], idk_answers: Sequence[str]) -> pa.Table:
     facts, selected = (context.inputs[name].table if name in context.inputs else None for name in ("facts", "selected"))
-    return batches.pairs_of(roles, facts, selected, context.config.train)
+    return batches.pairs_of(roles, facts, selected, idk_answers)
 
 
 def reference(context: Context) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def reference(context: Context) -> dict[str, Any]:
     from meow_ray import ray_data
 
     config = context.config
-    pairs = _pairs(context, context.inputs["roles"].value)
+    pairs = _pairs(context, *context.inputs["roles"].value)
     keys = list(KEYS["reference"])
     rows = pairs.select([*keys, "question"]).group_by([*keys, "question"]).aggregate([])
     rows = rows.append_column(ROW, pc.binary_join_element_wise(*(rows[key] for key in keys), "/"))
@@ -90,25 +94,33 @@ def reference(context: Context) -> dict[str, Any]:
 
 def train(context: Context) -> dict[str, Any]:
     """Fine-tunes the target by the configured objective."""
-    spec, objective = context.config.train, context.inputs["objective"].value
-    pairs = _pairs(context, objective.roles)
+    config, objective, target = context.config, context.inputs["objective"].value, context.inputs["target"]
+    pairs = _pairs(context, objective.roles, objective.idk_answers)
     if "reference" in context.inputs:
-        pairs = batches.with_reference(pairs, context.inputs["reference"].table)
-    summary = _fit(context, pairs, model_ref(context.inputs["target"]), spec, objective, "train")
-    return {"objective": objective.function, **summary, "chain": _chain(context.inputs["target"], pairs, objective)}
+        pairs = batches.with_reference(pairs, context.inputs["reference"].table, objective.reads)
+    ref = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
+    depth = getattr(models.load_config(ref), "num_hidden_layers", None)
+    if objective.layer is not None and depth is not None and not objective.layer < depth - 1:
+        raise MeowError(
+            f"`train.settings.layer` is {objective.layer}; it has to be below the target's last, {depth - 1}."
+        )
+    name = PurePosixPath(config.train.objective).name
+    chain = _chain(target, pairs, name)
+    return {"objective": name, **_fit(context, pairs, ref, config.train, objective, "train"), "chain": chain}
 
 
-def _chain(target: Artifact, pairs: pa.Table, objective: ObjectiveSpec) -> list[dict[str, Any]]:
+def _chain(target: Artifact, pairs: pa.Table, objective: str) -> list[dict[str, Any]]:
     """Returns what the model was made to forget, request by request: those of the target's own run, then this one."""
     facts = sorted(set(pairs.filter(pc.field("role") != "retain")["fact_id"].to_pylist()))
     manifest = target.manifest
     if manifest is None and target.uri:  # a folder that another run exported
-        made = stage.load(target.uri.rstrip("/").rpartition("/")[0])
-        manifest = made.manifest if made else None
+        with suppress(MeowError):  # what lies above may be another's
+            made = stage.load(target.uri.rstrip("/").rpartition("/")[0])
+            manifest = made.manifest if made else None
     before = manifest.summary.get("chain", []) if manifest else []
     request = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "objective": objective.function,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "objective": objective,
         "facts": len(facts),
         "facts_digest": storage.json_digest(facts),
         "target": target.digest,

@@ -26,6 +26,9 @@ _OURS = {
     "scheduler": "`learning_rate`, `epochs` and `warmup_ratio`",
     "fp16": "`train_dtype`",
     "train_batch_size": "`batch_size`",
+    "zero_optimization.offload_optimizer.device": "`offload`",
+    "zero_optimization.offload_param.device": "`offload`",
+    "checkpoint.load_universal": "nothing: the run knows",
 }
 """DeepSpeed's keys that a file must not have, and what says it instead."""
 
@@ -41,6 +44,8 @@ class Model:
     pad: int
     keeps_logits: bool
     """The model can leave out the logits that no loss is taken on."""
+    half: bool
+    """It computes in 16 bits."""
 
 
 def read_settings(path: str, content: bytes) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def _merged(ours: Mapping[str, Any], other: Mapping[str, Any], where: str | None
     out = dict(ours)
     for key, value in other.items():
         name = f"{where}.{key}" if where else key
-        if where is not None and name in _OURS and value != {"enabled": False}:
+        if where is not None and name in _OURS and value not in ({"enabled": False}, out.get(key), "auto"):
             raise MeowError(f"`deepspeed`: {name} is not for that file; say it by {_OURS[name]}.")
         if isinstance(value, Mapping) and isinstance(out.get(key, {}), Mapping):
             out[key] = _merged(out.get(key, {}), value, None if where is None else name)
@@ -153,6 +158,7 @@ def build(
     deepspeed.init_distributed(dist_init_required=False)
     model = _load(ref, spec, resources, config)
     keeps_logits = "logits_to_keep" in models.forward_parameters(model)
+    _without_dropout(model)
     if spec.lora is not None:
         model = _with_lora(model, spec)
     elif trainable is not None:
@@ -177,7 +183,7 @@ def build(
     )
     pad = models.load_tokenizer(ref).pad_token_id
     before = _frozen(ref, spec, resources, config) if frozen and spec.lora is None else None
-    return Model(engine, before, pad, keeps_logits)
+    return Model(engine, before, pad, keeps_logits, spec.train_dtype == "bfloat16")
 
 
 def _load(ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]) -> Any:
@@ -237,6 +243,17 @@ def _with_lora(model: Any, spec: FineTuning) -> Any:
     )
 
 
+def _without_dropout(model: Any) -> None:
+    """Switches the model's own dropout off: results would depend on how a batch is cut."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
 def _freeze(model: Any, trainable: str) -> None:
     pattern, found = re.compile(trainable), False
     for name, parameter in model.named_parameters():
@@ -255,8 +272,10 @@ def _frozen(ref: ModelRef, spec: FineTuning, resources: TrainResources, config: 
         kept = {name: config[name] for name in ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print")}
         zero = {"zero_optimization": {"stage": 3}}
         return deepspeed.initialize(model=model, config=kept | zero, dist_init_required=False)[0]
-    dtype = torch.bfloat16 if spec.train_dtype == "bfloat16" else torch.float32
-    return model.to(device=torch.accelerator.current_accelerator() or "cpu", dtype=dtype)
+    if spec.train_dtype == "bfloat16":
+        for parameter in model.parameters():  # buffers stay as they are, as DeepSpeed leaves them
+            parameter.data = parameter.data.bfloat16()
+    return model.to(torch.accelerator.current_accelerator() or "cpu")
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -277,6 +296,12 @@ def save(engine: Any, folder: Path, state: dict[str, Any], cut: Mapping[str, int
     try:
         engine.save_checkpoint(str(folder), tag=_TAG, client_state=state)
     except (OSError, RuntimeError) as error:
+        if (
+            isinstance(error, RuntimeError)
+            and "PytorchStreamWriter" not in str(error)
+            and "inline_container" not in str(error)
+        ):
+            raise
         free = shutil.disk_usage(folder).free / 2**30
         raise MeowError(
             f"A checkpoint cannot be written to {folder}, where {free:.1f} GiB are free ({type(error).__name__}). "
@@ -324,4 +349,9 @@ def restore(engine: Any, folder: Path) -> dict[str, Any]:
     """Loads a checkpoint that `save` or `convert` wrote and returns what `save` was given."""
     path, state = engine.load_checkpoint(str(folder), tag=_TAG if (folder / _TAG).exists() else "universal")
     assert path is not None, f"the checkpoint {folder} cannot be loaded"
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for parameter, values in inner.state.items():  # a universal checkpoint leaves one step on the CPU for all
+        if hasattr(values.get("step"), "clone"):
+            step = values["step"]
+            values["step"] = int(step) if hasattr(inner, "ds_opt_adam") else step.clone().to(parameter.device)
     return dict(state)

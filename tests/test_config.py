@@ -107,7 +107,7 @@ def test_each_key_is_spec_content_or_resource():
         assert (name in section().spec()) == (key in SPEC), key
 
 
-def test_content_is_what_names_models_and_data():
+def test_content_is_what_names_models_data_and_objectives():
     assert set(CONTENT) == {
         *(f"{section}.{name}" for section in ("target", "invert", "memorize") for name in ("model", "revision")),
         *(
@@ -118,7 +118,8 @@ def test_content_is_what_names_models_and_data():
         "ingest.forget",
         "ingest.retain",
         "evaluate.sets",
-        "train.objective",
+        *(f"train.{name}" for name in ("objective", "settings", "trainable", "idk_answers")),
+        *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
         "train.deepspeed",
         "memorize.deepspeed",
     }

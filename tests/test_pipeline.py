@@ -311,6 +311,22 @@ def test_training_depends_on_what_its_objective_reads_alone(objective: str, inpu
     assert ("reference" in found) == ("reference" in inputs)
 
 
+def test_an_objective_is_known_by_what_it_comes_to():
+    def digest(name: str, *overrides: str) -> str:
+        found = Pipeline(load_config(None, [*overrides])).artifact(name)
+        assert found is not None
+        return found.digest
+
+    npo = "train.objective=npo"
+    assert digest("objective", npo) == digest("objective", npo, "train.settings={beta: 0.1}", "train.retain_weight=0")
+    assert digest("objective", npo) != digest("objective", npo, "train.settings={beta: 0.2}")
+    assert digest("objective", npo) == digest("objective", npo, "train.idk_answers=[No.]"), "it reads none"
+    assert digest("objective", "train.objective=dpo") != digest(
+        "objective", "train.objective=dpo", "train.idk_answers=[No.]"
+    )
+    assert digest("roles", npo) == digest("roles", npo, "train.settings={beta: 0.2}"), "scored once for all of them"
+
+
 def test_a_deepspeed_file_is_known_by_its_content(tmp_path: Path):
     file = tmp_path / "ds.json"
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from meow_ray import models
 from meow_ray.config import Lora, Train, TrainResources
+from meow_ray.errors import MeowError
 from meow_ray.objectives import PRESETS
 from meow_ray.schema import SCHEMAS
 from tests.training import Run, Workers, job, reference_of
@@ -127,7 +128,7 @@ def plain_losses(model_folder: Path) -> list[float]:
     from meow_ray.prompts import Prompter
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    data = load(pairs_of(("inverted",), None, selected(), SPEC), Prompter(tokenizer, "chat"), SPEC)
+    data = load(pairs_of(("inverted",), None, selected()), Prompter(tokenizer, "chat"), SPEC)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=SPEC.learning_rate, weight_decay=SPEC.weight_decay)
     scheduler = get_linear_schedule_with_warmup(
@@ -170,14 +171,45 @@ def test_the_weights_do_not_depend_on_the_way(curves: Curves):
     assert any(not torch.equal(weight, before[name]) for name, weight in first.items())
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_a_checkpoint_resumes_on_another_number_of_workers(zero_stage: int, curves: Curves, plain: list[float]):
-    one = Way(2, zero_stage, True, False)
-    place = curves.folder / f"stopped{zero_stage}"
-    curves.train([Run(curves.job(one), place, stop_at=STEPS_AN_EPOCH)], 2)
+def test_a_checkpoint_resumes_on_another_number_of_workers(
+    zero_stage: int, before: int, after: int, curves: Curves, plain: list[float]
+):
+    one = Way(before, zero_stage, True, False)
+    place = curves.folder / f"stopped{zero_stage}-{before}"
+    curves.train([Run(curves.job(one), place, stop_at=STEPS_AN_EPOCH)], before)
     resumed = Run(curves.job(one), curves.folder / "again", resume=place / str(STEPS_AN_EPOCH))
-    found = curves.train([resumed], 1)[0]
+    found = curves.train([resumed], after)[0]
     assert [record["loss"] for record in found] == pytest.approx(plain, rel=TOLERANCE)
+
+
+def test_lora_with_dropout_resumes_on_the_same_curve(curves: Curves):
+    way = Way(2, 2, True, False)
+    spec = SPEC.model_copy(update={"lora": Lora(rank=4, dropout=0.2)})
+    place = curves.folder / "lora-stopped"
+    whole, _ = curves.train([Run(curves.job(way, spec), place), Run(curves.job(way, spec), place, stop_at=3)], 2)
+    resumed = curves.train([Run(curves.job(way, spec), curves.folder / "again", resume=place / "3")], 2)[0]
+    assert [record["loss"] for record in resumed] == pytest.approx([record["loss"] for record in whole], rel=1e-6)
+
+
+def test_a_model_that_mixes_packed_pairs_is_refused(curves: Curves):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from meow_ray.batches import load, pairs_of
+    from meow_ray.finetune import _check_packing
+    from meow_ray.prompts import Prompter
+    from meow_ray.zero import Model
+
+    tokenizer = models.load_tokenizer(models.reference(str(curves.model), None, "model"))
+    data = load(pairs_of(("inverted",), None, selected()), Prompter(tokenizer, "chat"), SPEC)
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = OPTConfig(vocab_size=len(tokenizer), max_position_embeddings=512, word_embed_proj_dim=32, **sizes)
+    torch.manual_seed(0)
+    network = OPTForCausalLM(config)
+    engine = type("Engine", (), {"module": network, "device": "cpu"})()
+    with pytest.raises(MeowError, match=r"resources\.train\.packing=false"):
+        _check_packing(Model(engine, None, 0, keeps_logits=True, half=False), data)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +218,20 @@ def variants(curves: Curves) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     one = Way(2, 2, True, False)
     three = replace(one, zero_stage=3)
     lora = Lora(rank=4)
+
+    def kl(way: Way, **more: Any) -> Any:
+        return curves.job(way, SPEC.model_copy(update={"objective": "meow_kl", "epochs": 1, **more}))
+
+    half = {"train_dtype": "bfloat16"}
     jobs = {
+        "kl": kl(one),
+        "kl3": kl(three),
+        "kl_lora": kl(one, lora=lora),
+        "kl_half": kl(one, **half),
+        "kl_half3": kl(three, **half),
+        "half1": curves.job(replace(one, zero_stage=1), SPEC.model_copy(update=half)),
+        "half3": curves.job(three, SPEC.model_copy(update=half)),
+        "checkpointing3": curves.job(three, gradient_checkpointing=True),
         "checkpointing": curves.job(one, gradient_checkpointing=True),
         "offload2": curves.job(one, offload="cpu"),
         "offload3": curves.job(three, offload="cpu"),
@@ -199,9 +244,23 @@ def variants(curves: Curves) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     return dict(zip(jobs, zip(jobs.values(), made, strict=True), strict=True))
 
 
-@pytest.mark.parametrize("name", ["checkpointing", "offload2", "offload3"])
+@pytest.mark.parametrize("name", ["checkpointing", "checkpointing3", "offload2", "offload3"])
 def test_memory_is_saved_without_another_result(name: str, variants: Any, plain: list[float]):
     assert [record["loss"] for record in variants[name][1]] == pytest.approx(plain, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["half1", "half3"])
+def test_bfloat16_learns_about_the_same(name: str, variants: Any, plain: list[float]):
+    assert [record["loss"] for record in variants[name][1]] == pytest.approx(plain, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("kl", 1e-6), ("kl3", 1e-6), ("kl_lora", 1e-6), ("kl_half", 1e-6), ("kl_half3", 1e-6)]
+)
+def test_the_frozen_copy_is_the_model_before_training(name: str, tolerance: float, variants: Any):
+    terms = [record["terms"]["kl"] for record in variants[name][1]]
+    assert terms[0] == pytest.approx(0, abs=tolerance)
+    assert terms[-1] > 1e-6
 
 
 def test_lora_learns_with_the_same_curve_on_any_stage(variants: Any):

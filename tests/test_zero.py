@@ -74,6 +74,8 @@ def test_a_users_settings_replace_defaults_of_ours_alone():
         ({"scheduler": {"type": "WarmupLR"}}, ["scheduler", "warmup_ratio"]),
         ({"fp16": {"enabled": True}}, ["fp16", "train_dtype"]),
         ({"train_batch_size": 8}, ["train_batch_size", "batch_size"]),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, ["offload_optimizer.device", "`offload`"]),
+        ({"checkpoint": {"load_universal": True}}, ["checkpoint.load_universal"]),
     ],
 )
 def test_a_setting_that_contradicts_ours_is_named(own: dict[str, Any], words: list[str]):
@@ -81,6 +83,12 @@ def test_a_setting_that_contradicts_ours_is_named(own: dict[str, Any], words: li
         settings(own)
     for word in ["`deepspeed`", *words]:
         assert word in str(caught.value)
+
+
+def test_offload_takes_further_settings_of_a_file():
+    own = {"zero_optimization": {"offload_param": {"device": "cpu", "buffer_size": 7}}}
+    found = settings(own, TrainResources(zero_stage=3, offload="cpu"))["zero_optimization"]["offload_param"]
+    assert found == {"device": "cpu", "pin_memory": True, "buffer_size": 7}
 
 
 def test_a_file_that_switches_fp16_off_is_fine():

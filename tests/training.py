@@ -43,7 +43,7 @@ def job(
     objective = resolve(spec, None)
     place = Path(tempfile.mkdtemp(dir=folder))
     pairs = place / "pairs.parquet"
-    storage.write_table(pairs_of(objective.roles, facts, selected, spec), str(pairs))
+    storage.write_table(pairs_of(objective.roles, facts, selected, objective.idk_answers), str(pairs))
     ref = reference(str(model), None, "model")
     return Job(ref, str(pairs), "chat", None, spec, objective, resources, str(place / "out"), **more)
 
