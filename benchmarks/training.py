@@ -172,7 +172,7 @@ def ours(case: Case) -> Measured:
         "WORLD_SIZE": "1",
     }
     torch.distributed.init_process_group("gloo")
-    times, records = [0.0], list[dict[str, Any]]()
+    times, records = [time.perf_counter()], list[dict[str, Any]]()
 
     def progress(record: dict[str, Any]) -> None:
         times.append(time.perf_counter())
