@@ -171,6 +171,7 @@ def tables_equal(one: Program, other: Program, names: tuple[str, ...]) -> None:
         assert one.artifact(name).digest == other.artifact(name).digest, name
 
 
+@pytest.mark.slow
 def test_an_actor_and_a_worker_killed_in_mid_stage_need_no_restart(finished: Program, tmp_path: Path) -> None:
     root = tmp_path / "root"
     for name in ("facts", "target"):
