@@ -15,17 +15,9 @@ import pyarrow.compute as pc
 from meow_ray.config import FineTuning, Train
 from meow_ray.errors import MeowError
 from meow_ray.prompts import IGNORE, Prompter
+from meow_ray.schema import SCHEMAS
 
-PAIRS = pa.schema(
-    [
-        ("item", pa.int32()),
-        ("role", pa.string()),
-        ("fact_id", pa.string()),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("log_probs", pa.list_(pa.float64())),
-    ]
-)
+PAIRS = pa.schema([("item", pa.int32()), *SCHEMAS["reference"]])
 """What training reads: the pairs of one item stand beside each other in a micro-batch; those of the retain set belong
 to none. `log_probs` are those of the answer's tokens in the model before training."""
 
@@ -120,12 +112,12 @@ class Dataset:
     retain: list[Pair]
     spec: FineTuning
 
-    @property
+    @cached_property
     def per_epoch(self) -> int:
         """Optimiser steps of an epoch."""
         return -(-len(self._order(0)) // self.spec.batch_size)
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """Optimiser steps of a whole run."""
         return self.spec.epochs * self.per_epoch

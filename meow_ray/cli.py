@@ -65,10 +65,12 @@ def run(
 ) -> None:
     """Runs the pipeline; stages that are cached are not run again."""
     settings = load_config(config, overrides or [])
-    found: Iterable[Part] = rounds.parts(settings, _pairs(inputs), verify=verify)
-    if only or start or until:
-        if settings.pipeline.rounds > 1:
-            raise MeowError("--only, --from and --until choose from one round: set pipeline.rounds=1 with them.")
+    found: Iterable[Part]
+    if not (only or start or until):
+        found = rounds.parts(settings, _pairs(inputs), verify=verify)
+    elif settings.pipeline.rounds > 1:
+        raise MeowError("--only, --from and --until choose from one round: set pipeline.rounds=1 with them.")
+    else:
         pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
         found = [Part("", pipeline, pipeline.selection(only, start, until))]
     if dry_run:
@@ -195,7 +197,7 @@ def plan_training(
     if as_json:
         print(json.dumps(asdict(found), indent=2))
     else:
-        _print_plan(found)
+        show.show_plan(_console(), found)
 
 
 @app.command("config")
@@ -349,28 +351,6 @@ def _console() -> Console:
     """Returns the terminal, or for a pipe a console wide enough that nothing is wrapped."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(width=240, highlight=False)
-
-
-def _print_plan(found: plan.Plan) -> None:
-    names = ("", "method", "ZeRO", "offload", "model states", "activations", "buckets", "GPU", "CPU", "fits")
-    table = Table(*names[: None if found.gpu_memory else -1], box=None, header_style="bold")
-    for row in found.rows:
-        sizes = (f"{size / plan.GIB:.2f}" for size in (row.states, row.activations, row.buckets, row.gpu, row.cpu))
-        cells = ["→" if row.configured else "", plan.NAMES[row.method], str(row.zero_stage)]
-        cells += ["CPU" if row.offload else "", *sizes]
-        if row.fits is not None:
-            cells.append("yes" if row.fits else "no")
-        table.add_row(*cells, style="bold" if row.configured else None)
-    console = _console()
-    console.print(
-        f"{found.model}: {found.parameters / 1e9:.3g} billion parameters, ZeRO workers: {found.workers}, on one node. "
-        "Figures are GiB, of a worker's GPU and of the node's CPU memory; → is configured.\n"
-        f"Activations are those of {found.tokens} tokens: a forward pass of pairs all as long as train.max_length. "
-        "CUDA itself and fragmentation come on top.",
-        markup=False,
-    )
-    console.print(table)
-    console.print(found.least)
 
 
 _STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}

@@ -407,6 +407,12 @@ class TrainResources(Section):
     max_failures: int = _field(3, "worker failures survived before the stage gives up", ge=0)
     checkpoint_every: int = _field(1, "epochs between two checkpoints", "epochs", gt=0)
 
+    def workers(self, available: int) -> int:
+        """Returns the number of workers where `auto` may take so many, and takes one at least."""
+        if self.num_workers != "auto":
+            return self.num_workers
+        return max(1, min(available, self.max_workers or available))
+
 
 class Resources(Section):
     """Hardware a stage may use; never changes a result beyond rounding."""

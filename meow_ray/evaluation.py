@@ -14,9 +14,7 @@ def evaluate_batch(
 ) -> pa.Table:
     """Answers questions greedily and scores the true answers: columns generated, probability, memo."""
     rows = batch.to_pylist()
-    prompter = Prompter(engine.tokenizer, template, system)
-    questions = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
-    answers = [prompter.encode_answer(row["answer"]) for row in rows]
+    questions, answers = _encoded(engine, batch, template, system)
     replies = engine.generate(questions, [Sampling(max_new_tokens)] * len(rows))
     probabilities = [metrics.probability(one.log_probs) for one in engine.teacher_force(questions, answers)]
     scored = [i for i, row in enumerate(rows) if row["with_memo"]]
@@ -30,8 +28,15 @@ def evaluate_batch(
 
 def log_probs_batch(engine: Engine, batch: pa.Table, template: str, system: str | None) -> pa.Table:
     """Scores answers: a column `log_probs`, those of each answer's tokens with the end of the sequence."""
-    prompter = Prompter(engine.tokenizer, template, system)
-    questions = [prompter.encode_prompt(prompter.prompt(text)) for text in batch["question"].to_pylist()]
-    answers = [prompter.encode_answer(text) for text in batch["answer"].to_pylist()]
+    questions, answers = _encoded(engine, batch, template, system)
     found = [list(one.log_probs) for one in engine.teacher_force(questions, answers)]
     return batch.append_column("log_probs", pa.array(found, pa.list_(pa.float64())))
+
+
+def _encoded(
+    engine: Engine, batch: pa.Table, template: str, system: str | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns the tokens of prompts and answers."""
+    prompter = Prompter(engine.tokenizer, template, system)
+    questions = [prompter.encode_prompt(prompter.prompt(text)) for text in batch["question"].to_pylist()]
+    return questions, [prompter.encode_answer(text) for text in batch["answer"].to_pylist()]

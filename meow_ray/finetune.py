@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -101,7 +102,7 @@ def run(job: Job, hooks: Hooks) -> None:
     while step < data.num_steps:
         batch = data.batch(step)
         totals, learning_rate = batches.totals(batch), model.engine.get_lr()[0]
-        torch.manual_seed((job.spec.seed << 48) + (step << 16) + hooks.rank)  # of dropout, the same after a resume
+        torch.manual_seed(_dropout_seed(job.spec.seed, step, hooks.rank))
         summed: Any = 0
         for items in batches.micro_batches(batch, hooks.rank, hooks.world_size, accumulation):
             terms = _terms(job, model, objective, items or batch[:1], totals)
@@ -133,6 +134,11 @@ def run(job: Job, hooks: Hooks) -> None:
                 zero.save(model.engine, Path(folder), {"meow_step": step, "meow_history": history}, cut)
                 hooks.save(Path(folder), {"step": step, "loss": record["loss"]})
     _export(job, model.engine, hooks.rank, history)
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Returns the seed of a worker's dropout in a step: the same after a resume."""
+    return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)  # noqa: S311 - not for secrets
 
 
 def _checkpoint(hooks: Hooks, cut: dict[str, int]) -> Path | None:
@@ -226,19 +232,14 @@ def forward(network: Any, found: Layout, model: Model, layer: int | None) -> tup
     """Returns logits `[tokens, vocab]` and activations `[tokens, hidden]` where tokens are predicted."""
     inputs: dict[str, Any] = {**found.inputs, "use_cache": False, "output_hidden_states": layer is not None}
     rows, columns = found.rows, found.columns
+    predicted: Any = (rows, columns)
     if model.keeps_logits and "position_ids" in inputs:
-        inputs["logits_to_keep"] = columns
-        out = network(**inputs)
-        logits = out.logits[0]
+        inputs["logits_to_keep"], predicted = columns, 0
     elif model.keeps_logits:
         first = int(columns.min())
-        inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - first
-        out = network(**inputs)
-        logits = out.logits[rows, columns - first]
-    else:
-        out = network(**inputs)
-        logits = out.logits[rows, columns]
-    return logits, None if layer is None else out.hidden_states[layer + 1][rows, columns]
+        inputs["logits_to_keep"], predicted = inputs["input_ids"].shape[1] - first, (rows, columns - first)
+    out = network(**inputs)
+    return out.logits[predicted], None if layer is None else out.hidden_states[layer + 1][rows, columns]
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
@@ -250,8 +251,7 @@ def _export(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> 
     import torch
 
     module, lora, dtype = engine.module, job.spec.lora, getattr(torch, models.stored_dtype(job.model))
-    kept = set(module.state_dict())
-    state = {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in kept}
+    state = _buffers(module)
     for name, parameter in module.named_parameters():  # tied weights once, as the source has them
         if lora is not None and not parameter.requires_grad:
             continue
@@ -267,6 +267,12 @@ def _export(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> 
                 _save_lora(module, state, job, folder)
             (folder / HISTORY).write_text(json.dumps(history))
             storage.copy_folder(str(folder), job.out)
+
+
+def _buffers(module: Any) -> dict[str, Any]:
+    """Returns the buffers that are stored with a model."""
+    kept = set(module.state_dict())
+    return {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in kept}
 
 
 def _save(module: Any, state: dict[str, Any], source: ModelRef, folder: Path) -> None:
@@ -304,9 +310,7 @@ def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> No
     merged = models.merged(job.model, adapter)
     shutil.rmtree(adapter)
     dtype = getattr(torch, models.stored_dtype(job.model))
-    kept = set(merged.state_dict())
-    state = {name: value for name, value in merged.named_buffers() if name in kept}
-    state |= {name: value.detach().to(dtype) for name, value in merged.named_parameters()}
+    state = _buffers(merged) | {name: value.detach().to(dtype) for name, value in merged.named_parameters()}
     _save(merged, state, job.model, folder)
 
 

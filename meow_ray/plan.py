@@ -327,11 +327,9 @@ def hardware(config: Config, gpus: int | None, gib: float | None) -> tuple[int, 
         raise MeowError(f"--gpus {gpus}: training needs at least one.")
     if gib is not None and not 0 < gib < inf:
         raise MeowError(f"--gpu-memory {gib}: give the GiB of one GPU, such as 80.")
-    workers = config.resources.train.num_workers
     seen = torch.cuda.device_count()
     here = torch.cuda.get_device_properties(0).total_memory if seen else None
-    auto = max(1, min(seen, config.resources.train.max_workers or seen))
-    return gpus or (auto if workers == "auto" else workers), here if gib is None else int(gib * GIB)
+    return gpus or config.resources.train.workers(seen), here if gib is None else int(gib * GIB)
 
 
 def plan(config: Config, workers: int, gpu_memory: int | None) -> Plan:

@@ -88,11 +88,9 @@ def num_workers(resources: TrainResources) -> int:
     """Returns the number of ZeRO workers: one a GPU; on CPU two, if there are two CPUs."""
     import ray
 
-    if resources.num_workers != "auto":
-        return resources.num_workers
     total = ray.cluster_resources()
     auto = int(total["GPU"]) if has_gpus() else min(2, int(total.get("CPU", 1) // resources.cpus_per_worker))
-    return max(1, min(auto, resources.max_workers or auto))
+    return resources.workers(auto)
 
 
 def require(count: int, cpus: float, gpus: int, key: str, resources: Resources, spare_cpus: int = 0) -> None:

@@ -181,7 +181,7 @@ def _stream(ledger: _Ledger, todo: int, spec: Loader, work: Work, name: str, all
     )
     batch = max(1, min(resources.batch_size, -(-todo // most)))  # as many batches as actors at least
     # a block is what is committed at once; the driver keeps some kilobytes of figures of each
-    block = batch * -(-todo // (batch * max(MOST_BLOCKS, MOST_BLOCKS // 16 * most)))
+    block = batch * -(-todo // (batch * max(MOST_BLOCKS, 32 * most)))
     rows_fs, _ = storage.filesystem(ledger.rows)
     results_fs, results = storage.filesystem(ledger.results)
 

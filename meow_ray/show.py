@@ -1,4 +1,4 @@
-"""What `meow show` prints of a finished stage: ids and figures, and the text of facts only when asked for."""
+"""What `meow show` and `meow plan` print: ids and figures, and the text of facts only when asked for."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from meow_ray import storage
+from meow_ray import plan, storage
 from meow_ray.errors import MeowError
 from meow_ray.inversion import OTHER_RULES
 from meow_ray.rules import RULES
@@ -98,3 +98,25 @@ def _figure(value: float | None) -> str:
 def _histogram(counts: list[int]) -> str:
     most = max(counts, default=0)
     return "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in counts) if most else ""
+
+
+def show_plan(console: Console, found: plan.Plan) -> None:
+    """Prints what each way to train takes."""
+    names = ("", "method", "ZeRO", "offload", "model states", "activations", "buckets", "GPU", "CPU", "fits")
+    table = Table(*names[: None if found.gpu_memory else -1], box=None, header_style="bold")
+    for row in found.rows:
+        sizes = (f"{size / plan.GIB:.2f}" for size in (row.states, row.activations, row.buckets, row.gpu, row.cpu))
+        cells = ["→" if row.configured else "", plan.NAMES[row.method], str(row.zero_stage)]
+        cells += ["CPU" if row.offload else "", *sizes]
+        if row.fits is not None:
+            cells.append("yes" if row.fits else "no")
+        table.add_row(*cells, style="bold" if row.configured else None)
+    console.print(
+        f"{found.model}: {found.parameters / 1e9:.3g} billion parameters, ZeRO workers: {found.workers}, on one node. "
+        "Figures are GiB, of a worker's GPU and of the node's CPU memory; → is configured.\n"
+        f"Activations are those of {found.tokens} tokens: a forward pass of pairs all as long as train.max_length. "
+        "CUDA itself and fragmentation come on top.",
+        markup=False,
+    )
+    console.print(table)
+    console.print(found.least)

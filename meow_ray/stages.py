@@ -144,17 +144,13 @@ _FACTS_TO_SCORE = f"""
 
 
 def _memo(context: Context) -> dict[str, Any]:
-    from meow_ray import ray_cluster, ray_data
+    from meow_ray import ray_cluster
 
     config, candidates = context.config, context.inputs["candidates"]
     ray_cluster.connect()
     if candidates.manifest is None:
         ray_cluster.call(tables.check_keys, candidates.source, "candidates", storage.display(candidates.uri))
-    steps = MemoSteps(config.memo, config.target.template, config.target.system)
-    engine = engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
-    work = ray_data.Work(steps.generate, steps.prepare, steps.finish, engine.model)
-    rows = Query(_FACTS_TO_SCORE, {"candidates": candidates.source})
-    found = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
+    found = _scored(context, Query(_FACTS_TO_SCORE, {"candidates": candidates.source}), "target")
     names = [*SCORE_NAMES, *config.memo.comparators]
     return {
         **ray_cluster.call(_write_memo, found, names, context.path()),
@@ -163,6 +159,17 @@ def _memo(context: Context) -> dict[str, Any]:
         "window": config.memo.window,
         "stride": config.memo.step,
     }
+
+
+def _scored(context: Context, rows: Query, model: str) -> Query:
+    """Scores facts, each a row with its answers, on the input that is named."""
+    from meow_ray import ray_data
+
+    config = context.config
+    steps = MemoSteps(config.memo, config.target.template, config.target.system)
+    engine = engine_spec(model_ref(context.inputs[model]), config.target, config.resources.memo)
+    work = ray_data.Work(steps.generate, steps.prepare, steps.finish, engine.model)
+    return ray_data.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
 
 
 def _write_memo(found: Query, names: Sequence[str], path: str) -> dict[str, Any]:
@@ -181,14 +188,8 @@ def _write_memo(found: Query, names: Sequence[str], path: str) -> dict[str, Any]
 
 def _remain(context: Context) -> dict[str, Any]:
     """Keeps the facts that a tuned model still has memorised, and the retain set."""
-    from meow_ray import ray_data
-
     config, facts = context.config, context.inputs["facts"]
-    steps = MemoSteps(config.memo, config.target.template, config.target.system)
-    engine = engine_spec(model_ref(context.inputs["model"]), config.target, config.resources.memo)
-    work = ray_data.Work(steps.generate, steps.prepare, steps.finish, engine.model)
-    rows = Query(_FACTS_TO_CHECK, {"facts": facts.source})
-    found = ray_data.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
+    found = _scored(context, Query(_FACTS_TO_CHECK, {"facts": facts.source}), "model")
     scores = Query(f"SELECT fact_id, scores[1].memo AS memo FROM ({found.sql})", found.sources).rows()
     above = {row["fact_id"] for row in scores if row["memo"] is not None and row["memo"] > config.pipeline.threshold}
     table = facts.table

@@ -83,7 +83,7 @@ class Program:
 
 def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
     """Sends SIGKILL to a driver as soon as `ready()` holds."""
-    _wait(process, ready)
+    wait_for(process, ready)
     process.kill()
     process.wait()
 
@@ -93,10 +93,10 @@ def kill_descendant(process: subprocess.Popen[str], title: str, ready: Callable[
     found: list[psutil.Process] = []
 
     def there() -> bool:
-        found[:] = [child for child in psutil.Process(process.pid).children(recursive=True) if _is(child, title)]
+        found[:] = [child for child in psutil.Process(process.pid).children(recursive=True) if has_title(child, title)]
         return bool(found) and ready()
 
-    _wait(process, there)
+    wait_for(process, there)
     found[0].kill()
 
 
@@ -113,14 +113,16 @@ def kill_node(node: Any) -> None:
             process.kill()
 
 
-def _is(process: psutil.Process, title: str) -> bool:
+def has_title(process: psutil.Process, title: str) -> bool:
+    """Tells whether a process is there and has the title."""
     try:
         return title in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False
 
 
-def _wait(process: subprocess.Popen[str], ready: Callable[[], bool], timeout: float = 300) -> None:
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool], timeout: float = 300) -> None:
+    """Waits until `ready()` holds while a process runs."""
     deadline = time.monotonic() + timeout
     while not ready():
         assert process.poll() is None, f"ended before its moment came: {process.communicate()}"

@@ -22,7 +22,7 @@ from meow_ray.rules import RULES
 from meow_ray.scoring import MemoSteps
 from meow_ray.stage import MAIN, latest
 from tests import counting
-from tests.runs import PROJECT, kill_node
+from tests.runs import PROJECT, kill_node, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -110,14 +110,6 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, out[-3000:]
 
 
-def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
-    while not ready():
-        assert process.poll() is None, f"ended before its moment came: {process.communicate()[0][-3000:]}"
-        assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.05)
-
-
 def prompts_of_memo(facts: set[str], table: pa.Table, tokenizer: Any) -> set[str]:
     """Returns the names of all prompts that the windows of some facts have."""
     rows = [row for row in table.to_pylist() if row["fact_id"] in facts]
@@ -148,7 +140,7 @@ def test_a_killed_driver_goes_on_from_what_is_finished(
 ):
     disturbed = stage("driver")
     process = disturbed.start()
-    wait_for(process, lambda: len(disturbed.committed()) >= 4)
+    wait_for(process, lambda: len(disturbed.committed()) >= 4, timeout=200)
     process.kill()
     process.wait()
     time.sleep(2)  # what the driver had started ends with it
@@ -167,7 +159,7 @@ def test_a_killed_driver_goes_on_from_what_is_finished(
 def test_a_killed_actor_loses_nothing(stage: Callable[[str], Stage], undisturbed: Stage):
     disturbed = stage("actor")
     process = disturbed.start()
-    wait_for(process, lambda: len(disturbed.committed()) >= 2)
+    wait_for(process, lambda: len(disturbed.committed()) >= 2, timeout=200)
     actor = next(p for p in psutil.process_iter(["cmdline"]) if is_actor(p))
     actor.kill()
     finish(process)
@@ -186,7 +178,7 @@ def is_actor(process: psutil.Process) -> bool:
 def test_a_killed_node_loses_nothing(stage: Callable[[str], Stage], undisturbed: Stage, cluster: Any):
     disturbed = stage("node")
     process = disturbed.start()
-    wait_for(process, lambda: len(disturbed.committed()) >= 2)
+    wait_for(process, lambda: len(disturbed.committed()) >= 2, timeout=200)
     kill_node(cluster.list_all_nodes()[1])
     finish(process)
     check_whole(disturbed, undisturbed)

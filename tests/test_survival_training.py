@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from meow_ray import storage
 from meow_ray.finetune import HISTORY
 from meow_ray.schema import SCHEMAS
 from meow_ray.stage import latest
-from tests.runs import PROJECT, kill_node, processes_of
+from tests.runs import PROJECT, has_title, kill_node, processes_of, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -91,24 +90,9 @@ class Training:
         return found.uri
 
 
-def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not ready():
-        assert process.poll() is None, f"ended before its moment came: {process.communicate()[0][-3000:]}"
-        assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.02)
-
-
 def workers(node: Any) -> list[psutil.Process]:
     """Returns the training workers of a node."""
-    found = []
-    for process in processes_of(node):
-        try:
-            if WORKER in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    return [process for process in processes_of(node) if has_title(process, WORKER)]
 
 
 @pytest.fixture(scope="module")
