@@ -33,7 +33,9 @@ class InstantEngine:
         """See `Engine.generate`."""
         return [[self.reply] for _ in prompts]
 
-    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
+    def teacher_force(
+        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
+    ) -> list[TeacherForced]:
         """See `Engine.teacher_force`."""
         return [TeacherForced([0.0] * len(answer), [True] * len(answer), True) for answer in answers]
 

@@ -223,7 +223,9 @@ class Counting:
         self.found.tokens += sum(map(_spoken, (reply[0] for reply in out)))
         return out
 
-    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
+    def teacher_force(
+        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
+    ) -> list[TeacherForced]:
         """See `Engine.teacher_force`."""
         self.found.forced_tokens += sum(map(len, prompts)) + sum(map(len, answers))
         return self.engine.teacher_force(prompts, answers)

@@ -10,16 +10,15 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from meow_ray import plan, rounds, schema, show, storage
+from meow_ray import compare, plan, rounds, schema, show, storage, tofu
 from meow_ray.config_files import explain, load_config
 from meow_ray.errors import MeowError
-from meow_ray.metrics import MEASURES
 from meow_ray.pipeline import Pipeline
 from meow_ray.rounds import Part
 from meow_ray.stage import MAIN, Artifact, State, leftovers
@@ -74,12 +73,14 @@ def run(
         pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
         found = [Part("", pipeline, pipeline.selection(only, start, until))]
     if dry_run:
-        _print_states([(part.label, part.pipeline.state(stage)) for part in found for stage in part.stages])
+        show.show_states(
+            _console(), [(part.label, part.pipeline.state(stage)) for part in found for stage in part.stages]
+        )
         return
-    states: list[State] = []
+    done: list[State] = []
     for part in found:
-        states += _run(part, force)
-    _print_outcome(states)
+        done += _run(part, force)
+    _print_outcome(done)
 
 
 @app.command("stage")
@@ -98,7 +99,7 @@ def run_stage(
     pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
     chosen = pipeline.selection(name, None, None)
     if dry_run:
-        _print_states([("", pipeline.state(stage)) for stage in chosen])
+        show.show_states(_console(), [("", pipeline.state(stage)) for stage in chosen])
         return
     state = _run(Part("", pipeline, chosen), force)[0]
     assert state.artifact is not None
@@ -142,7 +143,7 @@ def status(
             )
         )
     else:
-        _print_states(states)
+        show.show_states(_console(), states)
 
 
 @app.command("show")
@@ -198,6 +199,53 @@ def plan_training(
         print(json.dumps(asdict(found), indent=2))
     else:
         show.show_plan(_console(), found)
+
+
+@app.command("tofu")
+def aggregate_tofu(
+    log: Annotated[str, typer.Argument(help="eval_log_aggregated.json of TOFU, or TOFU_EVAL.json of open-unlearning.")],
+    reference: Annotated[
+        str | None, typer.Option(help="The same of the model that never saw the forget set.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Aggregates per-example logs as TOFU does: model utility, and with a reference forget quality."""
+    results = tofu.read_log(storage.absolute(log))
+    against = tofu.read_log(storage.absolute(reference)) if reference else None
+    if against is not None:
+        for name, found in ((log, results), (reference, against)):
+            if "forget" not in found:
+                raise MeowError(f"{name}: it has no forget set, which forget quality compares.")
+        tofu.check_reference(results["forget"], against["forget"], str(reference))
+    figures = tofu.figures(results, against)
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
+    table = Table("figure", "value", box=None, header_style="bold")
+    for name, value in figures.items():
+        table.add_row(name, compare.number(value))
+    _console().print(table)
+    if against is None:
+        print("No forget quality: it needs --reference, the log of a model that never saw the forget set.")
+
+
+@app.command("compare")
+def compare_runs(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="RUN or NAME=RUN: a storage root, or a folder of metrics. One NAME several times: seeds."),
+    ],
+    kind: Annotated[str, typer.Option("--format", help="markdown, csv or latex.")] = "markdown",
+    model: Annotated[str, typer.Option(help=f"Whose figures: {', '.join(schema.MODELS)}.")] = "after",
+) -> None:
+    """Puts the metrics of runs side by side; several seeds of a run become mean and standard deviation."""
+    if kind not in get_args(compare.Format):
+        raise MeowError(f"--format {kind}: there is {', '.join(get_args(compare.Format))}.")
+    if model not in schema.MODELS:
+        raise MeowError(f"--model {model}: there is {', '.join(schema.MODELS)}.")
+    named = [run.partition("=") if "=" in run else (run, "", run) for run in runs]
+    found = [(name, compare.metrics_of(place)) for name, _, place in named]
+    print(compare.write(compare.table(found, model), cast(compare.Format, kind)))
 
 
 @app.command("config")
@@ -337,48 +385,17 @@ def _copy(artifact: Artifact, output: str) -> str:
     return storage.display(target)
 
 
-def _print_states(states: list[tuple[str, State]]) -> None:
-    table = Table("stage", "state", "reason", "rows", "seconds", "uri", "fingerprint", box=None, header_style="bold")
-    for label, state in states:
-        row = state.as_row()
-        row["stage"] = f"{label}{row['stage']}"
-        row["fingerprint"] = (row["fingerprint"] or "")[:16]
-        table.add_row(*("" if value is None else str(value) for value in row.values()), style=_STYLES[state.state])
-    _console().print(table)
-
-
 def _console() -> Console:
     """Returns the terminal, or for a pipe a console wide enough that nothing is wrapped."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(width=240, highlight=False)
 
 
-_STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}
-
-
 def _print_outcome(states: list[State]) -> None:
     by_artefact = {state.stage.artefact: state.artifact for state in states if state.artifact}
     if "metrics" in by_artefact:
-        print_metrics(by_artefact["metrics"])
+        show.show_metrics(by_artefact["metrics"])
     if "model" in by_artefact:
         print(f"Model:  {storage.display(by_artefact['model'].uri)}")
     if "report" in by_artefact:
         print(f"Report: {storage.display(by_artefact['report'].uri)}/report.html")
-
-
-def print_metrics(artifact: Artifact) -> None:
-    """Prints the table of metrics, before and after, with 95 % intervals."""
-    rows = {(r["suite"], r["metric"], r["model"]): r for r in artifact.table.to_pylist()}
-    suites = list(dict.fromkeys(suite for suite, _, _ in rows))
-    table = Table("suite", "metric", "before", "after", "examples", box=None, header_style="bold")
-    for suite in suites:
-        for metric in MEASURES:
-            cells = [rows.get((suite, metric, model)) for model in ("before", "after")]
-            if any(cells):
-                count = next(cell["num_examples"] for cell in cells if cell)
-                table.add_row(suite, metric, *map(_cell, cells), str(count))
-    Console(width=max(100, Console().width)).print(table)
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    return f"{row['value']:.3f}  [{row['low']:.3f}, {row['high']:.3f}]" if row else "–"

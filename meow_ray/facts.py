@@ -7,8 +7,8 @@ import io
 import json
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -31,6 +31,8 @@ class Row:
     line: int
     question: Any
     answer: Any
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """All that stands there."""
 
 
 def fact_id(question: str, answer: str) -> str:
@@ -57,7 +59,7 @@ def read(source: Source, questions: Sequence[str], answers: Sequence[str]) -> li
         if not isinstance(record, dict):
             raise MeowError(f"{name}, line {line}: expected an object with a question and an answer.")
         found.update(record)
-        rows.append(Row(name, line, _column(record, questions), _column(record, answers)))
+        rows.append(Row(name, line, _column(record, questions), _column(record, answers), record))
     if not rows:
         raise MeowError(f"{name}: the file has no rows.")
     for names in (questions, answers):

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
 from meow_ray import facts as facts_module
+from meow_ray import storage
 from meow_ray.config import Config, EngineResources, Invert, Source, Target
 from meow_ray.engines import EngineSpec
+from meow_ray.errors import MeowError
+from meow_ray.evaluation import SET
 from meow_ray.models import ModelRef
 from meow_ray.stage import Artifact
-
-ROW = "row_id"
-"""Column that names a row of an engine stage's work."""
 
 
 def model_ref(artifact: Artifact) -> ModelRef:
@@ -40,6 +41,36 @@ def read_sources(sources: Sequence[Source], config: Config) -> list[facts_module
     """Reads sources with the column names of `ingest`."""
     spec = config.ingest
     return [row for source in sources for row in facts_module.read(source, spec.question_columns, spec.answer_columns)]
+
+
+def read_set(name: str, source: Source, config: Config) -> pa.Table:
+    """Reads a set of `evaluate.sets`: a table of `evaluation.SET`, with what TOFU's perturbed files have.
+
+    Raises:
+        MeowError: a row is refused, or a paraphrase or a wrong answer is no text.
+    """
+    rows = read_sources([source], config)
+    table, rejects = facts_module.build(rows, [], lambda question, answer: None)
+    if rejects.num_rows:
+        raise MeowError(f"evaluate.sets.{name}: {rejects_text(rejects)}")
+    more = [{column: _further(row, column) for column in SET.names[3:]} for row in rows]
+    facts = [fact | extra for fact, extra in zip(table.to_pylist(), more, strict=True)]
+    for column in SET.names[4:]:
+        count = sum(fact[column] is not None for fact in facts)
+        if 0 < count < len(facts):
+            raise MeowError(f"{storage.display(source.path)}: only {count} of {len(facts)} rows have a {column}.")
+    return pa.Table.from_pylist(facts, schema=SET)
+
+
+def _further(row: facts_module.Row, column: str) -> Any:
+    value = row.record.get(column)
+    if column == "perturbed_answer" and isinstance(value, str):
+        value = [value]
+    wanted = pa.types.is_list(SET.field(column).type)
+    texts = [] if value is None else list(value) if wanted and isinstance(value, list) else [value]
+    if any(not isinstance(text, str) or not text.strip() for text in texts) or (wanted and value == []):
+        raise MeowError(f"{row.file}, line {row.line}: {column} is {'no list of texts' if wanted else 'no text'}.")
+    return texts if wanted and texts else value
 
 
 def rejects_text(rejects: pa.Table, most: int = 10) -> str:

@@ -1,25 +1,28 @@
 """What forgetting and utility are measured by; each value is of one example unless said otherwise."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
-from meow_ray.schema import EXAMPLES, SCHEMAS
 from meow_ray.text import novel_words, rouge, share_of, words
 
-MEASURES = ("memo", "rougeL_recall", "probability", "leak", "rep3", "states_inverted")
-"""The metrics of the `metrics` table, in the order that people read them."""
+BATCH = 10**6
+"""Values that a bootstrap draws at once."""
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % bootstrap interval."""
+    """A figure with its 95 % bootstrap interval; None where it has none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+
+def loss(log_probs: Sequence[float]) -> float:
+    """Returns the mean of an answer's negative log-probabilities, in nats a token."""
+    return -sum(log_probs) / len(log_probs)
 
 
 def probability(log_probs: Sequence[float]) -> float:
@@ -27,12 +30,12 @@ def probability(log_probs: Sequence[float]) -> float:
 
     It is P(answer | question)^(1 / tokens) as TOFU defines it (arXiv 2401.06121, section 2.2.2).
     """
-    return math.exp(sum(log_probs) / len(log_probs))
+    return math.exp(-loss(log_probs))
 
 
-def rougeL_recall(answer: str, generated: str) -> float:
-    """Returns how much of the true answer's longest common subsequence a greedy answer says (TOFU)."""
-    return rouge([answer], [generated])[0]["rougeL"].recall
+def rougeL_recall(answers: Sequence[str], generated: Sequence[str]) -> list[float]:
+    """Returns for each true answer how much of it a greedy answer says in the same order (TOFU)."""
+    return [found["rougeL"].recall for found in rouge(answers, generated)]
 
 
 def leak(question: str, answer: str, generated: str) -> float | None:
@@ -62,6 +65,33 @@ def rep3(generated: str) -> float:
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
 
+def bleu(reference: str, generated: str) -> float:
+    """Returns the sentence BLEU of a continuation, smoothed as sacrebleu does by default, 0 … 1."""
+    from sacrebleu import sentence_bleu
+
+    return float(sentence_bleu(generated, [reference]).score) / 100
+
+
+def compare(rows: Sequence[Mapping[str, Any]], text_suite: str) -> list[dict[str, float | None]]:
+    """Returns what a reply and the true answer of each row say without a model.
+
+    A row has `suite`, `question`, `start`, `answer`, `generated`. What the attacks begin the reply with counts as given
+    away, like the question. BLEU is for the suite of passages alone, Rep-3 for what is no attack.
+    """
+    recalls = rougeL_recall([row["answer"] for row in rows], [row["generated"] for row in rows])
+    out: list[dict[str, float | None]] = []
+    for row, recall in zip(rows, recalls, strict=True):
+        found: dict[str, float | None] = {"rougeL_recall": recall}
+        if row["suite"] == text_suite:
+            found["bleu"] = bleu(row["answer"], row["generated"])
+        else:
+            found["leak"] = leak(f"{row['question']} {row['start']}", row["answer"], row["generated"])
+        if row["scored"]:
+            found["rep3"] = rep3(row["generated"])
+        out.append(found)
+    return out
+
+
 def mean_interval(values: Sequence[float], resamples: int, seed: int) -> Interval:
     """Returns the mean over examples with its 95 % percentile bootstrap interval.
 
@@ -76,40 +106,12 @@ def mean_interval(values: Sequence[float], resamples: int, seed: int) -> Interva
         return Interval(mean, mean, mean)
     from scipy.stats import bootstrap
 
-    found = bootstrap((data,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed))
+    found = bootstrap(
+        (data,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, BATCH // len(data)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
     return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high))
-
-
-def score_examples(answered: pa.Table, selected: pa.Table) -> pa.Table:
-    """Adds the metrics that need no model to examples with `question`, `answer` and `generated`.
-
-    `states_inverted` is scored for the forget facts that have a row in `selected`.
-    """
-    inverted: dict[str, list[str]] = {}
-    for fact, text in zip(selected["fact_id"].to_pylist(), selected["answer"].to_pylist(), strict=True):
-        inverted.setdefault(fact, []).append(text)
-    rows = answered.to_pylist()
-    for row in rows:
-        question, answer, said = row["question"], row["answer"], row["generated"]
-        texts = inverted.get(row["fact_id"], []) if row["suite"] == "forget" else []
-        row["rougeL_recall"] = rougeL_recall(answer, said)
-        row["leak"] = leak(question, answer, said)
-        row["rep3"] = rep3(said)
-        row["states_inverted"] = states(question, answer, texts, said) if texts else None
-    return pa.Table.from_pylist(rows, schema=EXAMPLES)
-
-
-def aggregate(examples: pa.Table, resamples: int, seed: int) -> pa.Table:
-    """Returns the `metrics` table: one row a suite, metric and model, over the examples that have a value."""
-    out = []
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in examples.to_pylist():
-        groups.setdefault((row["suite"], row["model"]), []).append(row)
-    for (suite, model), rows in groups.items():
-        for metric in MEASURES:
-            values = [row[metric] for row in rows if row[metric] is not None]
-            if values:
-                interval = mean_interval(values, resamples, seed)
-                base = {"suite": suite, "metric": metric, "model": model, "num_examples": len(values)}
-                out.append(base | interval._asdict())
-    return pa.Table.from_pylist(out, schema=SCHEMAS["metrics"])

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import PurePosixPath
 from typing import Any
 
-from meow_ray import candidates, models, objectives, schema, stage, storage, tables, zero
+from meow_ray import candidates, models, objectives, schema, stage, storage, tables, tofu, zero
 from meow_ray.config import Config
 from meow_ray.config import Source as DataSource
 from meow_ray.errors import MeowError
@@ -13,7 +14,7 @@ from meow_ray.stage import Artifact, Stage, State
 from meow_ray.stages import stages_of
 from meow_ray.tables import Source
 
-MODELS = ("base", "target", "generator", "model")
+MODELS = ("base", "target", "generator", "model", "retain_model")
 """Inputs that are models, not tables."""
 
 
@@ -158,8 +159,30 @@ class Pipeline:
                 raise MeowError("`memorize.data` is not set: name the files of the facts to memorise.")
             artifact = self._sources(name, {str(i): source for i, source in enumerate(config.memorize.data)})
             return Artifact(name, "", artifact.digest, value=config.memorize.data)
+        if name == "retain_model":
+            return self._retain_model(name)
+        if name in ("text", "task_folder"):
+            return self._path(name, f"evaluate.{name}", getattr(config.evaluate, name))
         assert name == "sets", f"no stage makes {name}"
         return self._sources(name, config.evaluate.sets)
+
+    def _retain_model(self, name: str) -> Artifact:
+        """Returns the model that never saw the forget set, or its results; neither, if none is named."""
+        place = self.config.evaluate.reference
+        if place is None or PurePosixPath(storage.display(place)).suffix == ".json":
+            found = self._path(name, "evaluate.reference", place)
+            return found if place is None else replace(found, value=tofu.read_log(found.uri))
+        ref = models.reference(place, None, "evaluate.reference", verify=self.verify)
+        return Artifact(name, ref.uri, ref.digest, value=ref)
+
+    def _path(self, name: str, key: str, path: str | None) -> Artifact:
+        """Returns a file or folder by content; an artefact without a URI where none is named."""
+        if path is None:
+            return Artifact(name, "", "none")
+        uri = storage.absolute(path)
+        if not storage.exists(uri):
+            raise MeowError(f"`{key}`: there is no {storage.display(uri)}.")
+        return Artifact(name, uri, storage.content_digest(uri, verify=self.verify))
 
     def _target(self, name: str) -> Artifact:
         """Returns the model that must forget; the storage root of another run stands for the model that it made."""
@@ -187,11 +210,9 @@ class Pipeline:
     def _deepspeed(self, name: str) -> Artifact:
         section = name.removesuffix("_deepspeed")
         path = getattr(self.config, section).deepspeed
-        uri = storage.absolute(path)
-        if not storage.exists(uri):
-            raise MeowError(f"`{section}.deepspeed`: there is no file {storage.display(uri)}.")
-        settings = zero.read_settings(path, storage.read_bytes(uri))
-        return Artifact(name, uri, storage.json_digest(settings), value=settings)
+        found = self._path(name, f"{section}.deepspeed", path)
+        settings = zero.read_settings(path, storage.read_bytes(found.uri))
+        return replace(found, digest=storage.json_digest(settings), value=settings)
 
     def _model(self, name: str, key: str, model: str | None, revision: str | None) -> Artifact:
         if model is None:

@@ -53,11 +53,11 @@ def connect() -> None:
     )
 
 
-def call(function: Callable[..., T], *arguments: Any) -> T:
+def call(function: Callable[..., T], *arguments: Any, cpus: float = 1) -> T:
     """Runs a function in a task of the cluster, so that what it needs is not held here."""
     import ray
 
-    return cast(T, ray.get(ray.remote(_apply).remote(function, *arguments)))
+    return cast(T, ray.get(ray.remote(num_cpus=cpus)(_apply).remote(function, *arguments)))
 
 
 def _apply(function: Callable[..., T], *arguments: Any) -> T:

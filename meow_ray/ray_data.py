@@ -155,13 +155,17 @@ def map_rows(
     ray_cluster.connect()
     total, done = ray_cluster.call(ledger.begin, rows)
     if done < total:
-        _stream(ledger, total - done, spec, work, name, all_resources)
+        with ray_cluster.progress(name, total - done) as board:
+            # in a task: Ray Data's bookkeeping grows with blocks and hours, and a task that dies is started again
+            ray_cluster.call(_stream, ledger, total - done, spec, work, name, all_resources, board, cpus=0)
         done = ray_cluster.call(ledger.count_finished)
     assert done == total, f"{done} of {total} rows came back"
     return ledger.finished()
 
 
-def _stream(ledger: _Ledger, todo: int, spec: Loader, work: Work, name: str, all_resources: Resources) -> None:
+def _stream(
+    ledger: _Ledger, todo: int, spec: Loader, work: Work, name: str, all_resources: Resources, board: Any
+) -> None:
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
@@ -193,21 +197,20 @@ def _stream(ledger: _Ledger, todo: int, spec: Loader, work: Work, name: str, all
         )
 
     try:
-        with ray_cluster.progress(name, todo) as board:
-            data = ray.data.read_parquet([storage.filesystem(part)[1] for part in ledger.parts()], filesystem=rows_fs)
-            # without the cut, whole files would travel as one block
-            data = on_cpu(data.repartition(target_num_rows_per_block=block), work.prepare)
-            data = data.map_batches(
-                EngineActor,
-                fn_constructor_args=(spec, work.generate, board),
-                batch_size=batch,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
-                num_cpus=resources.cpus_per_actor,
-                num_gpus=gpus,
-                runtime_env={"env_vars": actor_env(resources, gpus)},
-            )
-            on_cpu(data, work.finish).write_parquet(results, filesystem=results_fs)
+        data = ray.data.read_parquet([storage.filesystem(part)[1] for part in ledger.parts()], filesystem=rows_fs)
+        # without the cut, whole files would travel as one block
+        data = on_cpu(data.repartition(target_num_rows_per_block=block), work.prepare)
+        data = data.map_batches(
+            EngineActor,
+            fn_constructor_args=(spec, work.generate, board),
+            batch_size=batch,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+            num_cpus=resources.cpus_per_actor,
+            num_gpus=gpus,
+            runtime_env={"env_vars": actor_env(resources, gpus)},
+        )
+        on_cpu(data, work.finish).write_parquet(results, filesystem=results_fs)
     finally:
         context.checkpoint_config = None
 

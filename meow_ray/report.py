@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from meow_ray import storage
+from meow_ray.compare import number
 from meow_ray.config import Report
 from meow_ray.finetune import HISTORY
-from meow_ray.metrics import MEASURES
+from meow_ray.schema import MODELS
 from meow_ray.stage import EXAMPLES, Artifact
 
 MAX_DUMBBELLS = 60
@@ -21,26 +22,52 @@ MAX_EXAMPLES = 200
 MEANINGS = {
     "memo": "how much of the true text the model continues by itself when it is given a part; 1 is known by heart",
     "rougeL_recall": "share of the true answer that the model's answer says, in the same order (ROUGE-L recall)",
-    "probability": "how probable the model finds the true answer, as the mean over its tokens (geometric)",
+    "probability": "how probable the model finds the true answer, as the mean over its tokens (geometric); for real "
+    "authors and world facts, among right and wrong answers (TOFU)",
+    "truth_ratio": "TOFU's truth ratio, of wrong answers to a right one in other words: on the forget set 1 if the "
+    "model holds both for equally likely, on other sets 1 if it holds the wrong ones for impossible",
     "leak": "share of the true answer's words that the question does not give away and the model's answer says",
+    "exact_memorization": "share of the true answer's tokens that are the model's first choice behind those before",
+    "extraction_strength": "share of the true answer that follows by itself from its beginning; 0 if none does",
+    "extraction_likelihood": "share of the n-grams that the model continues with which stand in the true answer (EL)",
     "rep3": "share of the answer's word triples that repeat an earlier one; 0 is fluent, gibberish loops",
+    "bleu": "BLEU of how the model continues a passage, against how it goes on",
+    "perplexity": "exponential of the model's mean loss on a token of the passages; lower is more at home",
     "states_inverted": "share of answers that state one of the inverted facts that were trained on",
+    "model_utility": "harmonic mean of probability, ROUGE-L recall and truth ratio of the retain set, real authors "
+    "and world facts (TOFU)",
+    "forget_quality": "p-value of the test whether the model can be told from one that never saw the forget set, by "
+    "its truth ratios there (TOFU); high is well forgotten",
+    "ks_statistic": "the distance that this test measures (Kolmogorov-Smirnov); 0 is none",
+    "privleak": "PrivLeak of Min-K %: below 0 too little was forgotten, above 0 so much that it shows (MUSE)",
 }
 """What each metric says, in one line."""
 
-_SUITES = ("forget", "retain")
+_ATTACK = "how well membership inference by {} tells the forget set from the holdout set"
+for _name, _by in (
+    ("loss", "loss"),
+    ("zlib", "loss over compressed size"),
+    ("min_k", "Min-K %"),
+    ("min_k_pp", "Min-K %++"),
+    ("reference", "loss against the reference model"),
+):
+    MEANINGS[f"{_name}_auc"] = f"{_ATTACK.format(_by)}: area under the ROC curve, .5 is not at all"
+    MEANINGS[f"{_name}_tpr"] = f"{_ATTACK.format(_by)}: true positives at 1 % false positives"
+
+_SUITES = ("forget", "retain", "tofu", "membership")
 _COLOURS = ("#d55e00", "#2b83c6", "#009e73", "#b6649a")  # after Okabe and Ito: distinct for the colour-blind
 _MARKERS = "os^D"
 _GREY = "#808080"  # readable on white and on black
 
 
 class MetricRow(NamedTuple):
-    """One suite and metric; `before` and `after` are rows of the `metrics` table."""
+    """One suite and metric; `before`, `after` and `reference` are rows of the `metrics` table."""
 
     suite: str
     metric: str
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    reference: dict[str, Any] | None
 
 
 class Pair(NamedTuple):
@@ -76,7 +103,8 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
         .render(
             spec=spec,
             outcome=outcome(rows),
-            meanings={name: MEANINGS[name] for name in MEASURES if name in measured},
+            meanings={name: meaning for name, meaning in MEANINGS.items() if name in measured},
+            has_reference=any(row.reference for row in rows),
             rows=rows,
             memo_plot=_memo_plot(scored) if scored else None,
             distribution_plot=_distribution_plot(inputs["memo"]),
@@ -97,8 +125,9 @@ def metric_rows(table: Sequence[dict[str, Any]]) -> list[MetricRow]:
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in table:
         found.setdefault((row["suite"], row["metric"]), {})[row["model"]] = row
-    keys = sorted(found, key=lambda key: (_place(key[0], _SUITES), key[0], _place(key[1], MEASURES), key[1]))
-    return [MetricRow(*key, found[key].get("before"), found[key].get("after")) for key in keys]
+    order = list(MEANINGS)
+    keys = sorted(found, key=lambda key: (_place(key[0], _SUITES), key[0], _place(key[1], order), key[1]))
+    return [MetricRow(*key, *(found[key].get(model) for model in MODELS)) for key in keys]
 
 
 def example_pairs(table: Sequence[dict[str, Any]]) -> list[Pair]:
@@ -120,6 +149,16 @@ def outcome(rows: Sequence[MetricRow]) -> str:
     if kept and kept.before and kept.after and kept.before["value"] > 0:
         share = kept.after["value"] / kept.before["value"]
         parts.append(f"the retain set kept {share:.1%} of its ROUGE-L recall".replace("%", " %"))
+    quality, utility = found.get(("tofu", "forget_quality")), found.get(("tofu", "model_utility"))
+    if quality and quality.after:
+        parts.append(f"forget quality is {_number(quality.after['value'])}")
+    elif leak:
+        parts.append(
+            "without a model that never saw the forget set there is no forget quality: MEMO, extraction strength and "
+            "exact memorisation say how much is left"
+        )
+    if utility and utility.before and utility.after:
+        parts.append(f"model utility went from {utility.before['value']:.3f} to {utility.after['value']:.3f}")
     if not parts:
         return "The metrics hold neither the leak of the forget set nor the ROUGE-L recall of the retain set."
     sentence = "; ".join(parts)
@@ -167,7 +206,7 @@ def _counts(inputs: Mapping[str, Artifact]) -> list[tuple[str, str]]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else number(value)
 
 
 def _environment() -> Environment:

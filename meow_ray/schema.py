@@ -82,18 +82,40 @@ KEYS: dict[str, tuple[str, ...]] = {
 REJECTS = pa.schema([("file", pa.string()), ("line", pa.int64()), ("split", pa.string()), ("reason", pa.string())])
 """Rows that `ingest` refused; `line` is null where the file has no lines (Parquet rows count from 1)."""
 
+MEASURES = (
+    "memo",
+    "rougeL_recall",
+    "probability",
+    "truth_ratio",
+    "leak",
+    "exact_memorization",
+    "extraction_strength",
+    "extraction_likelihood",
+    "rep3",
+    "bleu",
+    "states_inverted",
+)
+"""The metrics whose value is a mean over examples, in the order that people read them."""
+
+MODELS = ("before", "after", "reference")
+"""What `metrics` calls the target, the tuned model, and the model that never saw the forget set."""
+
 EXAMPLES = pa.schema(
     [
-        ("suite", pa.string()),
-        ("fact_id", pa.string()),
-        ("model", pa.string()),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("generated", pa.string()),
-        *((name, pa.float64()) for name in ("memo", "rougeL_recall", "probability", "leak", "rep3", "states_inverted")),
+        *((name, pa.string()) for name in ("suite", "fact_id", "model", "question", "start", "answer", "generated")),
+        *((name, pa.float64()) for name in MEASURES),
+        ("loss", pa.float64()),
+        ("num_tokens", pa.int32()),
+        ("paraphrased_loss", pa.float64()),
+        ("perturbed_losses", pa.list_(pa.float64())),
+        *((name, pa.float64()) for name in ("zlib", "min_k", "min_k_pp")),
     ]
 )
-"""What stands behind `metrics`: one row an example and model; null where a metric was not measured."""
+"""What stands behind `metrics`: one row an example and model; null where a figure was not measured.
+
+Losses are means over tokens, in nats. `truth_ratio` is what counts for the example (see `tofu.truth_scores`).
+`probability` is that among the options where TOFU asks for it.
+"""
 
 CANDIDATE_REJECTS = pa.schema(
     [

@@ -1,4 +1,4 @@
-"""What `meow show` and `meow plan` print: ids and figures, and the text of facts only when asked for."""
+"""What `meow` prints as tables: ids and figures, and the text of facts only when asked for."""
 
 from typing import Any
 
@@ -7,10 +7,12 @@ from rich.table import Table
 from rich.text import Text
 
 from meow_ray import plan, storage
+from meow_ray.compare import number
 from meow_ray.errors import MeowError
 from meow_ray.inversion import OTHER_RULES
 from meow_ray.rules import RULES
-from meow_ray.stage import REJECTS, Artifact
+from meow_ray.schema import MODELS
+from meow_ray.stage import REJECTS, Artifact, State
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -24,6 +26,20 @@ def summary_of(artifact: Artifact | None, name: str) -> dict[str, Any]:
     if artifact is None or artifact.manifest is None:
         raise MeowError(f"The stage of {name} has not run with this configuration; `meow status` shows what is there.")
     return artifact.manifest.summary
+
+
+_STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}
+
+
+def show_states(console: Console, states: list[tuple[str, State]]) -> None:
+    """Prints where stages stand, each with the label of its part of the run."""
+    table = Table("stage", "state", "reason", "rows", "seconds", "uri", "fingerprint", box=None, header_style="bold")
+    for label, state in states:
+        row = state.as_row()
+        row["stage"] = f"{label}{row['stage']}"
+        row["fingerprint"] = (row["fingerprint"] or "")[:16]
+        table.add_row(*("" if value is None else str(value) for value in row.values()), style=_STYLES[state.state])
+    console.print(table)
 
 
 def show_candidates(console: Console, artifact: Artifact, summary: dict[str, Any]) -> None:
@@ -120,3 +136,25 @@ def show_plan(console: Console, found: plan.Plan) -> None:
     )
     console.print(table)
     console.print(found.least)
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def show_metrics(artifact: Artifact) -> None:
+    """Prints the table of metrics, before and after and of the reference model, with 95 % intervals."""
+    rows = {(r["suite"], r["metric"], r["model"]): r for r in artifact.table.to_pylist()}
+    models = [name for name in MODELS if any(model == name for _, _, model in rows)]
+    table = Table("suite", "metric", *models, "examples", box=None, header_style="bold")
+    for suite, metric in dict.fromkeys((suite, metric) for suite, metric, _ in rows):
+        cells = [rows.get((suite, metric, model)) for model in models]
+        count = next(cell["num_examples"] for cell in cells if cell)
+        table.add_row(suite, metric, *map(_cell, cells), str(count))
+    Console(width=max(100, Console().width)).print(table)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    value = number(row["value"])
+    return value if row["low"] is None else f"{value}  [{number(row['low'])}, {number(row['high'])}]"

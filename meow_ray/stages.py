@@ -1,7 +1,7 @@
 """The stages: each glues pure functions to the cluster and writes one artefact."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -10,19 +10,33 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray import candidates, evaluation, inverting, memo, metrics, models, selection, storage, tables, training
+from meow_ray import (
+    aggregation,
+    candidates,
+    evaluation,
+    inverting,
+    memo,
+    models,
+    selection,
+    storage,
+    tables,
+    tofu,
+    training,
+)
 from meow_ray import facts as facts_module
-from meow_ray.config import Config
+from meow_ray.config import Config, Evaluate
 from meow_ray.errors import MeowError
+from meow_ray.evaluation import ROW, EvaluateSteps
 from meow_ray.generators import EndpointSpec, LocalSpec, endpoint_spec
-from meow_ray.inputs import ROW, engine_spec, model_ref, read_sources, rejects_text
+from meow_ray.inputs import engine_spec, model_ref, read_set, read_sources, rejects_text
 from meow_ray.inverting import InvertSteps
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.schema import KEYS, SCHEMAS, TRUE_ANSWER
 from meow_ray.scoring import SCORE_NAMES, MemoSteps
 from meow_ray.stage import EXAMPLES, MAIN, REJECTS, SHORTFALL, Artifact, Context, Stage
-from meow_ray.tables import Query
+from meow_ray.tables import Query, Source
+from meow_ray.tofu import Results
 
 # --- ingest -----------------------------------------------------------------------------------------------------------
 
@@ -220,54 +234,80 @@ def _select(context: Context) -> dict[str, Any]:
 
 
 def _evaluate(context: Context) -> dict[str, Any]:
-    from meow_ray import ray_data
+    from meow_ray import harness, ray_cluster, ray_data
 
-    config = context.config
-    rows = _examples(context)
-    work = partial(
-        evaluation.evaluate_batch,
-        spec=config.memo,
-        template=config.target.template,
-        system=config.target.system,
-        max_new_tokens=config.evaluate.max_new_tokens,
-    )
-    found = []
-    for name, source in (("before", "target"), ("after", "model")):
-        ref = model_ref(context.inputs[source])
-        spec = {"model": ref.digest, "rows": rows.to_pylist(), "version": EVALUATE.version}
-        spec |= {part: getattr(config, part).spec() for part in ("target", "memo", "evaluate")}
-        folder = storage.join(context.scratch, f"evaluate-{storage.json_digest(spec)[:32]}")
+    config, spec, retain_model = context.config, context.config.evaluate, context.inputs["retain_model"]
+    models_of = {"before": context.inputs["target"], "after": context.inputs["model"]}
+    if isinstance(retain_model.value, ModelRef):
+        models_of[aggregation.REFERENCE] = retain_model
+    key = {name: context.inputs[name].digest for name in ("facts", "sets", "text")} | {"version": EVALUATE.version}
+    key |= {part: getattr(config, part).spec() for part in ("target", "memo", "evaluate")}
+    rows = storage.join(context.scratch, f"evaluate-{storage.json_digest(key)[:32]}.parquet")
+    ray_cluster.connect()
+    if not storage.exists(rows):
+        sets = {name: read_set(name, source, config) for name, source in context.inputs["sets"].value.items()}
+        passages = _passages(context.inputs["text"])
+        ray_cluster.call(evaluation.write_rows, context.inputs["facts"].source, sets, passages, spec, rows)
+    steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
+    order = Query(f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}", {"rows": [rows]})
+    found, scores = {}, []
+    task_folder = storage.display(context.inputs["task_folder"].uri) or None
+    for name, model in models_of.items():
+        ref = model_ref(model)
+        folder = storage.join(context.scratch, f"evaluate-{storage.json_digest(key | {'model': ref.digest})[:32]}")
         engine = engine_spec(ref, config.target, config.resources.evaluate)
-        done = ray_data.map_rows(rows, ROW, engine, ray_data.Work(work), folder, "evaluate", config.resources)
-        with done.batches() as reader:
-            table = reader.read_all().sort_by(ROW)
-        found.append(table.append_column("model", pa.array([name] * table.num_rows)))
-    examples = metrics.score_examples(pa.concat_tables(found), context.inputs["selected"].table)
-    context.write(examples, EXAMPLES)
-    context.write(metrics.aggregate(examples, config.evaluate.bootstrap_resamples, config.evaluate.seed))
-    return {"examples": examples.num_rows, "suites": sorted(set(examples["suite"].to_pylist()))}
+        work = ray_data.Work(steps.generate, finish=steps.finish, model=engine.model)
+        found[name] = ray_data.map_rows(order, ROW, engine, work, folder, "evaluate", config.resources)
+        scores += harness.score(engine, spec, task_folder, folder, name, config.resources)
+    paths = (context.path(EXAMPLES), context.path())
+    results = retain_model.value if isinstance(retain_model.value, dict) else None
+    selected = context.inputs["selected"].source
+    return ray_cluster.call(
+        _write_metrics, found, selected, spec, results, storage.display(retain_model.uri), scores, paths
+    )
 
 
-def _examples(context: Context) -> pa.Table:
-    """Returns what is evaluated: row_id, suite, fact_id, question, answer, with_memo."""
-    config, facts = context.config, context.inputs["facts"].table
-    suites = {split: facts.filter(pc.field("split") == split).drop_columns(["split"]) for split in ("forget", "retain")}
-    for name, source in context.inputs["sets"].value.items():
-        table, rejects = facts_module.build(read_sources([source], config), [], lambda question, answer: None)
-        if rejects.num_rows:
-            raise MeowError(f"evaluate.sets.{name}: {rejects_text(rejects)}")
-        suites[name] = table.drop_columns(["split"])
-    parts = []
-    for name, table in suites.items():
-        if name != "forget":
-            table = selection.sample(table, config.evaluate.sample, config.evaluate.seed)
-        scored = table
-        if name != "forget":
-            scored = selection.sample(table, config.evaluate.memo_sample, config.evaluate.seed)
-        table = table.append_column("with_memo", pc.is_in(table["fact_id"], value_set=scored["fact_id"]))
-        table = table.append_column("suite", pa.array([name] * table.num_rows, pa.string()))
-        parts.append(table.append_column(ROW, pc.binary_join_element_wise(table["suite"], table["fact_id"], "/")))
-    return pa.concat_tables(parts)
+def _passages(text: Artifact) -> list[str]:
+    if not text.uri:
+        return []
+    try:
+        found = [line.strip() for line in storage.read_bytes(text.uri).decode().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)}, byte {error.start}: not UTF-8 text.") from None
+    if not found:
+        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)} is empty.")
+    return found
+
+
+def _write_metrics(
+    found: Mapping[str, Query],
+    selected: Source,
+    spec: Evaluate,
+    imported: Mapping[str, Results] | None,
+    imported_from: str,
+    further: Sequence[Mapping[str, Any]],
+    paths: tuple[str, str],
+) -> dict[str, Any]:
+    """Writes what the models said as examples, and the metrics over them; returns the figures for the manifest."""
+    examples, metrics = paths
+    evaluation.write_examples(found, selected, examples)
+    if imported is not None:
+        own = aggregation.results(aggregation.Examples([examples]), "after")
+        if "forget" not in own or "forget" not in imported:
+            lacking = imported_from if "forget" in own else "evaluate.sets.forget"
+            raise MeowError(
+                f"`evaluate.reference`: forget quality needs truth ratios of the forget set, {lacking} has none. "
+                "Give TOFU's perturbed file of the split as evaluate.sets.forget."
+            )
+        tofu.check_reference(own["forget"], imported["forget"], imported_from)
+    table = aggregation.aggregate([examples], spec, imported)
+    table = pa.concat_tables([table, pa.Table.from_pylist(list(further), schema=SCHEMAS["metrics"])])
+    storage.write_table(table, metrics)
+    return {
+        "examples": tables.count_rows([examples]),
+        "suites": sorted(set(table["suite"].to_pylist())),
+        "reference": "model" if aggregation.REFERENCE in found else "results" if imported else None,
+    }
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
@@ -322,9 +362,9 @@ REMAIN = Stage("remain", "remaining", 1, ("memo", "target", "pipeline.threshold"
 EVALUATE = Stage(
     "evaluate",
     "metrics",
-    3,
+    4,
     ("evaluate", "memo", "target", *_COLUMNS),
-    ("facts", "sets", "selected", "target", "model"),
+    ("facts", "sets", "text", "task_folder", "selected", "target", "model", "retain_model"),
     _evaluate,
 )
 REPORT = Stage(

@@ -15,8 +15,9 @@ from meow_ray import batches, evaluation, models, objectives, stage, storage
 from meow_ray import facts as facts_module
 from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
+from meow_ray.evaluation import ROW
 from meow_ray.finetune import Job
-from meow_ray.inputs import ROW, engine_spec, model_ref, read_sources, rejects_text
+from meow_ray.inputs import engine_spec, model_ref, read_sources, rejects_text
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.schema import KEYS, SCHEMAS

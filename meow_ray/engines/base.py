@@ -65,6 +65,10 @@ class TeacherForced:
     """`[answer]`, whether the token is the most probable one; False for a first token with nothing before it."""
     ends: bool
     """The most probable token behind the answer ends the sequence."""
+    means: list[float] | None = None
+    """`[answer]`, the mean of log p over the vocabulary, tokens drawn by p; only where moments were asked for."""
+    deviations: list[float] | None = None
+    """`[answer]`, the standard deviation of the same."""
 
 
 class Engine(Protocol):
@@ -77,6 +81,12 @@ class Engine(Protocol):
         """Continues each prompt under its own sampling; returns `n` completions a prompt, in order."""
         ...
 
-    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
-        """Reads each answer behind its prompt in one pass, and one token further."""
+    def teacher_force(
+        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
+    ) -> list[TeacherForced]:
+        """Reads each answer behind its prompt in one pass, and one token further.
+
+        Raises:
+            MeowError: `moments` are asked for, and the engine does not see whole distributions.
+        """
         ...

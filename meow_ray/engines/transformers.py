@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 from meow_ray import models
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
@@ -85,7 +86,9 @@ class TransformersEngine:
         cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
         return Completion(text[:cut], end is not None or cut is not None, tuple(tokens[:end]))
 
-    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
+    def teacher_force(
+        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
+    ) -> list[TeacherForced]:
         """See `Engine.teacher_force`."""
         torch, pad = self.torch, self.tokenizer.pad_token_id
         texts = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
@@ -100,10 +103,23 @@ class TransformersEngine:
                 logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
                 losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
                 greedy = logits.argmax(-1)
+                means, deviations = _moments(logits[:, :-1]) if moments else (None, None)
             for row, i in enumerate(rows):
                 last, start_of_answer = len(texts[i]) - 1, len(texts[i]) - len(answers[i])
                 log_probs = [math.nan, *(-losses[row, :last]).tolist()]
                 same = [False, *(greedy[row, :last] == ids[row, 1 : last + 1]).tolist()]
                 ends = int(greedy[row, last]) in self.ends
-                out[i] = TeacherForced(log_probs[start_of_answer:], same[start_of_answer:], ends)
+                spread = [
+                    None if values is None else [math.nan, *values[row, :last].tolist()][start_of_answer:]
+                    for values in (means, deviations)
+                ]
+                out[i] = TeacherForced(log_probs[start_of_answer:], same[start_of_answer:], ends, *spread)
         return [out[i] for i in range(len(texts))]
+
+
+def _moments(logits: Any) -> tuple[Any, Any]:
+    """Returns mean and standard deviation of log p(token) at each position, tokens drawn by p: `[batch, seq]`."""
+    log_p = logits.log_softmax(-1)
+    p = log_p.exp()
+    mean = (p * log_p).sum(-1)
+    return mean, ((p * log_p.square()).sum(-1) - mean.square()).clamp_min(0).sqrt()

@@ -8,6 +8,7 @@ from typing import Any
 
 from meow_ray import models
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
+from meow_ray.errors import MeowError
 
 
 class VllmEngine:
@@ -74,10 +75,14 @@ class VllmEngine:
             return Completion(str(output.text), finished, tokens)
         return Completion(str(self.tokenizer.decode(tokens, skip_special_tokens=True)), finished, tokens)
 
-    def teacher_force(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[TeacherForced]:
-        """See `Engine.teacher_force`."""
+    def teacher_force(
+        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
+    ) -> list[TeacherForced]:
+        """See `Engine.teacher_force`; vLLM gives log-probabilities of tokens, not the distributions."""
         import vllm
 
+        if moments:
+            raise MeowError("vLLM gives no moments of a distribution; set target.engine=transformers for min_k_pp.")
         params = vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         outputs = self.llm.generate([{"prompt_token_ids": t} for t in texts], params, use_tqdm=False)

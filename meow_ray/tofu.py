@@ -1,0 +1,239 @@
+"""TOFU's aggregation (Maini et al., arXiv 2401.06121), exactly that of its official code, and the logs it is read from.
+
+Two variants of the truth ratio are in circulation. The paper's text divides the arithmetic mean of the wrong answers'
+probabilities by the right answer's; the official code, and so every published figure, takes the exponential of the mean
+of their losses, which is the geometric mean. Ours is the official one. open-unlearning takes it too, but adds 1e-10 to
+denominators.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from meow_ray import storage
+from meow_ray.errors import MeowError
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+SUITES = {"forget": "Forget", "retain": "Retain", "real_authors": "Real Authors", "world_facts": "Real World"}
+"""TOFU's sets, and what its official aggregation calls them."""
+UTILITY = ("retain", "real_authors", "world_facts")
+"""The sets that model utility is made of."""
+OPTIONS = ("real_authors", "world_facts")
+"""The sets whose probability is that of the right answer among the right and the wrong ones."""
+
+_OFFICIAL = {
+    "eval_log_forget.json": "forget",
+    "eval_log.json": "retain",
+    "eval_real_author_wo_options.json": "real_authors",
+    "eval_real_world_wo_options.json": "world_facts",
+}
+_OPEN_UNLEARNING = {
+    "forget": ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio"),
+    "retain": ("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
+    "real_authors": ("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
+    "world_facts": ("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """One model on one set, arrays `[examples]` in the order of the set's rows; None where it was not measured."""
+
+    truth_ratio: Array
+    """P(wrong) / P(right), geometric over the wrong answers; the right one is paraphrased where a paraphrase exists."""
+    probability: Array | None = None
+    rougeL_recall: Array | None = None
+    answers: tuple[str, ...] | None = None
+    """The true answers, where the log has them."""
+
+    def __len__(self) -> int:
+        return len(self.truth_ratio)
+
+
+def truth_ratio(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
+    """Returns exp(loss of the right answer - mean loss of the wrong ones), `[examples]`.
+
+    Args:
+        right: `[examples]`, loss per token of the paraphrased right answer.
+        wrong: of each example, the losses per token of its wrong answers.
+    """
+    mean = np.array([np.mean(losses) for losses in wrong])
+    with np.errstate(over="ignore"):
+        return np.asarray(np.exp(right - mean))
+
+
+def normalized_probability(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
+    """Returns P(right) / (P(right) + sum of P(wrong)), `[examples]`, of losses per token."""
+    own = np.exp(-right)
+    return np.asarray(own / (own + np.array([np.exp(-np.asarray(losses)).sum() for losses in wrong])))
+
+
+def truth_scores(suite: str, ratios: Array) -> Array:
+    """Returns what the truth ratio counts for an example: on the forget set min(R, 1/R), elsewhere max(0, 1 - R)."""
+    with np.errstate(divide="ignore"):
+        return np.minimum(ratios, 1 / ratios) if suite == "forget" else np.maximum(0, 1 - ratios)
+
+
+def parts(suite: str, results: Results) -> dict[str, float]:
+    """Returns the means of one set under the official names."""
+    label = SUITES[suite]
+    found = {f"Truth Ratio {label}": float(np.mean(truth_scores(suite, results.truth_ratio)))}
+    if results.probability is not None:
+        found[f"Prob. {label}"] = float(np.mean(results.probability))
+    if results.rougeL_recall is not None:
+        found[f"ROUGE {label}"] = float(np.mean(results.rougeL_recall))
+    return found
+
+
+def model_utility(log: Mapping[str, Results]) -> float | None:
+    """Returns the harmonic mean of probability, ROUGE-L recall and truth ratio of three sets; None if one is absent.
+
+    It is 0 as soon as one of the nine is.
+    """
+    found = {suite: parts(suite, log[suite]) for suite in UTILITY if suite in log}
+    nine = [value for means in found.values() for value in means.values()]
+    return harmonic_mean(nine) if len(nine) == 9 else None
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Returns the harmonic mean; 0 if a value is 0."""
+    from scipy.stats import hmean
+
+    return float(hmean(values)) if min(values) > 0 else 0.0
+
+
+def forget_quality(results: Results, reference: Results) -> tuple[float, float]:
+    """Returns (p-value, statistic) of the two-sample Kolmogorov-Smirnov test of two models' truth ratios.
+
+    Both have answered the same forget set; `reference` is the model that never saw it. A high p-value says that the
+    two cannot be told apart.
+    """
+    from scipy.stats import ks_2samp
+
+    found = ks_2samp(results.truth_ratio, reference.truth_ratio)
+    return float(found.pvalue), float(found.statistic)
+
+
+def figures(log: Mapping[str, Results], reference: Mapping[str, Results] | None) -> dict[str, float]:
+    """Returns all that the official aggregation prints, under its names; forget quality needs a reference."""
+    out: dict[str, float] = {}
+    for suite in SUITES:
+        if suite in log:
+            out |= parts(suite, log[suite])
+    utility = model_utility(log)
+    if utility is not None:
+        out["Model Utility"] = utility
+    if reference is not None:
+        pvalue, statistic = forget_quality(log["forget"], reference["forget"])
+        out |= {"Forget Quality": pvalue, "KS Test PVal Forget": pvalue, "KS Test Forget": statistic}
+    return out
+
+
+def check_reference(results: Results, reference: Results, where: str) -> None:
+    """Checks that two models have answered the same forget set.
+
+    Raises:
+        MeowError: the number of rows differs, or the true answers do, where both logs have them.
+    """
+    if len(results) != len(reference):
+        raise MeowError(
+            f"{where}: its forget set has {len(reference)} rows, that of the model has {len(results)}. Forget quality "
+            "compares two models on one forget set: take the results of the retain model of this split."
+        )
+    if results.answers is None or reference.answers is None:
+        return
+    if results.answers == reference.answers or sorted(results.answers) == sorted(reference.answers):
+        return
+    row = next(i for i, pair in enumerate(zip(results.answers, reference.answers, strict=True)) if pair[0] != pair[1])
+    raise MeowError(f"{where}: another forget set; its row {row} has another answer than that of the model.")
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def read_log(uri: str) -> dict[str, Results]:
+    """Reads per-example results: TOFU's `eval_log_aggregated.json`, or open-unlearning's `TOFU_EVAL.json`.
+
+    Raises:
+        MeowError: the file cannot be read, is of another kind, lacks what is needed, or holds what is no number.
+    """
+    name = storage.display(uri)
+    try:
+        data = json.loads(storage.read_bytes(uri))
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)
+        raise MeowError(f"{name}, line {line}: malformed JSON ({getattr(error, 'msg', 'invalid')}).") from None
+    if isinstance(data, dict) and any(key in data for key in _OFFICIAL):
+        return {suite: _official(data[key], suite, f"{name}, {key}") for key, suite in _OFFICIAL.items() if key in data}
+    if isinstance(data, dict):
+        found = {
+            suite: _open_unlearning(data, keys, name)
+            for suite, keys in _OPEN_UNLEARNING.items()
+            if any(key in data for key in keys)
+        }
+        if found:
+            return found
+    raise MeowError(
+        f"{name}: neither an eval_log_aggregated.json of TOFU (it has {', '.join(_OFFICIAL)}) nor a TOFU_EVAL.json of "
+        "open-unlearning (it has forget_truth_ratio)."
+    )
+
+
+def _official(log: Any, suite: str, where: str) -> Results:
+    loss = _column(log, "avg_gt_loss", where)
+    right = _column(log, "avg_paraphrased_loss", where)
+    wrong = _column(log, "average_perturb_loss", where)
+    recall = _column(log, "rougeL_recall", where)
+    for name, column in (("avg_paraphrased_loss", right), ("average_perturb_loss", wrong), ("rougeL_recall", recall)):
+        if column.keys() != loss.keys():
+            raise MeowError(f"{where}: {name} has other rows than avg_gt_loss ({len(column)} and {len(loss)}).")
+    order = list(loss)
+    own = np.array([_number(loss[i], where, "avg_gt_loss", i) for i in order])
+    others = [_numbers(wrong[i], where, "average_perturb_loss", i) for i in order]
+    texts = log.get("generated_text")
+    return Results(
+        truth_ratio(np.array([_number(right[i], where, "avg_paraphrased_loss", i) for i in order]), others),
+        normalized_probability(own, others) if suite in OPTIONS else np.exp(-own),
+        np.array([_number(recall[i], where, "rougeL_recall", i) for i in order]),
+        tuple(str(texts[i][2]) for i in order) if texts else None,  # prompt, generated, true answer
+    )
+
+
+def _open_unlearning(data: Mapping[str, Any], keys: tuple[str, str, str], where: str) -> Results:
+    def values(key: str, field: str) -> Array | None:
+        if key not in data:
+            return None
+        rows = _column(data[key], "value_by_index", f"{where}, {key}")
+        return np.array([_number(row[field], f"{where}, {key}", field, i) for i, row in rows.items()])
+
+    ratios = values(keys[2], "score")
+    if ratios is None:
+        raise MeowError(f"{where}: {keys[2]} is missing.")
+    return Results(ratios, values(keys[0], "prob"), values(keys[1], "rougeL_recall"))
+
+
+def _column(log: Any, name: str, where: str) -> dict[str, Any]:
+    column = log.get(name) if isinstance(log, dict) else None
+    if not isinstance(column, dict):
+        raise MeowError(f"{where}: {name} is missing.")
+    if not column:
+        raise MeowError(f"{where}: {name} is empty.")
+    return column
+
+
+def _number(value: Any, where: str, name: str, row: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise MeowError(f"{where}: {name} of row {row} is {value!r}, not a number.")
+    return float(value)
+
+
+def _numbers(values: Any, where: str, name: str, row: str) -> list[float]:
+    if not isinstance(values, list) or not values:
+        raise MeowError(f"{where}: {name} of row {row} is not a list of numbers.")
+    return [_number(value, where, name, row) for value in values]
