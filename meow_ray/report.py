@@ -105,6 +105,7 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
             outcome=outcome(rows),
             meanings={name: meaning for name, meaning in MEANINGS.items() if name in measured},
             has_reference=any(row.reference for row in rows),
+            has_quality=any(row.metric == "forget_quality" for row in rows),
             rows=rows,
             memo_plot=_memo_plot(scored) if scored else None,
             distribution_plot=_distribution_plot(inputs["memo"]),
@@ -152,11 +153,6 @@ def outcome(rows: Sequence[MetricRow]) -> str:
     quality, utility = found.get(("tofu", "forget_quality")), found.get(("tofu", "model_utility"))
     if quality and quality.after:
         parts.append(f"forget quality is {_number(quality.after['value'])}")
-    elif leak:
-        parts.append(
-            "without a model that never saw the forget set there is no forget quality: MEMO, extraction strength and "
-            "exact memorisation say how much is left"
-        )
     if utility and utility.before and utility.after:
         parts.append(f"model utility went from {utility.before['value']:.3f} to {utility.after['value']:.3f}")
     if not parts:

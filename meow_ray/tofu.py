@@ -209,8 +209,12 @@ def _open_unlearning(data: Mapping[str, Any], keys: tuple[str, str, str], where:
     def values(key: str, field: str) -> Array | None:
         if key not in data:
             return None
-        rows = _column(data[key], "value_by_index", f"{where}, {key}")
-        return np.array([_number(row[field], f"{where}, {key}", field, i) for i, row in rows.items()])
+        place = f"{where}, {key}"
+        rows = _column(data[key], "value_by_index", place)
+        for i, row in rows.items():
+            if not isinstance(row, dict) or field not in row:
+                raise MeowError(f"{place}: row {i} has no {field}.")
+        return np.array([_number(row[field], place, field, i) for i, row in rows.items()])
 
     ratios = values(keys[2], "score")
     if ratios is None:

@@ -117,7 +117,7 @@ def test_content_is_what_names_models_data_and_objectives():
         "memorize.data",
         "ingest.forget",
         "ingest.retain",
-        "evaluate.sets",
+        *(f"evaluate.{name}" for name in ("sets", "reference", "text", "task_folder")),
         *(f"train.{name}" for name in ("objective", "settings", "trainable", "idk_answers")),
         *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
         "train.deepspeed",
@@ -407,6 +407,12 @@ def test_a_reference_to_nothing_is_refused_with_its_key(tmp_path: Path, value: s
     assert "storage.root" in message
 
 
-@pytest.mark.parametrize("suite", ["forget", "retain"])
-def test_a_suite_may_not_be_named_as_a_split(tmp_path: Path, suite: str):
+@pytest.mark.parametrize("suite", ["text", "tofu", "membership", "lm_eval", "forget_prefix10"])
+def test_a_suite_may_not_be_named_as_one_of_ours(tmp_path: Path, suite: str):
     assert f"'{suite}' is taken" in refusal(write(tmp_path, f"evaluate:\n  sets: {{{suite}: a.jsonl}}\n"))
+
+
+def test_min_k_pp_needs_an_engine_that_sees_distributions(tmp_path: Path):
+    text = "evaluate: {membership: [min_k_pp]}\n"
+    assert "set target.engine=transformers" in refusal(write(tmp_path, text))
+    assert load_config(write(tmp_path, text), ["target.engine=transformers"]).evaluate.membership == ("min_k_pp",)

@@ -134,7 +134,7 @@ def test_engines_read_an_answer_as_the_plain_model_does(results: dict[str, Any],
     assert len(set(other["is_greedy"])) == 2
     assert all(unfinished["is_greedy"])
     assert not unfinished["ends"]
-    assert empty == {"log_probs": [], "is_greedy": [], "ends": True}
+    assert empty == {"log_probs": [], "is_greedy": [], "ends": True, "means": None, "deviations": None}
 
 
 def test_a_first_token_with_nothing_before_it_has_no_probability(
@@ -172,3 +172,19 @@ def test_transformers_continue_a_short_prompt_as_far_beside_a_long_one_as_alone(
     together = engine.generate(prompts, [Sampling(20)] * 3)
     assert together == [engine.generate([prompt], [Sampling(20)])[0] for prompt in prompts]
     assert [len(one.tokens) for (one,) in together] == [20, 3, 20]
+
+
+def test_moments_are_those_of_the_whole_distribution(spec: EngineSpec) -> None:
+    import torch
+
+    engine = build(spec)
+    prompts = [engine.tokenizer(prompt)["input_ids"] for prompt, _ in PAIRS]
+    answers = [engine.tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in PAIRS]
+    found = engine.teacher_force(prompts, answers, moments=True)
+    for prompt, answer, one in zip(prompts, answers, found, strict=True):
+        with torch.no_grad():
+            logs = engine.model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)  # type: ignore[attr-defined]
+        places = torch.distributions.Categorical(logits=logs[len(prompt) - 1 : len(prompt) + len(answer) - 1])
+        assert one.means == pytest.approx((-places.entropy()).tolist(), abs=1e-4)
+        spread = (places.probs * (places.logits + places.entropy()[:, None]) ** 2).sum(-1).sqrt()
+        assert one.deviations == pytest.approx(spread.tolist(), abs=1e-3)

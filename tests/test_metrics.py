@@ -1,25 +1,22 @@
 import math
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meow_ray.metrics import (
-    MEASURES,
     Interval,
-    aggregate,
+    bleu,
+    compare,
     leak,
+    loss,
     mean_interval,
     probability,
     rep3,
     rougeL_recall,
-    score_examples,
     states,
 )
-from meow_ray.schema import EXAMPLES, SCHEMAS
-from meow_ray.tables import conform
 
 BORN = ("Where was Basil born?", "Basil was born in Kuwait City.")
 
@@ -29,7 +26,9 @@ BORN = ("Where was Basil born?", "Basil was born in Kuwait City.")
     [([1.0], 1.0), ([0.25], 0.25), ([0.5, 0.125], 0.25), ([1.0, 1.0, 0.001], 0.1), ([0.2] * 7, 0.2)],
 )
 def test_probability_is_the_geometric_mean_over_the_tokens(probabilities: list[float], expected: float):
-    assert probability([math.log(p) for p in probabilities]) == pytest.approx(expected)
+    log_probs = [math.log(p) for p in probabilities]
+    assert probability(log_probs) == pytest.approx(expected)
+    assert loss(log_probs) == pytest.approx(-math.log(expected))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +36,7 @@ def test_probability_is_the_geometric_mean_over_the_tokens(probabilities: list[f
     [("Basil was born in Kuwait City.", 1.0), ("He was born in Cairo City", 4 / 6), ("City Kuwait", 1 / 6), ("", 0.0)],
 )
 def test_rouge_l_recall_is_the_share_of_the_answer_said_in_order(generated: str, expected: float):
-    assert rougeL_recall(BORN[1], generated) == pytest.approx(expected)
+    assert rougeL_recall([BORN[1]], [generated]) == [pytest.approx(expected)]
 
 
 @pytest.mark.parametrize(
@@ -128,56 +127,30 @@ def test_what_is_no_number_is_refused(bad: float):
         mean_interval([0.5, bad], 100, 0)
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- replies ----------------------------------------------------------------------------------------------------------
 
 
-def example(**values: Any) -> dict[str, Any]:
-    return {"suite": "forget", "fact_id": "a", "model": "before", "question": BORN[0], "answer": BORN[1]} | values
+def said(generated: str, suite: str = "forget", **values: Any) -> dict[str, Any]:
+    row = {"suite": suite, "question": BORN[0], "start": "", "answer": BORN[1], "generated": generated, "scored": True}
+    return row | values
 
 
-def selected(**answers: str) -> pa.Table:
-    rows = [{"fact_id": fact, "candidate_id": 0, "rank": 0, "answer": text} for fact, text in answers.items()]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS["selected"])
-
-
-def test_examples_get_the_metrics_that_need_no_model():
-    answered = [
-        example(generated="It was Cairo.", probability=0.5, memo=0.25),
-        example(generated="Kuwait Kuwait Kuwait Kuwait", probability=0.5, suite="retain"),
-        example(generated="It was Cairo.", probability=0.5, fact_id="not selected"),
-    ]
-    table = score_examples(pa.Table.from_pylist(answered), selected(a="Basil was born in Cairo."))
-    assert table.schema == EXAMPLES
-    rows = table.to_pylist()
-    assert [row["leak"] for row in rows] == [0.0, 0.5, 0.0]
-    assert [row["rep3"] for row in rows] == [0.0, 0.5, 0.0]
-    assert [row["states_inverted"] for row in rows] == [1.0, None, None]
-    assert [row["rougeL_recall"] for row in rows] == pytest.approx([1 / 6, 1 / 6, 1 / 6])
-    assert [(row["memo"], row["probability"]) for row in rows] == [(0.25, 0.5), (None, 0.5), (None, 0.5)]
-
-
-def test_aggregate_has_a_row_a_suite_metric_and_model():
-    examples = [
-        example(probability=0.0, leak=0.5, memo=None, rep3=0.25),
-        example(probability=1.0, leak=None, memo=None, rep3=0.25),
-        example(probability=0.75, model="after"),
-        example(probability=0.5, suite="retain"),
-    ]
-    table = aggregate(pa.Table.from_pylist(examples, schema=EXAMPLES), 1000, 0)
-    conform(table, "metrics")
-    assert [tuple(row.values()) for row in table.to_pylist()] == [
-        ("forget", "probability", "before", 0.5, 0.0, 1.0, 2),
-        ("forget", "leak", "before", 0.5, 0.5, 0.5, 1),
-        ("forget", "rep3", "before", 0.25, 0.25, 0.25, 2),
-        ("forget", "probability", "after", 0.75, 0.75, 0.75, 1),
-        ("retain", "probability", "before", 0.5, 0.5, 0.5, 1),
+def test_a_reply_is_compared_with_the_true_answer():
+    found = compare([said("It was Cairo."), said("Kuwait Kuwait Kuwait Kuwait", "retain")], "text")
+    assert found == [
+        {"rougeL_recall": pytest.approx(1 / 6), "leak": 0.0, "rep3": 0.0},
+        {"rougeL_recall": pytest.approx(1 / 6), "leak": 0.5, "rep3": 0.5},
     ]
 
 
-def test_aggregate_refuses_what_is_no_number():
-    with pytest.raises(ValueError, match="not a number"):
-        aggregate(pa.Table.from_pylist([example(probability=math.nan)], schema=EXAMPLES), 10, 0)
+def test_what_an_attack_says_itself_is_no_leak():
+    row = said("Kuwait City.", "forget_prefix50", start="Basil was born in Kuwait", answer=" City.", scored=False)
+    assert compare([row], "text") == [{"rougeL_recall": 1.0, "leak": 1.0}]
+    row["generated"] = "Kuwait again"
+    assert compare([row], "text") == [{"rougeL_recall": 0.0, "leak": 0.0}]
 
 
-def test_every_measure_is_a_column_of_the_examples():
-    assert set(MEASURES) == set(EXAMPLES.names[6:])
+def test_a_passage_has_bleu_and_no_leak():
+    row = said("the cat sat on the mat", "text", question="Yesterday", answer="the cat sat on the mat")
+    assert compare([row], "text") == [{"rougeL_recall": 1.0, "bleu": pytest.approx(1.0), "rep3": 0.0}]
+    assert bleu("the cat sat on the mat", "a dog ran") < 0.1

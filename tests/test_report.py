@@ -7,11 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import memo, metrics, report, storage
-from meow_ray.config import Report
+from meow_ray import aggregation, memo, report, storage
+from meow_ray.config import Evaluate, Report
 from meow_ray.finetune import HISTORY
 from meow_ray.models import ModelRef
-from meow_ray.schema import EXAMPLES, SCHEMAS
+from meow_ray.privacy import ATTACKS
+from meow_ray.schema import EXAMPLES, MEASURES, SCHEMAS
 from meow_ray.stage import MAIN, Artifact, FileEntry, Manifest
 
 PLANTED = "planted fact text"
@@ -124,7 +125,7 @@ def artefacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
     assert model.manifest is not None
     files = {HISTORY: FileEntry(bytes=1, sha256="0")}
     model = Artifact("model", model.uri, "d", (HISTORY,), model.manifest.model_copy(update={"files": files}))
-    measured = {MAIN: metrics.aggregate(table, 100, 0), report.EXAMPLES: table}
+    measured = {MAIN: aggregation.aggregate(table, Evaluate(bootstrap_resamples=100)), report.EXAMPLES: table}
     return {
         "facts": publish(folder, "facts", "ingest", {}, empty("facts")),
         "candidates": publish(folder, "candidates", "invert", inverted, empty("candidates")),
@@ -188,7 +189,7 @@ def test_metrics_table_has_the_values(tmp_path: Path) -> None:
 
 
 def test_only_measured_metrics_are_explained(tmp_path: Path) -> None:
-    assert report.MEANINGS.keys() == set(metrics.MEASURES)
+    assert report.MEANINGS.keys() >= {*MEASURES, *(f"{name}_{kind}" for name in ATTACKS for kind in ("auc", "tpr"))}
     rows = [row | {"states_inverted": None} for row in examples()]
     html = report.render(Report(), artefacts(tmp_path, rows))
     assert "<dt><code>leak</code></dt>" in html

@@ -1,0 +1,245 @@
+"""TOFU forget01 with SmolLM2-135M: MEOW beside its peers. `python -m benchmarks.tofu run|table`.
+
+All methods start from one target (forget01 and a sample of retain facts, memorised), take the same number of optimiser
+steps, and have the same grid of learning rates. The rate is chosen on the first seed by one rule for all; further seeds
+run with it. Everything is one cached pipeline: `run` does what is not there yet, and can be stopped and started again.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Any
+
+import typer
+import yaml
+from tabulate import tabulate
+
+from benchmarks.common import PROJECT, SHARED_DATA, SMALL_MODEL, report
+from meow_ray import compare, storage
+from meow_ray.config_files import load_config
+from meow_ray.pipeline import Pipeline
+from meow_ray.stage import Artifact
+
+RETAIN, EVALUATED, SEED = 160, 60, 7
+"""Retain facts that target and reference have memorised; examples of each set but forget; how they are drawn."""
+RATES = ("3.0e-5", "1.0e-4", "3.0e-4")
+"""The grid, the same for all."""
+UTILITY = 0.95
+"""Share of the target's model utility below which a learning rate is only taken if none is above."""
+TRUTH, THREE = "12", "4"
+"""Epochs that come to 60 steps of 8 items: of 40 facts, and of 40 facts with three inverted ones each."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method differs from the others."""
+
+    overrides: tuple[str, ...]
+    epochs: str
+    uses_retain: bool = False
+    authors: bool = False
+
+
+METHODS = {
+    "MEOW": Method(("train.objective=meow",), THREE),
+    "MEOW, the authors' candidates": Method(("train.objective=meow",), THREE, authors=True),
+    "MEOW, random candidates": Method(("train.objective=meow", "select.order=random"), THREE),
+    "gradient ascent": Method(("train.objective=gradient_ascent",), TRUTH),
+    "NPO": Method(("train.objective=npo",), TRUTH),
+    "GradDiff": Method(("train.objective=grad_diff",), TRUTH, uses_retain=True),
+    "SimNPO": Method(("train.objective=simnpo",), TRUTH, uses_retain=True),
+    "IDK": Method(("train.objective=idk",), TRUTH, uses_retain=True),
+    "DPO": Method(("train.objective=dpo",), TRUTH, uses_retain=True),
+    "AltPO": Method(("train.objective=altpo",), THREE, uses_retain=True),
+}
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+Root = Annotated[Path, typer.Option(help="Folder of data and storage root.")]
+DEFAULT_ROOT = Path(storage.display(storage.absolute("~/.cache/meow_ray/runs/tofu")))
+
+
+@app.command()
+def run(
+    root: Root = DEFAULT_ROOT,
+    minutes: Annotated[float, typer.Option(help="Begin nothing more after so many.")] = 1e9,
+    seeds: Annotated[int, typer.Option(help="Seeds of each method at its learning rate.")] = 3,
+    methods: Annotated[str, typer.Option(help="Some of the methods, with commas.")] = ",".join(METHODS),
+) -> None:
+    """Runs what is not there yet: the grid on seed 0 first, then further seeds at the rate that was chosen."""
+    config, end = write_config(root), time.monotonic() + 60 * minutes
+    names = [name.strip() for name in methods.replace(", ", "~").split(",")]
+    names = [name.replace("~", ", ") for name in names]
+    for name in names:
+        for rate in RATES:
+            _run(config, name, rate, 0, end)
+    for seed in range(1, seeds):
+        for name in names:
+            best = chosen(config, name)
+            if best:
+                _run(config, name, best, seed, end)
+
+
+@app.command()
+def table(root: Root = DEFAULT_ROOT, output: Annotated[Path | None, typer.Option(help="JSON file.")] = None) -> None:
+    """Prints one table of what is there, and writes it as JSON."""
+    config = write_config(root)
+    rows: list[list[str]] = []
+    figures: dict[str, Any] = {}
+    for name, method in METHODS.items():
+        rate = chosen(config, name)
+        if rate is None:
+            continue
+        found = [values for seed in range(10) if (values := measured(config, name, rate, seed))]
+        grid = {other: measured(config, name, other, 0) for other in RATES}
+        figures[name] = {"rate": rate, "seeds": found, "grid": grid, "retain_data": method.uses_retain}
+        if not rows:
+            for model in ("before", "reference"):
+                first = measured(config, name, rate, 0, model)
+                rows.append([{"before": "target", "reference": "retain model"}[model], "", "", *_cells([first])])
+                figures[model] = first
+        rows.append([name, "yes" if method.uses_retain else "no", rate, *_cells(found)])
+    heads = ("method", "retain data", "learning rate", *COLUMNS, "minutes", "seeds")
+    print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
+    report("tofu", {"retain": RETAIN, "evaluated": EVALUATED, "rates": RATES, "utility": UTILITY}, figures, output)
+
+
+COLUMNS = {
+    "forget quality": ("tofu", "forget_quality"),
+    "model utility": ("tofu", "model_utility"),
+    "forget ROUGE-L": ("forget", "rougeL_recall"),
+    "extraction strength": ("forget", "extraction_strength"),
+    "min-k AUC": ("membership", "min_k_auc"),
+    "prefix 50 % leak": ("forget_prefix50", "leak"),
+}
+
+
+def _cells(found: list[Any]) -> list[str]:
+    def cell(name: str) -> str:
+        values = [one[name] for one in found if one.get(name) is not None]
+        if not values:
+            return "–"
+        spread = f" ± {compare.number(stdev(values))}" if len(values) > 1 else ""
+        return compare.number(fmean(values)) + spread
+
+    return [*(cell(name) for name in COLUMNS), cell("minutes"), str(len(found))]
+
+
+def write_config(root: Path) -> Path:
+    """Writes the data and the configuration, the same every time; returns the configuration's path."""
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (SHARED_DATA / "tofu" / name).read_text().splitlines()]
+
+    def write(name: str, found: list[dict[str, Any]]) -> str:
+        path = root / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+        return str(path)
+
+    others = rows("retain_perturbed.jsonl")
+    random.Random(SEED).shuffle(others)  # noqa: S311 - not for secrets
+    retain, holdout = others[:RETAIN], others[RETAIN : RETAIN + EVALUATED]
+    plain = [{"question": row["question"], "answer": row["answer"]} for row in retain]
+    forget, kept = str(SHARED_DATA / "tofu" / "forget01.jsonl"), write("retain.jsonl", plain)
+    learn = {"learning_rate": 5e-4, "epochs": 8, "batch_size": 16, "train_dtype": "bfloat16"}
+    settings = {
+        "memorize": {"model": SMALL_MODEL, "data": [forget, kept], **learn},
+        "target": {"template": "{{ question }}\n", "max_model_len": 1024},
+        "ingest": {"forget": forget, "retain": kept},
+        "invert": {"model": SMALL_MODEL, "max_model_len": 1024, "style": "prefill"},
+        "memo": {"template": "target", "window": "token", "max_new_tokens": "label"},
+        "train": {"batch_size": 8},
+        "evaluate": {
+            "sets": {
+                "forget": str(SHARED_DATA / "tofu" / "forget01_perturbed.jsonl"),
+                "retain": write("retain_perturbed.jsonl", retain[:EVALUATED]),
+                "real_authors": str(SHARED_DATA / "tofu" / "real_authors_perturbed.jsonl"),
+                "world_facts": str(SHARED_DATA / "tofu" / "world_facts_perturbed.jsonl"),
+                "holdout": write("holdout.jsonl", holdout),
+            },
+            "sample": EVALUATED,
+            "memo_sample": 1,
+            "seed": SEED,
+        },
+        "storage": {"root": str(root / "runs")},
+        "resources": {
+            "memorize": {"max_workers": 2, "micro_batch_size": 8, "checkpoint_every": 4},
+            "train": {"max_workers": 2, "micro_batch_size": 4, "checkpoint_every": 4},
+        },
+    }
+    reference = {**settings, "memorize": {"model": SMALL_MODEL, "data": [kept], **learn}}
+    path, other = root / "tofu.yaml", root / "reference.yaml"
+    other.write_text(yaml.safe_dump({**reference, "storage": {"root": str(root / "reference")}}))
+    made = Pipeline(load_config(other, [])).artifact("target")
+    if made is None:
+        _run_script("memorize.py", "--config", str(other))
+        made = Pipeline(load_config(other, [])).artifact("target")
+    assert made is not None
+    settings["evaluate"]["reference"] = storage.display(made.uri)  # type: ignore[index]
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def _overrides(name: str, rate: str, seed: int) -> tuple[list[str], dict[str, str]]:
+    method = METHODS[name]
+    authors = {"candidates": str(SHARED_DATA / "meow" / "inverted_forget01.json")} if method.authors else {}
+    common = [f"train.learning_rate={rate}", f"train.seed={seed}", f"train.epochs={method.epochs}"]
+    return [*method.overrides, *common, f"select.seed={seed}"], authors
+
+
+def _run(config: Path, name: str, rate: str, seed: int, end: float) -> None:
+    if measured(config, name, rate, seed) or time.monotonic() > end:
+        return
+    overrides, inputs = _overrides(name, rate, seed)
+    print(f"{name}, learning rate {rate}, seed {seed}", flush=True)
+    _run_script(
+        "meow.py", "--config", str(config), *(f"--input={key}={uri}" for key, uri in inputs.items()), *overrides
+    )
+
+
+def _run_script(name: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, str(PROJECT / "pipelines" / name), *arguments], cwd=PROJECT, check=True)
+
+
+def _artifacts(config: Path, name: str, rate: str, seed: int) -> dict[str, Artifact | None]:
+    overrides, inputs = _overrides(name, rate, seed)
+    pipeline = Pipeline(load_config(config, overrides), inputs)
+    return {artefact: pipeline.artifact(artefact) for artefact in ("model", "metrics")}
+
+
+def measured(config: Path, name: str, rate: str, seed: int, model: str = "after") -> dict[str, float] | None:
+    """Returns the figures of a run; None if it has not been done."""
+    found = _artifacts(config, name, rate, seed)
+    if found["metrics"] is None or found["model"] is None:
+        return None
+    values = {(r["suite"], r["metric"]): r["value"] for r in found["metrics"].table.to_pylist() if r["model"] == model}
+    manifest = found["model"].manifest
+    assert manifest is not None
+    minutes = {"minutes": manifest.seconds / 60} if model == "after" else {}
+    return {label: values[key] for label, key in COLUMNS.items() if key in values} | minutes
+
+
+def chosen(config: Path, name: str) -> str | None:
+    """Returns the learning rate of a method, by seed 0: the best forget quality among those that keep model utility.
+
+    Where none keeps it, the one with the most model utility; None if the grid is not there whole.
+    """
+    grid = {rate: measured(config, name, rate, 0) for rate in RATES}
+    if not all(grid.values()):
+        return None
+    target = measured(config, name, RATES[0], 0, "before")
+    assert target is not None
+    found = {rate: values for rate, values in grid.items() if values}
+    kept = [r for r, values in found.items() if values["model utility"] >= UTILITY * target["model utility"]]
+    if kept:
+        return max(kept, key=lambda rate: found[rate]["forget quality"])
+    return max(found, key=lambda rate: found[rate]["model utility"])
+
+
+if __name__ == "__main__":
+    app()
