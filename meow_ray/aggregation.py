@@ -85,10 +85,10 @@ class Examples:
         sql = f"SELECT fact_id, {name} AS value FROM examples WHERE {where} ORDER BY fact_id"
         with Query(sql, self.source).batches() as reader:
             table = reader.read_all()
-        values = table["value"].to_numpy() if not pa.types.is_list(table["value"].type) else table["value"].to_pylist()
-        flat = values if isinstance(values, np.ndarray) else np.array([v for row in values for v in row], dtype=float)
-        if not np.isfinite(flat).all():
-            bad = [i for i, value in enumerate(values) if not np.isfinite(value).all()]
+        kind = table["value"].type
+        values = table["value"].to_pylist() if pa.types.is_list(kind) else table["value"].to_numpy()
+        bad = [] if name == "answer" else [i for i, value in enumerate(values) if not np.isfinite(value).all()]
+        if bad:
             raise MeowError(
                 f"evaluate: {name} of {len(bad)} examples of {suite}, model {model}, is no number; the first is "
                 f"{table['fact_id'][bad[0]].as_py()}. The weights of the model may have become nan or infinite."
@@ -107,6 +107,7 @@ def results(read: Examples, model: str) -> dict[str, Results]:
                 tofu.truth_ratio(paraphrased if len(paraphrased) else own, wrong),
                 read.column(suite, model, "probability"),
                 read.column(suite, model, "rougeL_recall"),
+                tuple(read.column(suite, model, "answer")),
             )
     return out
 

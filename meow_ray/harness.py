@@ -75,7 +75,7 @@ def _run(engine: EngineSpec, spec: LmEval, task_folder: str | None, batch_size: 
         device="cuda" if torch.cuda.is_available() else "cpu",
         task_manager=manager,
         log_samples=False,
-        bootstrap_iters=0,
+        bootstrap_iters=1000,
         random_seed=seed,
         numpy_random_seed=seed,
         torch_random_seed=seed,

@@ -4,10 +4,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from meow_ray import evaluation, models, storage, tables
+from meow_ray import evaluation, models, stages, storage, tables
 from meow_ray.config import Evaluate, Memo, Source
 from meow_ray.config_files import load_config
 from meow_ray.engines import Engine, EngineSpec, build
@@ -15,9 +16,12 @@ from meow_ray.errors import MeowError
 from meow_ray.evaluation import AFFIRMATIVE, ROW, ROWS, SET, EvaluateSteps
 from meow_ray.facts import fact_id
 from meow_ray.inputs import read_set
+from meow_ray.pipeline import Pipeline
 from meow_ray.prompts import IGNORE, Prompter
 from meow_ray.schema import EXAMPLES, SCHEMAS
+from meow_ray.stage import Artifact
 from meow_ray.tables import Query
+from meow_ray.tofu import Results
 from tests.tiny import KNOWN, memorise
 
 BORN = ("Where was Basil born?", "Basil was born in Kuwait City.")
@@ -195,7 +199,6 @@ def test_a_fact_known_by_heart_is_found_so_by_every_figure(said: dict[str, list[
         assert row["rougeL_recall"] == row["leak"] == row["exact_memorization"] == 1.0
         assert row["extraction_strength"] == 1.0
         assert row["probability"] > 0.5
-        assert row["truth_ratio"] < 0.5
     for percent in evaluation.PREFIXES:
         assert all(row["rougeL_recall"] == 1.0 for row in said[f"forget_prefix{percent}"])
     assert said["world_facts"][0]["extraction_strength"] < 0.5
@@ -286,3 +289,100 @@ def test_examples_say_which_replies_state_an_inverted_fact(tmp_path: Path):
     keys = list(zip(*(table[name].to_pylist() for name in ("suite", "fact_id", "model")), strict=True))
     assert keys == sorted(keys)
     assert tables.count_rows([path]) == 4
+
+
+# --- references -------------------------------------------------------------------------------------------------------
+
+
+def example_query(count: int, perturbed: bool = True) -> Query:
+    rows = evaluation.rows(source(facts(*[(f"Q{i}?", f"A{i}.") for i in range(count)])), {}, [], Evaluate(attacks=()))
+    figures: dict[str, Any] = {
+        "generated": "x",
+        "loss": 0.5,
+        "probability": 0.6,
+        "rougeL_recall": 0.5,
+        "truth_ratio": 0.5,
+    }
+    figures["perturbed_losses"] = [1.0, 2.0] if perturbed else None
+    values = {
+        field.name: pa.array([figures.get(field.name)] * count, field.type)
+        for field in EXAMPLES
+        if field.name not in {*rows.column_names, "model", "states_inverted"}
+    }
+    return Query("SELECT * FROM t", {"t": pa.table(dict(zip(rows.column_names, rows.columns, strict=True)) | values)})
+
+
+def written(folder: Path, found: Query, imported: dict[str, Results] | None) -> pa.Table:
+    nothing = SCHEMAS["selected"].empty_table()
+    paths = (str(folder / "examples.parquet"), str(folder / "metrics.parquet"))
+    spec = Evaluate(bootstrap_resamples=20)
+    stages._write_metrics({"after": found}, nothing, spec, imported, "retain.json", [], paths)
+    return storage.read_table([paths[1]])
+
+
+def test_imported_results_give_forget_quality(tmp_path: Path):
+    table = written(tmp_path, example_query(3), {"forget": Results(np.array([0.1, 0.2, 0.3]))})
+    assert ("tofu", "forget_quality") in set(
+        zip(*(table[name].to_pylist() for name in ("suite", "metric")), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("perturbed", "imported", "complaint"),
+    [
+        (
+            True,
+            {"forget": Results(np.array([0.1, 0.2]))},
+            "retain.json: its forget set has 2 rows, that of the model has 3",
+        ),
+        (True, {"retain": Results(np.array([0.1, 0.2]))}, "truth ratios of the forget set, retain.json has none"),
+        (
+            False,
+            {"forget": Results(np.array([0.1] * 3))},
+            "truth ratios of the forget set, evaluate.sets.forget has none",
+        ),
+        (
+            True,
+            {"forget": Results(np.array([0.1] * 3), answers=("A0.", "A1.", "A9."))},
+            "retain.json: another forget set; 1 of its 3 answers",
+        ),
+    ],
+)
+def test_a_reference_that_does_not_match_is_refused(
+    tmp_path: Path, perturbed: bool, imported: dict[str, Results], complaint: str
+):
+    with pytest.raises(MeowError, match=complaint):
+        written(tmp_path, example_query(3, perturbed), imported)
+
+
+def reference_of(place: str) -> Any:
+    return Pipeline(load_config(None, [f"evaluate.reference={place}"])).artifact("retain_model")
+
+
+def test_a_reference_is_a_model_or_its_results(tmp_path: Path, tiny_model: Path):
+    log = tmp_path / "TOFU_EVAL.json"
+    log.write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.5}}}}')
+    first = reference_of(str(log))
+    assert first.value["forget"].truth_ratio.tolist() == [0.5]
+    log.write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.25}}}}')
+    assert reference_of(str(log)).digest != first.digest
+    assert reference_of(str(tiny_model)).value.uri == str(tiny_model)
+    assert reference_of("null").digest == "none"
+
+
+@pytest.mark.parametrize("name", ["nowhere.json", "./nowhere"])
+def test_a_reference_that_is_not_there_is_refused_by_its_key(name: str):
+    with pytest.raises(MeowError, match=r"`evaluate.reference`: there is no .*nowhere"):
+        reference_of(name)
+
+
+def test_a_text_without_passages_is_refused(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("  \n\n")
+    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt is empty"):
+        stages._passages(Artifact("text", str(path), "d"))
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt, byte 2: not UTF-8 text"):
+        stages._passages(Artifact("text", str(path), "d"))
+    path.write_text("one\n\n two ")
+    assert stages._passages(Artifact("text", str(path), "d")) == ["one", "two"]
