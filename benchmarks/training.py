@@ -1,7 +1,8 @@
 """What a step of fine-tuning costs: `python -m benchmarks.training speed|memory`.
 
-All sides train the same model on the same global batches of TOFU questions and inverted facts, each in a process of
-its own. Tokens are those of the pairs: padding does not count. A side's first step, which allocates, does not either.
+All sides train the same model on the same global batches of TOFU questions, in TOFU's template, and inverted facts,
+each in a process of its own. Tokens are those of the pairs: padding does not count. A side's first step, which
+allocates, does not either.
 """
 
 import tempfile
@@ -63,8 +64,8 @@ class Measured:
 @app.command()
 def speed(
     model: Model = SMALL_MODEL,
-    pairs: Annotated[int, typer.Option(help="Pairs of TOFU forget01 with the authors' inverted facts.")] = 48,
-    batch_size: Batch = 8,
+    pairs: Annotated[int, typer.Option(help="Pairs of TOFU forget01 with the authors' inverted facts.")] = 128,
+    batch_size: Batch = 32,
     micro_batch_size: Micro = 8,
     repeat: Annotated[int, typer.Option(help="Rounds; each runs every side anew, figures are medians.")] = 1,
     output: Output = None,
@@ -142,7 +143,7 @@ def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder:
     place = Path(tempfile.mkdtemp(dir=folder))
     storage.write_table(type(table).from_pylist(rows, schema=batches.PAIRS), str(place / "pairs.parquet"))
     ref = models.reference(model, None, "--model")
-    return Job(ref, str(place / "pairs.parquet"), "chat", None, spec, PRESETS["meow"], resources, str(place / "out"))
+    return Job(ref, str(place / "pairs.parquet"), "tofu", None, spec, PRESETS["meow"], resources, str(place / "out"))
 
 
 def _difference(losses: Sequence[float], others: Sequence[float]) -> float:
@@ -181,9 +182,11 @@ def ours(case: Case) -> Measured:
 def plain(case: Case) -> Measured:
     """A plain PyTorch loop over our micro-batches; with a width, over the paper's."""
     import torch
+    from transformers import get_linear_schedule_with_warmup
 
     job, data = case.job, case.job.load()
     network, optimizer = _network(job.model, job.spec.learning_rate)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, data.num_steps + 1)
     pad, packed = models.load_tokenizer(job.model).pad_token_id, job.resources.packing
     seconds, losses = [], []
     for step in range(data.num_steps):
@@ -202,6 +205,7 @@ def plain(case: Case) -> Measured:
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(network.parameters(), job.spec.max_grad_norm)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
         losses.append(total)

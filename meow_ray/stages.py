@@ -240,8 +240,10 @@ def _evaluate(context: Context) -> dict[str, Any]:
     models_of = {"before": context.inputs["target"], "after": context.inputs["model"]}
     if isinstance(retain_model.value, ModelRef):
         models_of[aggregation.REFERENCE] = retain_model
-    key = {name: context.inputs[name].digest for name in ("facts", "sets", "text")} | {"version": EVALUATE.version}
+    # what the models are asked does not depend on how it is summed up
+    key = {name: context.inputs[name].digest for name in ("facts", "sets", "text", "task_folder")}
     key |= {part: getattr(config, part).spec() for part in ("target", "memo", "evaluate")}
+    key |= {"version": EVALUATE.version, "evaluate": key["evaluate"] | {"bootstrap_resamples": None}}
     rows = storage.join(context.scratch, f"evaluate-{storage.json_digest(key)[:32]}.parquet")
     ray_cluster.connect()
     if not storage.exists(rows):

@@ -1,0 +1,106 @@
+"""What the stage `evaluate` costs with a tiny model: `python -m benchmarks.evaluation`."""
+
+import tempfile
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import typer
+
+from benchmarks import overhead
+from benchmarks.common import SMALL_MODEL, fresh, peak_rss_mib, report
+from benchmarks.overhead import Run
+from meow_ray import models, stages, storage
+from meow_ray.config import Config
+from meow_ray.models import ModelRef
+from meow_ray.schema import SCHEMAS
+from meow_ray.stage import Artifact
+
+MODELS = ("target", "model")
+"""Both are asked, so that a fact gives two examples."""
+FORGET = 10
+"""Forget facts; the others are the retain set."""
+
+
+def main(
+    sizes: Annotated[str, typer.Option(help="Examples, growing, with commas.")] = "1000,10000,100000",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 8,
+    output: Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results/evaluation.json].")] = None,
+) -> None:
+    """Runs the stage through Ray at several sizes; prints time a further example and the driver's memory."""
+    runs = []
+    for size in sorted(map(int, sizes.split(","))):
+        with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
+            fresh(write_inputs, Path(folder), size // len(MODELS))
+            runs.append(fresh(drive, Path(folder), max_new_tokens))
+        print(f"{runs[-1].rows} examples: {runs[-1].seconds:.1f} s", flush=True)
+    pairs = list(pairwise(runs))
+    figures = {
+        "runs": {str(run.rows): asdict(run) | {"examples_per_second": run.rows / run.seconds} for run in runs},
+        "seconds_per_further_example": {
+            f"{a.rows} to {b.rows}": (b.seconds - a.seconds) / (b.rows - a.rows) for a, b in pairs
+        },
+        "driver_peak_pss_last_over_first": runs[-1].driver_peak_pss_mib / runs[0].driver_peak_pss_mib,
+    }
+    report("evaluation", {"max_new_tokens": max_new_tokens}, figures, output)
+
+
+def write_inputs(folder: Path, facts: int) -> None:
+    """Writes facts and two random models of two layers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rows = [
+        {
+            "fact_id": f"{i:016x}",
+            "split": "forget" if i < FORGET else "retain",
+            "question": f"What is thing number {i}?",
+            "answer": f"Thing number {i} is a stone from hill {i % 97}.",
+        }
+        for i in range(facts)
+    ]
+    storage.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["facts"]), str(folder / "facts.parquet"))
+    tokenizer = models.load_tokenizer(models.reference(SMALL_MODEL, None, "--model"))
+    for seed, name in enumerate(MODELS):
+        torch.manual_seed(seed)
+        shape = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=512,
+            eos_token_id=tokenizer.eos_token_id,
+            dtype="float32",
+        )
+        LlamaForCausalLM(shape).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def drive(folder: Path, max_new_tokens: int) -> Run:
+    """Runs the stage as its driver, on facts that are not loaded before it."""
+    config = Config.model_validate(
+        {
+            "target": {"engine": "transformers", "template": "{{ question }}\n"},
+            "memo": {"window": "token", "template": "target", "max_new_tokens": "label"},
+            "evaluate": {"max_new_tokens": max_new_tokens, "memo_sample": FORGET, "bootstrap_resamples": 100},
+            "storage": {"root": str(folder / "root")},
+        }
+    )
+    files = [str(folder / "facts.parquet")]
+    inputs = {name: Artifact(name, "", "none") for name in ("text", "task_folder", "retain_model")}
+    inputs["sets"] = Artifact("sets", "", "none", value={})
+    inputs["facts"] = Artifact("facts", files[0], storage.content_digest(files[0]), value=files)
+    inputs["selected"] = Artifact("selected", "", "none", value=SCHEMAS["selected"].empty_table())
+    for name in MODELS:
+        uri = str(folder / name)
+        ref = ModelRef(uri, storage.content_digest(uri))
+        inputs[name] = Artifact(name, uri, ref.digest, value=ref)
+    manifest, seconds, pss = overhead.measured(stages.EVALUATE, config, inputs)
+    return Run(manifest.summary["examples"], seconds, pss, peak_rss_mib())
+
+
+if __name__ == "__main__":
+    typer.run(main)
