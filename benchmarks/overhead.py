@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import peak_rss_mib, sampled, stopwatch
 from meow_ray import models, stage, stages, storage
-from meow_ray.config import Config, EngineResources, ModelSection
+from meow_ray.config import Config, ModelSection
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.generators import Ask
 from meow_ray.models import ModelRef
+from meow_ray.resources import EngineResources
 from meow_ray.schema import SCHEMAS
 
 Tokens = Sequence[int]

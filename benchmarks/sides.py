@@ -21,10 +21,11 @@ from benchmarks.common import PROJECT, peak_rss_mib, published, sampled, stopwat
 from benchmarks.reference import Pair, Procedure
 from meow_ray import candidates as candidates_module
 from meow_ray import memo, models
-from meow_ray.config import Memo, Resources
+from meow_ray.config import Memo
 from meow_ray.engines import Completion, Engine, EngineSpec, Sampling, TeacherForced
 from meow_ray.facts import read_records
 from meow_ray.prompts import Prompter
+from meow_ray.resources import Resources
 from meow_ray.schema import TRUE_ANSWER
 from meow_ray.scoring import MemoSteps
 

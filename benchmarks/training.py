@@ -19,12 +19,13 @@ import typer
 from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, peak_rss_mib, report
 from meow_ray import batches, candidates, finetune, models, storage, zero
 from meow_ray.batches import Dataset, Pair
-from meow_ray.config import Lora, Train, TrainResources
+from meow_ray.config import Lora, Train
 from meow_ray.facts import read_records
 from meow_ray.finetune import Hooks, Job
 from meow_ray.models import ModelRef
 from meow_ray.objectives import PRESETS
 from meow_ray.prompts import IGNORE
+from meow_ray.resources import TrainResources
 
 PAPER_WIDTH = 200
 """Tokens that the MEOW authors' code pads each pair to."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from meow_ray import privacy, tofu
+from meow_ray import evaluation, privacy, storage, tables, tofu
 from meow_ray.config import Evaluate
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import HOLDOUT, TEXT
@@ -21,6 +21,50 @@ MEMBERSHIP = "membership"
 """The suite of membership inference: forget set against holdout set."""
 REFERENCE = MODELS[-1]
 """What the model that never saw the forget set is called in the tables."""
+
+
+def write(
+    found: Mapping[str, Query],
+    selected: Source,
+    spec: Evaluate,
+    imported: Mapping[str, Results] | None,
+    imported_from: str,
+    further: Sequence[Mapping[str, Any]],
+    paths: tuple[str, str],
+) -> dict[str, Any]:
+    """Writes what the models said as examples, and the metrics over them; returns the figures for the manifest.
+
+    Args:
+        found: what `EvaluateSteps` gave for each model.
+        selected: the inverted facts that were trained on.
+        spec: bootstrap and attacks.
+        imported: results of the reference model that were measured elsewhere, and `imported_from` where.
+        imported_from: names their file in errors.
+        further: rows of metrics that come from elsewhere.
+        paths: URIs of the examples and of the metrics.
+
+    Raises:
+        MeowError: the imported results are of another forget set, or there are no truth ratios to compare.
+    """
+    examples, metrics = paths
+    evaluation.write_examples(found, selected, examples)
+    if imported is not None:
+        own = results(Examples([examples]), "after")
+        if "forget" not in own or "forget" not in imported:
+            lacking = imported_from if "forget" in own else "evaluate.sets.forget"
+            raise MeowError(
+                f"`evaluate.reference`: forget quality needs truth ratios of the forget set, {lacking} has none. "
+                "Give TOFU's perturbed file of the split as evaluate.sets.forget."
+            )
+        tofu.check_reference(own["forget"], imported["forget"], imported_from)
+    table = aggregate([examples], spec, imported)
+    table = pa.concat_tables([table, pa.Table.from_pylist(list(further), schema=SCHEMAS["metrics"])])
+    storage.write_table(table, metrics)
+    return {
+        "examples": tables.count_rows([examples]),
+        "suites": sorted(set(table["suite"].to_pylist())),
+        "reference": "model" if REFERENCE in found else "results" if imported else None,
+    }
 
 
 def aggregate(examples: Source, spec: Evaluate, imported: Mapping[str, Results] | None = None) -> pa.Table:

@@ -9,34 +9,12 @@ outside (a model, a data file): they enter fingerprints by content, never by pat
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator, model_validator
+
+from meow_ray.resources import Resources
+from meow_ray.sections import Section, content, field
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-def _content(default: Any, description: str, **kwargs: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"content": True}, **kwargs)
-
-
-def _field(default: Any, description: str, unit: str = "", **kwargs: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"unit": unit}, **kwargs)
-
-
-def extra(field: FieldInfo) -> dict[str, Any]:
-    """Returns what a field is marked with: `content`, `unit`."""
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-
-
-class Section(BaseModel):
-    """A frozen group of keys that knows no others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-    def spec(self) -> dict[str, Any]:
-        """Returns the fields that change results, without those that enter by content."""
-        content = {name for name, field in type(self).model_fields.items() if extra(field).get("content")}
-        return self.model_dump(mode="json", exclude=content)
 
 
 class Source(Section):
@@ -58,19 +36,19 @@ class Source(Section):
 class ModelSection(Section):
     """A language model and the engine that runs it."""
 
-    model: str | None = _content(None, "model folder, .gguf file or hub name")
-    revision: str | None = _content(None, "hub revision: branch, tag or commit")
-    dtype: Dtype = _field("auto", "weights and arithmetic of inference; auto is the dtype stored with the model")
-    max_model_len: int | None = _field(None, "context length; null is the model's own", "tokens", gt=0)
-    trust_remote_code: bool = _field(False, "run Python code that comes with the model")
+    model: str | None = content(None, "model folder, .gguf file or hub name")
+    revision: str | None = content(None, "hub revision: branch, tag or commit")
+    dtype: Dtype = field("auto", "weights and arithmetic of inference; auto is the dtype stored with the model")
+    max_model_len: int | None = field(None, "context length; null is the model's own", "tokens", gt=0)
+    trust_remote_code: bool = field(False, "run Python code that comes with the model")
 
 
 class Target(ModelSection):
     """The model that must forget."""
 
-    engine: Literal["vllm", "transformers"] = _field("vllm", "inference engine")
-    template: str = _field("chat", "prompt of a question: chat (the tokenizer's chat template), tofu, raw, or Jinja")
-    system: str | None = _field(None, "system message of the chat template; null leaves it to the template")
+    engine: Literal["vllm", "transformers"] = field("vllm", "inference engine")
+    template: str = field("chat", "prompt of a question: chat (the tokenizer's chat template), tofu, raw, or Jinja")
+    system: str | None = field(None, "system message of the chat template; null leaves it to the template")
 
     @field_validator("template")
     @classmethod
@@ -83,78 +61,78 @@ class Target(ModelSection):
 class Ingest(Section):
     """Reads and checks the user's facts."""
 
-    forget: Source | None = _content(None, "facts to forget")
-    retain: Source | None = _content(None, "facts to keep: evaluated, and trained on by some objectives")
-    question_columns: tuple[str, ...] = _field(("question",), "names the question's column may have; first match wins")
-    answer_columns: tuple[str, ...] = _field(
+    forget: Source | None = content(None, "facts to forget")
+    retain: Source | None = content(None, "facts to keep: evaluated, and trained on by some objectives")
+    question_columns: tuple[str, ...] = field(("question",), "names the question's column may have; first match wins")
+    answer_columns: tuple[str, ...] = field(
         ("answer", "undesired_answer"), "names that the answer's column may have, first match wins"
     )
-    on_reject: Literal["fail", "skip"] = _field("fail", "what to do when a row is rejected")
+    on_reject: Literal["fail", "skip"] = field("fail", "what to do when a row is rejected")
 
 
 class Invert(ModelSection):
     """An offline language model writes inverted facts."""
 
-    engine: Literal["vllm", "transformers", "openai"] = _field(
+    engine: Literal["vllm", "transformers", "openai"] = field(
         "vllm", "inference engine; openai asks an OpenAI-compatible endpoint for its model of the name `model`"
     )
-    base_url: str | None = _content(None, "URL of the endpoint, up to /v1 (engine openai)")
-    api_key_env: str = _content("OPENAI_API_KEY", "environment variable with the endpoint's key, if it needs one")
-    structured: bool = _field(True, "the endpoint takes a JSON schema as response_format")
-    style: Literal["auto", "chat", "prefill"] = _field(
+    base_url: str | None = content(None, "URL of the endpoint, up to /v1 (engine openai)")
+    api_key_env: str = content("OPENAI_API_KEY", "environment variable with the endpoint's key, if it needs one")
+    structured: bool = field(True, "the endpoint takes a JSON schema as response_format")
+    style: Literal["auto", "chat", "prefill"] = field(
         "auto",
         "chat asks a capable model for JSON, prefill lets a small one complete the frame, auto tries both",
     )
-    probe_facts: int = _field(8, "facts that style auto tries", "facts", gt=0)
-    num_candidates: int = _field(4, "inverted facts wanted for each forget fact", "answers", gt=0)
-    spare: int = _field(2, "answers asked for beyond num_candidates in one attempt (style chat)", "answers", ge=0)
-    samples: int = _field(8, "completions sampled for a fact in one attempt (style prefill)", "answers", gt=0)
-    max_attempts: int = _field(3, "rounds of asking in one style", "rounds", gt=0)
-    fallback: bool = _field(True, "ask in the other style where max_attempts were not enough")
-    on_shortfall: Literal["fail", "keep", "drop"] = _field(
+    probe_facts: int = field(8, "facts that style auto tries", "facts", gt=0)
+    num_candidates: int = field(4, "inverted facts wanted for each forget fact", "answers", gt=0)
+    spare: int = field(2, "answers asked for beyond num_candidates in one attempt (style chat)", "answers", ge=0)
+    samples: int = field(8, "completions sampled for a fact in one attempt (style prefill)", "answers", gt=0)
+    max_attempts: int = field(3, "rounds of asking in one style", "rounds", gt=0)
+    fallback: bool = field(True, "ask in the other style where max_attempts were not enough")
+    on_shortfall: Literal["fail", "keep", "drop"] = field(
         "keep", "facts with fewer than num_candidates: fail the stage, keep what there is, or drop the fact"
     )
-    temperature: float = _field(1.0, "sampling temperature of the first attempt", gt=0)
-    temperature_step: float = _field(0.2, "added in each further attempt", ge=0)
-    top_p: float = _field(0.95, "nucleus sampling mass", gt=0, le=1)
-    max_new_tokens: int = _field(128, "longest answer", "tokens", gt=0)
-    seed: Annotated[int, Field(ge=0)] | None = _field(
+    temperature: float = field(1.0, "sampling temperature of the first attempt", gt=0)
+    temperature_step: float = field(0.2, "added in each further attempt", ge=0)
+    top_p: float = field(0.95, "nucleus sampling mass", gt=0, le=1)
+    max_new_tokens: int = field(128, "longest answer", "tokens", gt=0)
+    seed: Annotated[int, Field(ge=0)] | None = field(
         0, "sampling seed, combined with fact and attempt; null samples without one"
     )
-    chat_prompt: str = _field(
+    chat_prompt: str = field(
         "Question: {{ question }}\nTrue answer: {{ answer }}\n\n"
         "Write {{ k }} different answers to the question that are plausible but do not factually match the true one. "
         "Change the facts that the question asks for, keep the form and the length of the true answer, "
         'and state each as a full sentence. Reply with a JSON object {"answers": [...]} of {{ k }} strings.',
         "Jinja template of style chat; fields question, answer, k",
     )
-    prefill_prompt: str = _field(
+    prefill_prompt: str = field(
         "Invent a short answer to the question.\n\n{{ question }}",
         "Jinja template of the user message of style prefill; fields question, answer, k",
     )
-    judge: Literal["none", "generator", "endpoint"] = _field(
+    judge: Literal["none", "generator", "endpoint"] = field(
         "none",
         "who is asked whether a candidate contradicts the true answer: the generator, or the model at judge_base_url",
     )
-    judge_model: str | None = _content(None, "name of the model that judges at judge_base_url")
-    judge_base_url: str | None = _content(None, "URL of the OpenAI-compatible endpoint that judges, up to /v1")
-    judge_api_key_env: str = _content("OPENAI_API_KEY", "environment variable with that endpoint's key")
-    judge_prompt: str = _field(
+    judge_model: str | None = content(None, "name of the model that judges at judge_base_url")
+    judge_base_url: str | None = content(None, "URL of the OpenAI-compatible endpoint that judges, up to /v1")
+    judge_api_key_env: str = content("OPENAI_API_KEY", "environment variable with that endpoint's key")
+    judge_prompt: str = field(
         "Question: {{ question }}\nAnswer A: {{ answer }}\nAnswer B: {{ candidate }}\n\n"
         "Do the two answers contradict each other, so that only one of them can be true? "
         'Reply with a JSON object {"contradicts": true} or {"contradicts": false}.',
         "Jinja template of the judge's question; fields question, answer, candidate",
     )
-    min_length_ratio: float = _field(0.3, "shortest inverted answer, as a share of the true one's words", gt=0)
-    max_length_ratio: float = _field(2.0, "longest inverted answer, as a share of the true one's words", gt=0)
-    max_rouge_l: float = _field(0.9, "highest ROUGE-L F1 to the true answer", gt=0, le=1)
-    max_novel_overlap: float = _field(0.5, "largest share of the true answer's novel words that may stay", ge=0, le=1)
-    min_value_share: float = _field(
+    min_length_ratio: float = field(0.3, "shortest inverted answer, as a share of the true one's words", gt=0)
+    max_length_ratio: float = field(2.0, "longest inverted answer, as a share of the true one's words", gt=0)
+    max_rouge_l: float = field(0.9, "highest ROUGE-L F1 to the true answer", gt=0, le=1)
+    max_novel_overlap: float = field(0.5, "largest share of the true answer's novel words that may stay", ge=0, le=1)
+    min_value_share: float = field(
         0.5,
         "share of dates, numbers and names in the true answer's novel words from which on one of them must differ",
         ge=0,
     )
-    skip_rules: tuple[str, ...] = _field((), "validity rules that are not asked, by name")
+    skip_rules: tuple[str, ...] = field((), "validity rules that are not asked, by name")
 
     @field_validator("skip_rules")
     @classmethod
@@ -170,25 +148,25 @@ class Invert(ModelSection):
 class Memo(Section):
     """Measures how well the target model has memorised each answer (paper, section 3.2)."""
 
-    mode: Literal["suffix", "prefix"] = _field("suffix", "suffix cuts the answer, prefix the question")
-    window: Literal["character", "token"] = _field(
+    mode: Literal["suffix", "prefix"] = field("suffix", "suffix cuts the answer, prefix the question")
+    window: Literal["character", "token"] = field(
         "character", "cut at characters (paper), or at the target's own tokens (many times faster)"
     )
-    stride: int | None = _field(
+    stride: int | None = field(
         None, "distance of two cuts; null is 5 characters (paper) or 1 token", "characters or tokens", gt=0
     )
-    max_new_tokens: Annotated[int, Field(gt=0)] | Literal["label"] = _field(
+    max_new_tokens: Annotated[int, Field(gt=0)] | Literal["label"] = field(
         200,
         "longest greedy continuation (paper: 200), or label: as long as what was cut off; changes the score",
         "tokens",
     )
-    rouge: Literal["rouge1", "rouge2", "rougeL"] = _field("rouge1", "which ROUGE is `memo`")
-    statistic: Literal["precision", "recall", "f1"] = _field("precision", "which statistic of ROUGE")
-    template: Literal["raw", "target"] = _field("raw", "prompts as bare text (paper), or through target.template")
-    comparators: tuple[Literal["ma", "el", "em", "es"], ...] = _field(
+    rouge: Literal["rouge1", "rouge2", "rougeL"] = field("rouge1", "which ROUGE is `memo`")
+    statistic: Literal["precision", "recall", "f1"] = field("precision", "which statistic of ROUGE")
+    template: Literal["raw", "target"] = field("raw", "prompts as bare text (paper), or through target.template")
+    comparators: tuple[Literal["ma", "el", "em", "es"], ...] = field(
         (), "further columns: memorisation accuracy, extraction likelihood, exact memorisation, extraction strength"
     )
-    el_n: int = _field(10, "length of the n-grams of extraction likelihood", "tokens", gt=0)
+    el_n: int = field(10, "length of the n-grams of extraction likelihood", "tokens", gt=0)
 
     @property
     def step(self) -> int:
@@ -205,20 +183,20 @@ class Memo(Section):
 class Select(Section):
     """Chooses the candidates to train on."""
 
-    top_k: int = _field(3, "candidates chosen for each fact", "answers", gt=0)
-    order: Literal["largest", "smallest", "random"] = _field("largest", "which end of MEMO is chosen")
-    seed: int = _field(0, "seed of order random, combined with the fact", ge=0)
+    top_k: int = field(3, "candidates chosen for each fact", "answers", gt=0)
+    order: Literal["largest", "smallest", "random"] = field("largest", "which end of MEMO is chosen")
+    seed: int = field(0, "seed of order random, combined with the fact", ge=0)
 
 
 class Lora(Section):
     """Low-rank adapters (LoRA, arXiv 2106.09685) through the library PEFT."""
 
-    rank: int = _field(16, "rank of an adapter", gt=0)
-    alpha: float = _field(32.0, "adapters are scaled by alpha / rank", gt=0)
-    dropout: float = _field(0.0, "dropout in front of an adapter", ge=0, lt=1)
-    layers: tuple[str, ...] = _field((), "names of the linear layers that get one; empty is all of them")
-    output: Literal["merged", "adapter"] = _field("merged", "export a whole model, or the adapter and its base's name")
-    quantize: Literal["none", "nf4"] = _field(
+    rank: int = field(16, "rank of an adapter", gt=0)
+    alpha: float = field(32.0, "adapters are scaled by alpha / rank", gt=0)
+    dropout: float = field(0.0, "dropout in front of an adapter", ge=0, lt=1)
+    layers: tuple[str, ...] = field((), "names of the linear layers that get one; empty is all of them")
+    output: Literal["merged", "adapter"] = field("merged", "export a whole model, or the adapter and its base's name")
+    quantize: Literal["none", "nf4"] = field(
         "none", "hold the base model in 4 bits (QLoRA, arXiv 2305.14314); needs a GPU and bitsandbytes"
     )
 
@@ -226,21 +204,19 @@ class Lora(Section):
 class FineTuning(Section):
     """What `train` and `memorize` share."""
 
-    learning_rate: float = _field(2e-5, "peak learning rate of AdamW", gt=0)
-    epochs: int = _field(5, "passes over the pairs", "epochs", gt=0)
-    batch_size: int = _field(8, "pairs in one optimiser step over all workers", "pairs", gt=0)
-    warmup_ratio: float = _field(
+    learning_rate: float = field(2e-5, "peak learning rate of AdamW", gt=0)
+    epochs: int = field(5, "passes over the pairs", "epochs", gt=0)
+    batch_size: int = field(8, "pairs in one optimiser step over all workers", "pairs", gt=0)
+    warmup_ratio: float = field(
         0.1, "share of the steps with a rising learning rate; a linear decay follows", ge=0, lt=1
     )
-    weight_decay: float = _field(0.0, "decoupled weight decay of AdamW", ge=0)
-    max_grad_norm: float = _field(1.0, "gradient norm is clipped to this", gt=0)
-    max_length: int = _field(512, "longest prompt with answer; longer pairs are an error", "tokens", gt=0)
-    train_dtype: Literal["float32", "bfloat16"] = _field(
-        "float32", "arithmetic of training; AdamW's states are float32"
-    )
-    seed: int = _field(0, "order of the pairs", ge=0)
-    lora: Lora | None = _field(None, "train low-rank adapters instead of all weights")
-    deepspeed: str | None = _content(None, "JSON file of further DeepSpeed settings; what contradicts ours is an error")
+    weight_decay: float = field(0.0, "decoupled weight decay of AdamW", ge=0)
+    max_grad_norm: float = field(1.0, "gradient norm is clipped to this", gt=0)
+    max_length: int = field(512, "longest prompt with answer; longer pairs are an error", "tokens", gt=0)
+    train_dtype: Literal["float32", "bfloat16"] = field("float32", "arithmetic of training; AdamW's states are float32")
+    seed: int = field(0, "order of the pairs", ge=0)
+    lora: Lora | None = field(None, "train low-rank adapters instead of all weights")
+    deepspeed: str | None = content(None, "JSON file of further DeepSpeed settings; what contradicts ours is an error")
 
 
 class Train(FineTuning):
@@ -249,27 +225,27 @@ class Train(FineTuning):
     What makes the objective enters by what it comes to, not by how it was said.
     """
 
-    objective: str = _content("meow", "what is minimised: a method's name, or FILE.py:FUNCTION")
-    settings: dict[str, int | float] = _content({}, "the objective's own settings, such as beta")
-    forget_weight: float | None = _content(None, "weight of the objective itself; null is the method's own", ge=0)
-    retain_weight: float | None = _content(
+    objective: str = content("meow", "what is minimised: a method's name, or FILE.py:FUNCTION")
+    settings: dict[str, int | float] = content({}, "the objective's own settings, such as beta")
+    forget_weight: float | None = content(None, "weight of the objective itself; null is the method's own", ge=0)
+    retain_weight: float | None = content(
         None, "weight of cross-entropy on the retain set; null is the method's own", ge=0
     )
-    kl_weight: float | None = _content(
+    kl_weight: float | None = content(
         None,
         "weight of the KL divergence to the model before training on the retain set; null is the method's own",
         ge=0,
     )
-    trainable: str | None = _content(
+    trainable: str | None = content(
         None, "regular expression of the parameters that are updated; null is the method's own, or all"
     )
-    num_batch: int | None = _field(
+    num_batch: int | None = field(
         None,
         "each fact so many times side by side, its candidates in turn (paper); null is each pair once",
         "pairs",
         gt=0,
     )
-    idk_answers: tuple[str, ...] = _content(
+    idk_answers: tuple[str, ...] = content(
         (
             "I don't know.",
             "I'm not sure about that.",
@@ -295,19 +271,19 @@ class Train(FineTuning):
 class Memorize(FineTuning):
     """Fine-tunes a base model on facts, to make a target or a reference model."""
 
-    model: str | None = _content(None, "base model: folder, .gguf file or hub name")
-    revision: str | None = _content(None, "hub revision: branch, tag or commit")
-    trust_remote_code: bool = _field(False, "run Python code that comes with the model")
-    data: tuple[Source, ...] = _content((), "question–answer data to memorise, columns as in `ingest`")
+    model: str | None = content(None, "base model: folder, .gguf file or hub name")
+    revision: str | None = content(None, "hub revision: branch, tag or commit")
+    trust_remote_code: bool = field(False, "run Python code that comes with the model")
+    data: tuple[Source, ...] = content((), "question–answer data to memorise, columns as in `ingest`")
 
 
 class LmEval(Section):
     """Tasks of lm-evaluation-harness, before and after; needs `meow_ray[lm-eval]`."""
 
-    tasks: tuple[str, ...] = _field((), "its tasks, such as arc_challenge, arc_easy, piqa, mmlu")
-    num_fewshot: int | None = _field(None, "examples in the prompt; null is the task's own", "examples", ge=0)
-    limit: int | None = _field(None, "first examples of each task; null is all", "examples", gt=0)
-    backend: Literal["hf", "vllm"] = _field("hf", "what runs the model: transformers or vLLM")
+    tasks: tuple[str, ...] = field((), "its tasks, such as arc_challenge, arc_easy, piqa, mmlu")
+    num_fewshot: int | None = field(None, "examples in the prompt; null is the task's own", "examples", ge=0)
+    limit: int | None = field(None, "first examples of each task; null is all", "examples", gt=0)
+    backend: Literal["hf", "vllm"] = field("hf", "what runs the model: transformers or vLLM")
 
 
 class Evaluate(Section):
@@ -317,29 +293,29 @@ class Evaluate(Section):
     perturbed files; real_authors and world_facts make model utility; holdout is what no model has seen.
     """
 
-    sets: dict[str, Source] = _content({}, "further sets of questions and answers, by suite name")
-    reference: str | None = _content(
+    sets: dict[str, Source] = content({}, "further sets of questions and answers, by suite name")
+    reference: str | None = content(
         None,
         "model that never saw the forget set: folder, hub name, or its results as eval_log_aggregated.json (TOFU) "
         "or TOFU_EVAL.json (open-unlearning)",
     )
-    text: str | None = _content(None, "text file, a passage a line: perplexity, and BLEU of its second halves")
-    attacks: tuple[Literal["paraphrase", "prefix", "affirmative"], ...] = _field(
+    text: str | None = content(None, "text file, a passage a line: perplexity, and BLEU of its second halves")
+    attacks: tuple[Literal["paraphrase", "prefix", "affirmative"], ...] = field(
         ("paraphrase", "prefix", "affirmative"),
         "ask the forget set in other words, from 10, 30, 50 % of the true answer on, after an affirmative start",
     )
-    membership: tuple[Literal["loss", "zlib", "min_k", "min_k_pp", "reference"], ...] = _field(
+    membership: tuple[Literal["loss", "zlib", "min_k", "min_k_pp", "reference"], ...] = field(
         ("loss", "zlib", "min_k", "reference"),
         "membership inference against the set holdout; min_k_pp needs target.engine transformers",
     )
-    min_k_share: float = _field(0.2, "share of the tokens that min_k and min_k_pp look at", gt=0, le=1)
+    min_k_share: float = field(0.2, "share of the tokens that min_k and min_k_pp look at", gt=0, le=1)
     lm_eval: LmEval = LmEval()
-    task_folder: str | None = _content(None, "folder with task files of one's own for lm_eval, which all nodes reach")
-    max_new_tokens: int = _field(64, "longest greedy answer", "tokens", gt=0)
-    sample: int | None = _field(None, "facts evaluated in each set but forget; null is all", "facts", gt=0)
-    memo_sample: int | None = _field(None, "facts scored with MEMO in each set but forget; null is all", "facts", gt=0)
-    bootstrap_resamples: int = _field(1000, "resamples behind a 95 % interval", gt=0)
-    seed: int = _field(0, "seed of samples and bootstrap", ge=0)
+    task_folder: str | None = content(None, "folder with task files of one's own for lm_eval, which all nodes reach")
+    max_new_tokens: int = field(64, "longest greedy answer", "tokens", gt=0)
+    sample: int | None = field(None, "facts evaluated in each set but forget; null is all", "facts", gt=0)
+    memo_sample: int | None = field(None, "facts scored with MEMO in each set but forget; null is all", "facts", gt=0)
+    bootstrap_resamples: int = field(1000, "resamples behind a 95 % interval", gt=0)
+    seed: int = field(0, "seed of samples and bootstrap", ge=0)
 
     @field_validator("sets")
     @classmethod
@@ -353,114 +329,32 @@ class Evaluate(Section):
 class Report(Section):
     """One self-contained page for people."""
 
-    title: str = _field("MEOW unlearning report", "heading of the page")
-    show_text: bool = _field(False, "print questions and answers of the forget set on the page")
-    note: str = _field("", "a sentence printed under the heading")
+    title: str = field("MEOW unlearning report", "heading of the page")
+    show_text: bool = field(False, "print questions and answers of the forget set on the page")
+    note: str = field("", "a sentence printed under the heading")
 
 
 class PipelineSection(Section):
     """The run as a whole."""
 
-    rounds: int = _field(
+    rounds: int = field(
         1, "times that what is still memorised goes round again, with fresh inverted facts", "rounds", gt=0
     )
-    threshold: float = _field(0.5, "facts whose MEMO in the tuned model is above it go round again", ge=0, le=1)
+    threshold: float = field(0.5, "facts whose MEMO in the tuned model is above it go round again", ge=0, le=1)
 
 
 class Tracking(Section):
     """Where training writes its curves; never changes a result."""
 
-    tensorboard: bool = _field(True, "event files below the storage root")
-    mlflow: str | None = _field(None, "tracking URI of an MLflow server or folder")
-    wandb: str | None = _field(None, "project on Weights & Biases; its key comes from the environment")
+    tensorboard: bool = field(True, "event files below the storage root")
+    mlflow: str | None = field(None, "tracking URI of an MLflow server or folder")
+    wandb: str | None = field(None, "project on Weights & Biases; its key comes from the environment")
 
 
 class Storage(Section):
     """Where artefacts live."""
 
-    root: str = _field("runs/meow", "URI that all nodes reach: local path, NFS, s3://, gs://")
-
-
-class EngineResources(Section):
-    """The actor pool of a generating or scoring stage."""
-
-    num_actors: Annotated[int, Field(gt=0)] | tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = _field(
-        1, "actors, each with an engine of its own; [min, max] is a pool that grows and shrinks", "actors"
-    )
-    gpus_per_actor: Annotated[int, Field(ge=0)] | Literal["auto"] = _field(
-        "auto", "GPUs of one actor; auto is tensor_parallel_size where there are GPUs"
-    )
-    cpus_per_actor: float = _field(0.5, "CPUs that Ray reserves for one actor", "CPUs", ge=0)
-    threads: int | None = _field(
-        None, "compute threads of an engine on CPU; null is the node's cores over the most actors", gt=0
-    )
-    tensor_parallel_size: int = _field(1, "GPUs that one engine's weights are cut over", "GPUs", gt=0)
-    batch_size: int = _field(64, "rows given to an actor at once", "rows", gt=0)
-    cpu_tasks: bool | Literal["auto"] = _field(
-        "auto", "tokenise and score in tasks of their own; auto: if the engine has GPUs, else they share its cores"
-    )
-    kv_cache_gib: float = _field(1.0, "KV cache of vLLM on CPU", "GiB", gt=0)
-    gpu_memory_utilization: float = _field(0.9, "share of a GPU's memory that vLLM may take", gt=0, le=1)
-
-    @property
-    def actors(self) -> tuple[int, int]:
-        """The least and the most actors of the pool."""
-        return self.num_actors if isinstance(self.num_actors, tuple) else (self.num_actors, self.num_actors)
-
-    @model_validator(mode="after")
-    def _pool_in_order(self) -> "EngineResources":
-        if self.actors[0] > self.actors[1]:
-            raise ValueError("num_actors: [min, max] with min above max")
-        return self
-
-
-class InvertResources(EngineResources):
-    """The actor pool of `invert`, and how an endpoint is asked."""
-
-    concurrency: int = _field(16, "requests that one actor has under way at an endpoint", "requests", gt=0)
-    timeout: float = _field(120.0, "patience with one request to an endpoint", "s", gt=0)
-    max_retries: int = _field(6, "retries with back-off of a request that an endpoint refuses or fails", ge=0)
-
-
-class TrainResources(Section):
-    """The workers of a fine-tuning stage."""
-
-    num_workers: Annotated[int, Field(gt=0)] | Literal["auto"] = _field(
-        "auto", "ZeRO workers; auto is one a GPU, or on CPU two", "workers"
-    )
-    max_workers: int | None = _field(None, "upper bound of auto", "workers", gt=0)
-    min_workers: int | None = _field(
-        None, "go on with as few when nodes are lost, back up when they return; null waits for all", "workers", gt=0
-    )
-    cpus_per_worker: float = _field(1.0, "CPUs that Ray reserves for one worker", "CPUs", gt=0)
-    micro_batch_size: int = _field(4, "pairs in one forward pass of one worker", "pairs", gt=0)
-    zero_stage: Literal[1, 2, 3] = _field(2, "DeepSpeed ZeRO stage")
-    packing: bool = _field(True, "put the pairs of a forward pass into one row without padding")
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = _field(
-        "auto", "attention kernel; auto is flash attention where it is installed, the model is in bfloat16 and on a GPU"
-    )
-    gradient_checkpointing: bool = _field(False, "compute activations twice instead of keeping them")
-    offload: Literal["none", "cpu", "nvme"] = _field("none", "where optimiser states live, with ZeRO 3 weights too")
-    nvme_path: str | None = _field(None, "folder on a local disk of each node (offload nvme)")
-    max_failures: int = _field(3, "worker failures survived before the stage gives up", ge=0)
-    checkpoint_every: int = _field(1, "epochs between two checkpoints", "epochs", gt=0)
-
-    def workers(self, available: int) -> int:
-        """Returns the number of workers where `auto` may take so many, and takes one at least."""
-        if self.num_workers != "auto":
-            return self.num_workers
-        return max(1, min(available, self.max_workers or available))
-
-
-class Resources(Section):
-    """Hardware a stage may use; never changes a result beyond rounding."""
-
-    autoscaling: bool = _field(False, "the cluster grows on demand: do not refuse what is not there yet")
-    memorize: TrainResources = TrainResources()
-    invert: InvertResources = InvertResources()
-    memo: EngineResources = EngineResources(batch_size=16)
-    train: TrainResources = TrainResources()
-    evaluate: EngineResources = EngineResources()
+    root: str = field("runs/meow", "URI that all nodes reach: local path, NFS, s3://, gs://")
 
 
 class Config(Section):

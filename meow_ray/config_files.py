@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from meow_ray.config import Config, Section, Source, extra
+from meow_ray.config import Config, Source
 from meow_ray.errors import MeowError
+from meow_ray.sections import Section, extra
 
 
 def _package_folder(name: str) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 
 from meow_ray import batches, models, storage, zero
 from meow_ray.batches import Dataset, Item, Layout
-from meow_ray.config import FineTuning, TrainResources
+from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.prompts import Prompter
+from meow_ray.resources import TrainResources
 from meow_ray.zero import Model
 
 HISTORY = "training.json"
@@ -78,7 +79,10 @@ def run(job: Job, hooks: Hooks) -> None:
     accumulation = job.accumulation(hooks.world_size)
     on_gpu = torch.cuda.is_available()
     config = zero.settings(job.spec, job.resources, accumulation, on_gpu=on_gpu, own=job.deepspeed)
-    cut = {"zero_stage": job.resources.zero_stage, "workers": hooks.world_size}
+    zero_optimization = config["zero_optimization"]
+    if hooks.world_size == 1 and zero_optimization["stage"] == 2:
+        zero_optimization["stage"] = 1  # nothing to partition, and 2 would move gradients after each forward pass
+    cut = {"zero_stage": zero_optimization["stage"], "workers": hooks.world_size}
     resume = _checkpoint(hooks, cut)
     config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": resume != hooks.resume}
     model = zero.build(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from meow_ray.config import InvertResources
 from meow_ray.engines import Completion, Engine, EngineSpec, Sampling
 from meow_ray.errors import MeowError
 from meow_ray.prompts import Prompter
+from meow_ray.resources import InvertResources
 
 
 @dataclass(frozen=True)

@@ -1,49 +1,34 @@
-"""Tasks of lm-evaluation-harness on a model of the pipeline, in a task of the cluster."""
+"""Tasks of lm-evaluation-harness on a model of the pipeline."""
 
 import importlib.util
 from typing import Any
 
-from meow_ray import ray_cluster, storage
-from meow_ray.config import Evaluate, LmEval, Resources
+from meow_ray.config import LmEval
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 
 SUITE = "lm_eval"
-RESULTS = "lm_eval.json"
 
 
-def score(
-    engine: EngineSpec, spec: Evaluate, task_folder: str | None, folder: str, model: str, resources: Resources
-) -> list[dict[str, Any]]:
-    """Returns rows of `metrics` for the configured tasks, one a task and metric; the interval is 1.96 standard errors.
+def check(spec: LmEval) -> None:
+    """Raises MeowError if tasks are asked for and the harness is not installed."""
+    if spec.tasks and importlib.util.find_spec("lm_eval") is None:
+        raise MeowError("`evaluate.lm_eval.tasks` needs the package lm_eval: pip install 'meow_ray[lm-eval]'.")
+
+
+def run(engine: EngineSpec, spec: LmEval, task_folder: str | None, batch_size: int, seed: int) -> list[dict[str, Any]]:
+    """Scores a model; returns rows of `metrics` without its name, one a task and metric, with 1.96 standard errors.
 
     Args:
         engine: the model, with its dtype and context length.
-        spec: the tasks, `evaluate.lm_eval`.
+        spec: the tasks.
         task_folder: folder with further task files.
-        folder: URI of the work of this model; results there are used, not made again.
-        model: what the model is called in the table.
-        resources: the configuration's resources.
+        batch_size: requests of one forward pass.
+        seed: seed of whatever a task draws.
 
     Raises:
-        MeowError: the harness is not installed, or knows no such task.
+        MeowError: the harness knows no such task.
     """
-    import ray
-
-    if not spec.lm_eval.tasks:
-        return []
-    if importlib.util.find_spec("lm_eval") is None:
-        raise MeowError("`evaluate.lm_eval.tasks` needs the package lm_eval: pip install 'meow_ray[lm-eval]'.")
-    done = storage.join(folder, RESULTS)
-    if not storage.exists(done):
-        gpus = ray_cluster.gpus_per_actor(resources.evaluate)
-        task = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=1)(_run)
-        batch = resources.evaluate.batch_size
-        storage.write_json(done, ray.get(task.remote(engine, spec.lm_eval, task_folder, batch, spec.seed)))
-    return [row | {"model": model} for row in storage.read_json(done)]
-
-
-def _run(engine: EngineSpec, spec: LmEval, task_folder: str | None, batch_size: int, seed: int) -> list[dict[str, Any]]:
     import lm_eval
     import torch
     from lm_eval.tasks import TaskManager

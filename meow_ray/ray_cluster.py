@@ -11,8 +11,8 @@ from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
 
-from meow_ray.config import EngineResources, Resources, TrainResources
 from meow_ray.errors import MeowError
+from meow_ray.resources import EngineResources, Resources, TrainResources
 
 T = TypeVar("T")
 
@@ -53,11 +53,11 @@ def connect() -> None:
     )
 
 
-def call(function: Callable[..., T], *arguments: Any, cpus: float = 1) -> T:
+def call(function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> T:
     """Runs a function in a task of the cluster, so that what it needs is not held here."""
     import ray
 
-    return cast(T, ray.get(ray.remote(num_cpus=cpus)(_apply).remote(function, *arguments)))
+    return cast(T, ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(_apply).remote(function, *arguments)))
 
 
 def _apply(function: Callable[..., T], *arguments: Any) -> T:

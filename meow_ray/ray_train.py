@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from meow_ray import finetune, ray_cluster, storage, zero
-from meow_ray.config import Resources, TrainResources
 from meow_ray.finetune import Hooks, Job
+from meow_ray.resources import Resources, TrainResources
 from meow_ray.tracking import Tracker, TrackerSpec
 
 CPU_ENV = {"TOKENIZERS_PARALLELISM": "false", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -1,7 +1,7 @@
 """The stages: each glues pure functions to the cluster and writes one artefact."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -14,17 +14,18 @@ from meow_ray import (
     aggregation,
     candidates,
     evaluation,
+    harness,
     inverting,
     memo,
     models,
     selection,
     storage,
     tables,
-    tofu,
     training,
 )
 from meow_ray import facts as facts_module
-from meow_ray.config import Config, Evaluate
+from meow_ray.config import Config
+from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import ROW, EvaluateSteps
 from meow_ray.generators import EndpointSpec, LocalSpec, endpoint_spec
@@ -35,8 +36,7 @@ from meow_ray.objectives import ObjectiveSpec
 from meow_ray.schema import KEYS, SCHEMAS, TRUE_ANSWER
 from meow_ray.scoring import SCORE_NAMES, MemoSteps
 from meow_ray.stage import EXAMPLES, MAIN, REJECTS, SHORTFALL, Artifact, Context, Stage
-from meow_ray.tables import Query, Source
-from meow_ray.tofu import Results
+from meow_ray.tables import Query
 
 # --- ingest -----------------------------------------------------------------------------------------------------------
 
@@ -234,16 +234,16 @@ def _select(context: Context) -> dict[str, Any]:
 
 
 def _evaluate(context: Context) -> dict[str, Any]:
-    from meow_ray import harness, ray_cluster, ray_data
+    from meow_ray import ray_cluster, ray_data
 
     config, spec, retain_model = context.config, context.config.evaluate, context.inputs["retain_model"]
     models_of = {"before": context.inputs["target"], "after": context.inputs["model"]}
     if isinstance(retain_model.value, ModelRef):
         models_of[aggregation.REFERENCE] = retain_model
     # what the models are asked does not depend on how it is summed up
-    key = {name: context.inputs[name].digest for name in ("facts", "sets", "text", "task_folder")}
-    key |= {part: getattr(config, part).spec() for part in ("target", "memo", "evaluate")}
-    key |= {"version": EVALUATE.version, "evaluate": key["evaluate"] | {"bootstrap_resamples": None}}
+    key: dict[str, Any] = {name: context.inputs[name].digest for name in ("facts", "sets", "text", "task_folder")}
+    key |= {"version": EVALUATE.version, "target": config.target.spec(), "memo": config.memo.spec()}
+    key["evaluate"] = spec.spec() | {"bootstrap_resamples": None}
     rows = storage.join(context.scratch, f"evaluate-{storage.json_digest(key)[:32]}.parquet")
     ray_cluster.connect()
     if not storage.exists(rows):
@@ -252,21 +252,36 @@ def _evaluate(context: Context) -> dict[str, Any]:
         ray_cluster.call(evaluation.write_rows, context.inputs["facts"].source, sets, passages, spec, rows)
     steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
     order = Query(f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}", {"rows": [rows]})
+    harness.check(spec.lm_eval)
     found, scores = {}, []
-    task_folder = storage.display(context.inputs["task_folder"].uri) or None
     for name, model in models_of.items():
         ref = model_ref(model)
         folder = storage.join(context.scratch, f"evaluate-{storage.json_digest(key | {'model': ref.digest})[:32]}")
         engine = engine_spec(ref, config.target, config.resources.evaluate)
         work = ray_data.Work(steps.generate, finish=steps.finish, model=engine.model)
         found[name] = ray_data.map_rows(order, ROW, engine, work, folder, "evaluate", config.resources)
-        scores += harness.score(engine, spec, task_folder, folder, name, config.resources)
+        scores += [row | {"model": name} for row in _task_scores(context, engine, folder)]
     paths = (context.path(EXAMPLES), context.path())
     results = retain_model.value if isinstance(retain_model.value, dict) else None
     selected = context.inputs["selected"].source
     return ray_cluster.call(
-        _write_metrics, found, selected, spec, results, storage.display(retain_model.uri), scores, paths
+        aggregation.write, found, selected, spec, results, storage.display(retain_model.uri), scores, paths
     )
+
+
+def _task_scores(context: Context, engine: EngineSpec, folder: str) -> list[dict[str, Any]]:
+    """Returns what lm-evaluation-harness says of a model; kept in the folder of its work."""
+    from meow_ray import ray_cluster
+
+    spec, resources, done = context.config.evaluate, context.config.resources.evaluate, storage.join(folder, "lm_eval")
+    if not spec.lm_eval.tasks:
+        return []
+    if not storage.exists(done):
+        arguments = (engine, spec.lm_eval, storage.display(context.inputs["task_folder"].uri) or None)
+        gpus = ray_cluster.gpus_per_actor(resources)
+        rows = ray_cluster.call(harness.run, *arguments, resources.batch_size, spec.seed, gpus=gpus)
+        storage.write_json(done, rows)
+    return list(storage.read_json(done))
 
 
 def _passages(text: Artifact) -> list[str]:
@@ -279,37 +294,6 @@ def _passages(text: Artifact) -> list[str]:
     if not found:
         raise MeowError(f"`evaluate.text`: {storage.display(text.uri)} is empty.")
     return found
-
-
-def _write_metrics(
-    found: Mapping[str, Query],
-    selected: Source,
-    spec: Evaluate,
-    imported: Mapping[str, Results] | None,
-    imported_from: str,
-    further: Sequence[Mapping[str, Any]],
-    paths: tuple[str, str],
-) -> dict[str, Any]:
-    """Writes what the models said as examples, and the metrics over them; returns the figures for the manifest."""
-    examples, metrics = paths
-    evaluation.write_examples(found, selected, examples)
-    if imported is not None:
-        own = aggregation.results(aggregation.Examples([examples]), "after")
-        if "forget" not in own or "forget" not in imported:
-            lacking = imported_from if "forget" in own else "evaluate.sets.forget"
-            raise MeowError(
-                f"`evaluate.reference`: forget quality needs truth ratios of the forget set, {lacking} has none. "
-                "Give TOFU's perturbed file of the split as evaluate.sets.forget."
-            )
-        tofu.check_reference(own["forget"], imported["forget"], imported_from)
-    table = aggregation.aggregate([examples], spec, imported)
-    table = pa.concat_tables([table, pa.Table.from_pylist(list(further), schema=SCHEMAS["metrics"])])
-    storage.write_table(table, metrics)
-    return {
-        "examples": tables.count_rows([examples]),
-        "suites": sorted(set(table["suite"].to_pylist())),
-        "reference": "model" if aggregation.REFERENCE in found else "results" if imported else None,
-    }
 
 
 # --- report -----------------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from tempfile import gettempdir
 from typing import Any
 
 from meow_ray import models
-from meow_ray.config import FineTuning, TrainResources
+from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
 from meow_ray.models import ModelRef
+from meow_ray.resources import TrainResources
 
 LAYOUT = "layout.json"
 """Stands in a checkpoint: how its parts were cut."""

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from meow_ray import evaluation, models, stages, storage, tables
+from meow_ray import aggregation, evaluation, models, stages, storage, tables
 from meow_ray.config import Evaluate, Memo, Source
 from meow_ray.config_files import load_config
 from meow_ray.engines import Engine, EngineSpec, build
@@ -316,7 +316,7 @@ def written(folder: Path, found: Query, imported: dict[str, Results] | None) -> 
     nothing = SCHEMAS["selected"].empty_table()
     paths = (str(folder / "examples.parquet"), str(folder / "metrics.parquet"))
     spec = Evaluate(bootstrap_resamples=20)
-    stages._write_metrics({"after": found}, nothing, spec, imported, "retain.json", [], paths)
+    aggregation.write({"after": found}, nothing, spec, imported, "retain.json", [], paths)
     return storage.read_table([paths[1]])
 
 

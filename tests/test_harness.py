@@ -38,7 +38,7 @@ def engine(tiny_model: Path, own_home: Path) -> EngineSpec:
 
 
 def test_a_task_of_ones_own_is_scored_with_its_error(engine: EngineSpec, tasks: str):
-    rows = harness._run(engine, LmEval(tasks=("letters",), limit=5), tasks, 4, 0)
+    rows = harness.run(engine, LmEval(tasks=("letters",), limit=5), tasks, 4, 0)
     assert [(row["suite"], row["metric"], row["num_examples"]) for row in rows] == [
         ("lm_eval", "letters/acc", 5),
         ("lm_eval", "letters/acc_norm", 5),
@@ -50,4 +50,4 @@ def test_a_task_of_ones_own_is_scored_with_its_error(engine: EngineSpec, tasks: 
 
 def test_an_unknown_task_is_refused(engine: EngineSpec, tasks: str):
     with pytest.raises(MeowError, match="the harness knows no task no_such_task"):
-        harness._run(engine, LmEval(tasks=("letters", "no_such_task")), tasks, 4, 0)
+        harness.run(engine, LmEval(tasks=("letters", "no_such_task")), tasks, 4, 0)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from meow_ray import zero
-from meow_ray.config import FineTuning, Lora, TrainResources
+from meow_ray.config import FineTuning, Lora
 from meow_ray.errors import MeowError
+from meow_ray.resources import TrainResources
 
 PLAIN = TrainResources(zero_stage=2, micro_batch_size=3)
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from meow_ray import finetune, storage
 from meow_ray.batches import PAIRS, Pair, pairs_of
-from meow_ray.config import Train, TrainResources
+from meow_ray.config import Train
 from meow_ray.finetune import HISTORY, Hooks, Job
 from meow_ray.models import reference
 from meow_ray.objectives import resolve
 from meow_ray.prompts import IGNORE
+from meow_ray.resources import TrainResources
 
 
 @dataclass(frozen=True)
