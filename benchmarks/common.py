@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 import psutil
 
 from meow_ray import storage
+from meow_ray.pipeline import Pipeline
 from meow_ray.stage import LIBRARIES, Manifest, latest
 
 T = TypeVar("T")
@@ -186,3 +188,16 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def run_script(name: str, *arguments: str) -> None:
+    """Runs a script of `pipelines/`, as a user would."""
+    subprocess.run([sys.executable, str(PROJECT / "pipelines" / name), *arguments], cwd=PROJECT, check=True)
+
+
+def metrics_of(pipeline: Pipeline, model: str) -> dict[tuple[str, str], float] | None:
+    """Returns a model's figures by suite and metric; None if the pipeline has not come so far."""
+    found = pipeline.artifact("metrics")
+    if found is None:
+        return None
+    return {(row["suite"], row["metric"]): row["value"] for row in found.table.to_pylist() if row["model"] == model}

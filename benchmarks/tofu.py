@@ -7,8 +7,6 @@ run with it. Everything is one cached pipeline: `run` does what is not there yet
 
 import json
 import random
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,10 @@ import typer
 import yaml
 from tabulate import tabulate
 
-from benchmarks.common import PROJECT, SHARED_DATA, SMALL_MODEL, report
+from benchmarks.common import SHARED_DATA, SMALL_MODEL, metrics_of, report, run_script
 from meow_ray import compare, storage
 from meow_ray.config_files import load_config
 from meow_ray.pipeline import Pipeline
-from meow_ray.stage import Artifact
 
 RETAIN, EVALUATED, SEED = 160, 60, 7
 """Retain facts that target and reference have memorised; examples of each set but forget; how they are drawn."""
@@ -177,7 +174,7 @@ def write_config(root: Path) -> Path:
     other.write_text(yaml.safe_dump({**reference, "storage": {"root": str(root / "reference")}}))
     made = Pipeline(load_config(other, [])).artifact("target")
     if made is None:
-        _run_script("memorize.py", "--config", str(other))
+        run_script("memorize.py", "--config", str(other))
         made = Pipeline(load_config(other, [])).artifact("target")
     assert made is not None
     settings["evaluate"]["reference"] = storage.display(made.uri)  # type: ignore[index]
@@ -197,30 +194,17 @@ def _run(config: Path, name: str, rate: str, seed: int, end: float) -> None:
         return
     overrides, inputs = _overrides(name, rate, seed)
     print(f"{name}, learning rate {rate}, seed {seed}", flush=True)
-    _run_script(
-        "meow.py", "--config", str(config), *(f"--input={key}={uri}" for key, uri in inputs.items()), *overrides
-    )
-
-
-def _run_script(name: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, str(PROJECT / "pipelines" / name), *arguments], cwd=PROJECT, check=True)
-
-
-def _artifacts(config: Path, name: str, rate: str, seed: int) -> dict[str, Artifact | None]:
-    overrides, inputs = _overrides(name, rate, seed)
-    pipeline = Pipeline(load_config(config, overrides), inputs)
-    return {artefact: pipeline.artifact(artefact) for artefact in ("model", "metrics")}
+    run_script("meow.py", "--config", str(config), *(f"--input={key}={uri}" for key, uri in inputs.items()), *overrides)
 
 
 def measured(config: Path, name: str, rate: str, seed: int, model: str = "after") -> dict[str, float] | None:
     """Returns the figures of a run; None if it has not been done."""
-    found = _artifacts(config, name, rate, seed)
-    if found["metrics"] is None or found["model"] is None:
+    overrides, inputs = _overrides(name, rate, seed)
+    pipeline = Pipeline(load_config(config, overrides), inputs)
+    values, tuned = metrics_of(pipeline, model), pipeline.artifact("model")
+    if values is None or tuned is None or tuned.manifest is None:
         return None
-    values = {(r["suite"], r["metric"]): r["value"] for r in found["metrics"].table.to_pylist() if r["model"] == model}
-    manifest = found["model"].manifest
-    assert manifest is not None
-    minutes = {"minutes": manifest.seconds / 60} if model == "after" else {}
+    minutes = {"minutes": tuned.manifest.seconds / 60} if model == "after" else {}
     return {label: values[key] for label, key in COLUMNS.items() if key in values} | minutes
 
 
