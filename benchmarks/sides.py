@@ -216,6 +216,7 @@ class Counting:
 
     def __post_init__(self) -> None:
         self.tokenizer, self.max_model_len = self.engine.tokenizer, self.engine.max_model_len
+        self.generated = 0
 
     def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
         """See `Engine.generate`."""

@@ -1,14 +1,10 @@
 """The command `meow`, and what the scripts in `pipelines/` call."""
 
 import json
-import logging
-import os
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -16,16 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from meow_ray import compare, plan, rounds, schema, show, storage, tofu
+from meow_ray import compare, plan, program, ray_cluster, rounds, schema, show, storage, tofu
 from meow_ray.config_files import explain, load_config
 from meow_ray.errors import MeowError
-from meow_ray.pipeline import Pipeline
+from meow_ray.pipeline import Event, Pipeline
 from meow_ray.rounds import Part
 from meow_ray.stage import MAIN, Artifact, State, leftovers
 from meow_ray.stages import STAGES
-
-LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
-"""Where the libraries' output of this process goes."""
 
 SHOWN = {"candidates": show.show_candidates, "memo": show.show_memo}
 """The artefacts that `meow show` knows, and who prints them."""
@@ -48,6 +41,7 @@ Inputs = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Run the stages even if they are cached.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash all files anew.")]
+AsEvents = Annotated[bool, typer.Option("--json", help="Print events for machines, a JSON object a line.")]
 
 
 @app.command()
@@ -61,9 +55,11 @@ def run(
     force: Force = False,
     dry_run: DryRun = False,
     verify: Verify = False,
+    as_json: AsEvents = False,
 ) -> None:
     """Runs the pipeline; stages that are cached are not run again."""
     settings = load_config(config, overrides or [])
+    ray_cluster.BARS_AS_JSON = as_json
     found: Iterable[Part]
     if not (only or start or until):
         found = rounds.parts(settings, _pairs(inputs), verify=verify)
@@ -79,8 +75,9 @@ def run(
         return
     done: list[State] = []
     for part in found:
-        done += _run(part, force)
-    _print_outcome(done)
+        done += _run(part, force, as_json)
+    if not as_json:
+        _print_outcome(done)
 
 
 @app.command("stage")
@@ -193,7 +190,7 @@ def plan_training(
 ) -> None:
     """Estimates the memory that training takes, by LoRA and ZeRO stage, and says what fits; loads no weights."""
     settings = load_config(config, overrides or [])
-    with _libraries_to_log(), redirect_stdout(sys.stderr):
+    with program.libraries_to_log(), redirect_stdout(sys.stderr):
         found = plan.plan(settings, *plan.hardware(settings, gpus, gpu_memory))
     if as_json:
         print(json.dumps(asdict(found), indent=2))
@@ -289,53 +286,7 @@ def clean(
 
 def main(command: Callable[..., Any] | None = None) -> None:
     """Runs the command line; a user's mistake prints one paragraph and exits with status 2."""
-    program: Callable[..., Any] = app
-    if command is not None:
-        single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-        single.command()(command)
-        program = single
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
-    try:
-        program()
-    except MeowError as error:
-        _fail(f"Error: {error}", 2)
-    except KeyboardInterrupt:
-        _fail("Interrupted; finished stages are kept, start again to go on.", 130)
-    except Exception as error:  # noqa: BLE001 - the program's last frame: what it was goes to the log, not to the terminal
-        cause = user_error(error)
-        if cause is not None:
-            _fail(f"Error: {cause}", 2)
-        with _libraries_to_log():
-            traceback.print_exception(error)
-        _fail(f"Internal error: {type(error).__name__}. The traceback is in {LOG}.", 1)
-
-
-def user_error(error: BaseException) -> MeowError | None:
-    """Finds the MeowError that a worker raised inside what Ray wrapped around it."""
-    seen: set[int] = set()
-    todo: list[Any] = [error]
-    while todo:
-        item = todo.pop()
-        if not isinstance(item, BaseException) or id(item) in seen:
-            continue
-        seen.add(id(item))
-        if type(item) is MeowError:
-            return item
-        if isinstance(item, OSError) and item.errno in storage.CAUSES:
-            return MeowError(f"{item.filename or 'storage'}: {storage.CAUSES[item.errno]}.")
-        failures = getattr(item, "worker_failures", None)
-        todo += [
-            item.__cause__,
-            getattr(item, "cause", None),
-            *(failures.values() if isinstance(failures, dict) else ()),
-        ]
-    return None
-
-
-def _fail(message: str, status: int) -> None:
-    sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
-    raise SystemExit(status)
+    program.main(app, command)
 
 
 def _pairs(items: list[str] | None) -> dict[str, str]:
@@ -348,30 +299,12 @@ def _pairs(items: list[str] | None) -> dict[str, str]:
     return out
 
 
-def _run(part: Part, force: bool) -> list[State]:
-    with _libraries_to_log():
-        return part.pipeline.run(part.stages, force=force, say=lambda line: print(line, flush=True), label=part.label)
+def _run(part: Part, force: bool, as_json: bool = False) -> list[State]:
+    def say(event: Event) -> None:
+        print(json.dumps(event.as_row()) if as_json else event, flush=True)
 
-
-@contextmanager
-def _libraries_to_log() -> Iterator[None]:
-    """Sends what libraries print, from C++ too, to the log; our own lines still reach the terminal, as sys.stdout."""
-    LOG.parent.mkdir(parents=True, exist_ok=True)
-    saved, terminal = (os.dup(1), os.dup(2)), sys.stdout
-    terminal.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    try:
-        yield
-    finally:
-        sys.stdout.close()
-        sys.stdout = terminal
-        for target, original in enumerate(saved, start=1):
-            os.dup2(original, target)
-            os.close(original)
-        os.close(log)
+    with program.libraries_to_log():
+        return part.pipeline.run(part.stages, force=force, say=say, label=part.label)
 
 
 def _copy(artifact: Artifact, output: str) -> str:

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -138,7 +138,8 @@ def nearest_key(key: str) -> str | None:
 
 
 def _section_type(annotation: Any) -> type[Section] | None:
-    for candidate in (annotation, *get_args(annotation)):
+    several = get_origin(annotation) is tuple
+    for candidate in () if several else (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
     return None
@@ -152,5 +153,6 @@ def _explain(section: type[Section], prefix: str) -> Iterator[tuple[str, str, st
             continue
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
         kind = str(field.annotation).replace("typing.", "").replace("meow_ray.config.", "")
+        kind = kind.replace("meow_ray.resources.", "")
         kind = field.annotation.__name__ if isinstance(field.annotation, type) else kind
         yield f"{prefix}{name}", kind, default, str(extra(field).get("unit", "")), field.description or ""

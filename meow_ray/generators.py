@@ -29,6 +29,8 @@ class Generator(Protocol):
 
     styles: tuple[str, ...]
     """The values of `invert.style` that it can follow."""
+    generated: int
+    """Tokens generated so far."""
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
         """Returns `sampling.n` replies to each message, in order; None where it refuses the message as too long."""
@@ -57,6 +59,7 @@ class LocalGenerator:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.generated = 0
         has_chat = getattr(engine.tokenizer, "chat_template", None)
         self.prompter = Prompter(engine.tokenizer, "chat" if has_chat else "raw")
 
@@ -66,6 +69,7 @@ class LocalGenerator:
         room = self.engine.max_model_len
         fits = [i for i, p in enumerate(prompts) if len(p) + asks[i].sampling.max_new_tokens <= room]
         replies = self.engine.generate([prompts[i] for i in fits], [asks[i].sampling for i in fits])
+        self.generated = self.engine.generated
         found: dict[int, list[Completion]] = dict(zip(fits, replies, strict=True))
         return [found.get(i) for i in range(len(asks))]
 
@@ -133,7 +137,7 @@ class Endpoint:
     styles = ("chat",)
 
     def __init__(self, spec: EndpointSpec) -> None:
-        self.spec = spec
+        self.spec, self.generated = spec, 0
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
         """See `Generator.ask`.
@@ -209,6 +213,7 @@ class Endpoint:
             raise _NoCompletionError from None
         if not isinstance(reply, ChatCompletion) or not reply.choices:
             raise _NoCompletionError
+        self.generated += reply.usage.completion_tokens if reply.usage else 0
         return [Completion(choice.message.content or "", choice.finish_reason == "stop") for choice in reply.choices]
 
     def _reason(self, error: BaseException) -> str:

@@ -86,6 +86,10 @@ class InvertSteps:
             batch = batch.append_column(name, values)
         return batch
 
+    def figures(self, batch: pa.Table) -> dict[str, tuple[float, int]]:
+        """Returns how many candidates and rejects a finished batch has."""
+        return {name: (sum(map(len, batch[name].to_pylist())), 0) for name in ("candidates", "rejects")}
+
     def _attempts(self, generator: Generator) -> Iterator[_Attempt]:
         """Yields the attempts: warmer each time, then the same in the other style."""
         spec = self.spec

@@ -1,9 +1,9 @@
 """The whole as a graph: which stage runs, which is cached, where its inputs come from."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from meow_ray import candidates, models, objectives, schema, stage, storage, tables, tofu, zero
 from meow_ray.config import Config
@@ -16,6 +16,29 @@ from meow_ray.tables import Source
 
 MODELS = ("base", "target", "generator", "model", "retain_model")
 """Inputs that are models, not tables."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happens to a stage in a run; as text a line for people."""
+
+    stage: str
+    number: int
+    of: int
+    what: Literal["cached", "started", "finished"]
+    state: State
+
+    def __str__(self) -> str:
+        said: str = self.what
+        if self.what == "started":
+            said = self.state.reason or "forced"
+        elif self.what == "finished" and self.state.artifact and self.state.artifact.manifest:
+            said = f"{_describe(self.state.artifact)} in {self.state.artifact.manifest.seconds:.0f} s"
+        return f"[{self.number}/{self.of}] {self.stage}: {said}"
+
+    def as_row(self) -> dict[str, Any]:
+        """Returns the event for programs."""
+        return {"event": self.what, **self.state.as_row(), "stage": self.stage}
 
 
 class Pipeline:
@@ -91,14 +114,14 @@ class Pipeline:
         return order[first : last + 1]
 
     def run(
-        self, chosen: list[Stage], *, force: bool = False, say: Callable[[str], None] = print, label: str = ""
+        self, chosen: list[Stage], *, force: bool = False, say: Callable[[Event], Any] = print, label: str = ""
     ) -> list[State]:
         """Runs the chosen stages that are not cached, in order; returns their states afterwards.
 
         Args:
             chosen: stages of this pipeline.
             force: run what is cached, too.
-            say: takes a line for each stage.
+            say: hears what happens to each stage.
             label: stands before the stages' names.
 
         Raises:
@@ -112,16 +135,16 @@ class Pipeline:
                         f"Stage {step.name} needs {name}, which is not there (stage {maker.name}: "
                         f"{self.state(maker).reason}). Run with --until {maker.name} first, or give --input {name}=URI."
                     )
-            state, name = self.state(step), f"[{number}/{len(chosen)}] {label}{step.name}"
+            state = self.state(step)
+            event = Event(f"{label}{step.name}", number, len(chosen), "cached", state)
             if state.artifact is not None and not force:
-                say(f"{name}: cached")
+                say(event)
             else:
-                say(f"{name}: {state.reason or 'forced'}")
+                say(replace(event, what="started"))
                 inputs = {name: artifact for name in step.inputs if (artifact := self.artifact(name))}
                 made = stage.execute(state, self.config, inputs)
-                assert made.manifest is not None
-                say(f"{name}: {_describe(made)} in {made.manifest.seconds:.0f} s")
                 self._found[step.artefact] = made
+                say(replace(event, what="finished", state=self.state(step)))
         return [self.state(step) for step in chosen]
 
     def _from_elsewhere(self, name: str, place: str) -> Artifact:

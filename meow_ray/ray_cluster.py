@@ -1,11 +1,14 @@
 """The cluster a run uses: the one it was submitted to, or a local one that it starts itself."""
 
 import contextlib
+import io
+import json
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,6 +27,9 @@ LOCAL_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Defaults of a local cluster: it listens on localhost alone, so it needs no token."""
+
+BARS_AS_JSON = False
+"""Progress is printed for machines."""
 
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 - Ray's own place
 
@@ -53,79 +59,100 @@ def connect() -> None:
     )
 
 
-def call(function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> T:
+def call(
+    function: Callable[..., T],
+    *arguments: Any,
+    cpus: float = 1,
+    gpus: float = 0,
+    labels: Mapping[str, str] | None = None,
+) -> T:
     """Runs a function in a task of the cluster, so that what it needs is not held here."""
     import ray
 
-    return cast(T, ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(_apply).remote(function, *arguments)))
+    options = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": dict(labels or {})}
+    return cast(T, ray.get(ray.remote(**options)(_apply).remote(function, *arguments)))
 
 
 def _apply(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def has_gpus() -> bool:
-    """Tells whether the cluster has GPUs."""
+def capacity(resources: Resources, labels: Mapping[str, str]) -> list[tuple[float, float]]:
+    """Returns CPUs and GPUs of each node with such labels: of those there, or if any are declared, of those to come."""
     import ray
 
-    return bool(ray.cluster_resources().get("GPU", 0) > 0)
+    if resources.autoscaling:
+        kinds = [kind for kind in resources.autoscaling if labels.items() <= kind.labels.items()]
+        return [(kind.cpus, kind.gpus) for kind in kinds for _ in range(kind.max_nodes)]
+    nodes = [node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
+    return [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in nodes]
 
 
-def gpus_per_actor(resources: EngineResources) -> int:
-    """Returns the GPUs of one engine actor."""
-    gpus = resources.gpus_per_actor
+def has_gpus(resources: Resources, labels: Mapping[str, str]) -> bool:
+    """Tells whether nodes with such labels have GPUs."""
+    return any(gpus for _, gpus in capacity(resources, labels))
+
+
+def gpus_per_actor(name: str, resources: Resources) -> int:
+    """Returns the GPUs of one engine actor of a stage."""
+    own: EngineResources = getattr(resources, name)
+    gpus = own.gpus_per_actor
     if gpus == "auto":
-        gpus = resources.tensor_parallel_size if has_gpus() else 0
-    if gpus < resources.tensor_parallel_size and (gpus or resources.tensor_parallel_size > 1):
+        gpus = own.tensor_parallel_size if has_gpus(resources, own.node_labels) else 0
+    if gpus < own.tensor_parallel_size and (gpus or own.tensor_parallel_size > 1):
         raise MeowError(
-            f"`gpus_per_actor` is {gpus} and `tensor_parallel_size` {resources.tensor_parallel_size}: "
+            f"`gpus_per_actor` is {gpus} and `tensor_parallel_size` {own.tensor_parallel_size}: "
             "an engine needs a GPU for each part of its weights."
         )
     return gpus
 
 
-def num_workers(resources: TrainResources) -> int:
-    """Returns the number of ZeRO workers: one a GPU; on CPU two, if there are two CPUs."""
-    import ray
+def num_workers(name: str, resources: Resources) -> int:
+    """Returns the number of ZeRO workers of a stage: one a GPU; on CPU two, if there are two CPUs."""
+    own: TrainResources = getattr(resources, name)
+    nodes = capacity(resources, own.node_labels)
+    gpus = int(sum(gpus for _, gpus in nodes))
+    return own.workers(gpus or min(2, int(sum(cpus for cpus, _ in nodes) // own.cpus_per_worker)))
 
-    total = ray.cluster_resources()
-    auto = int(total["GPU"]) if has_gpus() else min(2, int(total.get("CPU", 1) // resources.cpus_per_worker))
-    return resources.workers(auto)
 
-
-def require(count: int, cpus: float, gpus: int, key: str, resources: Resources, spare_cpus: int = 0) -> None:
-    """Checks that the cluster can ever hold `count` workers of so many CPUs and GPUs, instead of waiting for it.
+def require(name: str, count: int, cpus: float, gpus: int, resources: Resources, spare_cpus: int = 0) -> None:
+    """Checks that the cluster can ever hold `count` workers of a stage, each of so many CPUs and GPUs on one node.
 
     Raises:
         MeowError: says what is asked for, what is there, and which key to change.
     """
-    import ray
-
-    if resources.autoscaling:
+    own: EngineResources | TrainResources = getattr(resources, name)
+    nodes = capacity(resources, own.node_labels)
+    slots = [min(have // cpus if cpus else count, there // gpus if gpus else count) for have, there in nodes]
+    all_cpus = sum(have for have, _ in capacity(resources, {}))
+    if sum(slots) >= count and all_cpus >= count * cpus + spare_cpus:
         return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    slots = [min(n.get("CPU", 0) // cpus if cpus else count, n.get("GPU", 0) // gpus if gpus else count) for n in nodes]
-    total = ray.cluster_resources()
-    if sum(slots) < count or total.get("CPU", 0) < count * cpus + spare_cpus:
-        have = "; ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
-        beside = f" and {spare_cpus} CPU beside them" if spare_cpus else ""
-        raise MeowError(
-            f"`{key}` asks for {count} x ({cpus:g} CPUs, {gpus} GPUs, each on one node){beside}; "
-            f"the cluster's nodes have {have}. "
-            "Lower the key, add nodes, or set resources.autoscaling=true if the cluster grows on demand."
-        )
+    kinds = Counter(f"{have:g} CPUs and {there:g} GPUs" for have, there in nodes)
+    have = "; ".join(f"{number} x {kind}" for kind, number in kinds.items()) or "no such node"
+    where = f" on nodes labelled {json.dumps(dict(own.node_labels))}" if own.node_labels else ""
+    beside = f" and {spare_cpus} CPU beside them" if spare_cpus else ""
+    may = "may have at most (resources.autoscaling)" if resources.autoscaling else "has"
+    hint = "" if resources.autoscaling else ", or name in resources.autoscaling what the cluster adds on demand"
+    raise MeowError(
+        f"`resources.{name}` asks for {count} x ({cpus:g} CPUs, {gpus} GPUs, each on one node){where}{beside}; "
+        f"the cluster {may}: {have}. Lower the key or add nodes{hint}."
+    )
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+Figures = dict[str, tuple[float, int]]
+"""What a stage shows of itself: for a mean, such as `memo`, a sum and its count; for a total, such as `tokens`, 0."""
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Any]:
-    """Shows a bar that remote workers move; yields an actor handle with `add` and `at` (count, **figures)."""
+def progress(stage: str, total: int) -> Iterator[Any]:
+    """Shows a bar that remote workers move, and Ray's metrics; yields an actor handle with `add` and `at`."""
     import ray
 
-    board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+    board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote(stage)
     done = threading.Event()
-    bar = tqdm(
-        total=total, desc=f"  {title}", file=sys.stdout, mininterval=1 if sys.stdout.isatty() else 15, leave=True
-    )
+    bar = _bar(stage, total)
 
     def poll() -> None:
         while not done.wait(1.0):
@@ -136,8 +163,7 @@ def progress(title: str, total: int) -> Iterator[Any]:
             count, figures = ray.get(board.read.remote())
         except ray.exceptions.RayError:  # its node may have died: a bar is not worth a stage
             return
-        if figures:
-            bar.set_postfix(figures, refresh=False)
+        bar.set_postfix(figures, refresh=False)
         bar.update(min(count, total) - bar.n)
 
     thread = threading.Thread(target=poll, daemon=True)
@@ -154,19 +180,76 @@ def progress(title: str, total: int) -> Iterator[Any]:
         ray.kill(board)
 
 
+def _bar(stage: str, total: int) -> Any:
+    options: dict[str, Any] = {"total": total, "desc": f"  {stage}", "mininterval": 15}
+    if BARS_AS_JSON:
+        return _Events(**options, file=io.StringIO())
+    if sys.stdout.isatty():
+        return tqdm(**options | {"mininterval": 1}, file=sys.stdout)
+    form = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
+    return _Lines(**options, file=io.StringIO(), bar_format=form)
+
+
+class _Lines(tqdm):  # type: ignore[misc]
+    """Gives a log one line after the other, where a terminal gets its last line anew."""
+
+    last = ""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.n and (line := self.line()) != self.last:
+            print(line, flush=True)
+            self.last = line
+
+    def line(self) -> str:
+        return str(self).rstrip()
+
+
+class _Events(_Lines):
+    """Gives machines the same."""
+
+    figures: dict[str, float]
+
+    def set_postfix(self, figures: dict[str, float], refresh: bool = True) -> None:
+        self.figures = figures
+
+    def line(self) -> str:
+        return json.dumps(
+            {"event": "progress", "stage": self.desc.strip(), "rows": self.n, "of": self.total} | self.figures
+        )
+
+
 class _Board:
-    """Counts what workers have done."""
+    """Adds up what workers have done, and exports it as Ray's metrics `meow_…`, tagged with the stage."""
 
-    def __init__(self) -> None:
-        self.count, self.figures = 0, {}  # type: tuple[int, dict[str, str]]
+    def __init__(self, stage: str) -> None:
+        self.stage, self.count = stage, 0
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.gauges: dict[str, Any] = {}
 
-    def add(self, count: int, **figures: str) -> None:
-        self.count += count
-        self.figures |= figures
+    def add(self, rows: int, figures: Figures) -> None:
+        self.count += rows
+        for name, (value, count) in figures.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + count
+        self._export()
 
-    def at(self, count: int, **figures: str) -> None:
-        self.count = count
-        self.figures |= figures
+    def at(self, rows: int, figures: Figures) -> None:
+        self.count = rows
+        self.sums = {name: value for name, (value, _) in figures.items()}
+        self.counts = {name: count for name, (_, count) in figures.items()}
+        self._export()
 
-    def read(self) -> tuple[int, dict[str, str]]:
-        return self.count, self.figures
+    def read(self) -> tuple[int, dict[str, float]]:
+        return self.count, {
+            name: value / (self.counts[name] or 1) for name, value in self.sums.items() if self.counts[name] or value
+        }
+
+    def _export(self) -> None:
+        from ray.util.metrics import Gauge
+
+        count, figures = self.read()
+        for name, value in {"rows": count, **figures}.items():
+            if name not in self.gauges:
+                self.gauges[name] = Gauge(f"meow_{name}", f"meow_ray: {name} of the stage", tag_keys=("stage",))
+            self.gauges[name].set(value, {"stage": self.stage})

@@ -13,6 +13,7 @@ import pyarrow as pa
 from meow_ray import models, ray_cluster, storage, tables
 from meow_ray.engines import Engine
 from meow_ray.models import ModelRef
+from meow_ray.ray_cluster import Figures
 from meow_ray.resources import EngineResources, Resources
 from meow_ray.tables import Query
 
@@ -50,6 +51,8 @@ class Work:
     """Runs after it in a CPU task."""
     model: ModelRef | None = None
     """Whose tokenizer `prepare` and `finish` get."""
+    observe: Callable[[pa.Table], Figures] | None = None
+    """What is shown of a batch that took all steps; see `ray_cluster.Figures`."""
 
     def in_one(self, engine: Engine, batch: pa.Table) -> pa.Table:
         """Takes all steps in the actor."""
@@ -113,25 +116,37 @@ class _Ledger:
 class EngineActor:
     """Loads an engine once and sends batches through it."""
 
-    def __init__(self, spec: Loader, generate: Callable[[Any, pa.Table], pa.Table], board: Any) -> None:
-        self.engine, self.generate, self.board = spec.load(), generate, board
+    def __init__(self, spec: Loader, work: Work, board: Any) -> None:
+        self.engine, self.work, self.board = spec.load(), work, board
         # threads of compute libraries can keep a process from ending after Ray has left it
         atexit.register(os._exit, 0)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Processes one batch; leaves the process if the engine has died, so that Ray starts a new one."""
+        before = getattr(self.engine, "generated", 0)
         try:
-            out = self.generate(self.engine, batch)
+            out = self.work.generate(self.engine, batch)
         except Exception as error:
             if type(error).__name__ == "EngineDeadError":
                 os._exit(1)
             raise
-        self.board.add.remote(batch.num_rows)
+        figures = self.work.observe(out) if self.work.observe and not self.work.finish else {}
+        figures["tokens"] = (getattr(self.engine, "generated", 0) - before, 0)
+        self.board.add.remote(batch.num_rows, figures)
         return out
 
 
-def _take(batch: pa.Table, step: Step, model: ModelRef) -> pa.Table:
-    return step(models.load_tokenizer(model), batch)
+def _prepare(batch: pa.Table, work: Work) -> pa.Table:
+    assert work.prepare
+    return work.prepare(models.load_tokenizer(work.model), batch)
+
+
+def _finish(batch: pa.Table, work: Work, board: Any) -> pa.Table:
+    assert work.finish
+    out = work.finish(models.load_tokenizer(work.model), batch)
+    if work.observe:
+        board.add.remote(0, work.observe(out))
+    return out
 
 
 def map_rows(
@@ -170,12 +185,12 @@ def _stream(
     from ray.data.checkpoint import CheckpointConfig
 
     resources: EngineResources = getattr(all_resources, name)
-    gpus = ray_cluster.gpus_per_actor(resources) if spec.needs_gpu else 0
+    gpus = ray_cluster.gpus_per_actor(name, all_resources) if spec.needs_gpu else 0
     least, most = resources.actors
     # Ray Data reads, filters and writes with tasks of one CPU beside the actors
-    ray_cluster.require(least, resources.cpus_per_actor, gpus, f"resources.{name}", all_resources, spare_cpus=1)
+    ray_cluster.require(name, least, resources.cpus_per_actor, gpus, all_resources, spare_cpus=1)
     if resources.cpu_tasks is False or (resources.cpu_tasks == "auto" and not gpus):
-        work = Work(work.in_one)
+        work = Work(work.in_one, observe=work.observe)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -189,28 +204,28 @@ def _stream(
     rows_fs, _ = storage.filesystem(ledger.rows)
     results_fs, results = storage.filesystem(ledger.results)
 
-    def on_cpu(data: Any, step: Step | None) -> Any:
-        if step is None:
-            return data
-        return data.map_batches(
-            _take, fn_args=(step, work.model), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
-        )
+    def on_cpu(data: Any, step: Callable[..., pa.Table], *arguments: Any) -> Any:
+        options = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+        return data.map_batches(step, fn_args=arguments, **options)
 
     try:
         data = ray.data.read_parquet([storage.filesystem(part)[1] for part in ledger.parts()], filesystem=rows_fs)
         # without the cut, whole files would travel as one block
-        data = on_cpu(data.repartition(target_num_rows_per_block=block), work.prepare)
+        data = data.repartition(target_num_rows_per_block=block)
+        data = on_cpu(data, _prepare, work) if work.prepare else data
         data = data.map_batches(
             EngineActor,
-            fn_constructor_args=(spec, work.generate, board),
+            fn_constructor_args=(spec, work, board),
             batch_size=batch,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
             num_cpus=resources.cpus_per_actor,
             num_gpus=gpus,
+            label_selector=resources.node_labels,
             runtime_env={"env_vars": actor_env(resources, gpus)},
         )
-        on_cpu(data, work.finish).write_parquet(results, filesystem=results_fs)
+        data = on_cpu(data, _finish, work, board) if work.finish else data
+        data.write_parquet(results, filesystem=results_fs)
     finally:
         context.checkpoint_config = None
 

@@ -24,12 +24,13 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
     ray_cluster.connect()
     resources: TrainResources = getattr(all_resources, name)
     data = job.load()  # before any worker starts: a mistake in the data is not worth a retry
-    on_gpu, workers = ray_cluster.has_gpus(), ray_cluster.num_workers(resources)
+    workers = ray_cluster.num_workers(name, all_resources)
+    on_gpu = ray_cluster.has_gpus(all_resources, resources.node_labels)
     zero.settings(job.spec, resources, job.accumulation(workers), on_gpu=on_gpu, own=job.deepspeed)
     zero.check_quantization(job.spec, on_gpu=on_gpu)
     tracker.check()
     least = min(resources.min_workers or workers, workers)
-    ray_cluster.require(least, resources.cpus_per_worker, int(on_gpu), f"resources.{name}", all_resources)
+    ray_cluster.require(name, least, resources.cpus_per_worker, int(on_gpu), all_resources)
     storage.make_folder(work)
     fs, path = storage.filesystem(work)
     with ray_cluster.progress(name, data.num_steps) as board:
@@ -41,6 +42,7 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
                 num_workers=workers if least == workers else (least, workers),
                 use_gpu=on_gpu,
                 resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if on_gpu else {})},
+                label_selector=resources.node_labels or None,
             ),
             run_config=RunConfig(
                 # a checkpoint of another stage, or of states on another device, cannot be converted
@@ -79,7 +81,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     def progress(record: dict[str, Any]) -> None:
         if leads:
-            board.at.remote(record["step"], loss=f"{record['loss']:.4f}", epoch=f"{record['epoch']:.1f}")
+            board.at.remote(record["step"], {"loss": (record["loss"], 1), "epoch": (record["epoch"], 1)})
             tracker.log(record)
 
     def start(resume: Path | None) -> None:

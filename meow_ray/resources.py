@@ -1,10 +1,25 @@
 """The sections of the configuration that say where and how fast, never what."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from meow_ray.sections import Section, field
+
+
+class NodeType(Section):
+    """Nodes that an autoscaling cluster adds on demand."""
+
+    cpus: float = field(1.0, "CPUs of such a node", "CPUs", gt=0)
+    gpus: int = field(0, "GPUs of such a node", "GPUs", ge=0)
+    max_nodes: int = field(1, "how many of them there may be", "nodes", gt=0)
+    labels: dict[str, str] = field({}, "their labels, as the cluster's configuration gives them")
+
+
+NODE_LABELS: dict[str, Any] = {
+    "default": {},
+    "description": "labels that a node must have to be used, such as {meow-group: training}; {}: any node",
+}
 
 
 class EngineResources(Section):
@@ -26,6 +41,7 @@ class EngineResources(Section):
         "auto", "tokenise and score in tasks of their own; auto: if the engine has GPUs, else they share its cores"
     )
     kv_cache_gib: float = field(1.0, "KV cache of vLLM on CPU", "GiB", gt=0)
+    node_labels: dict[str, str] = field(**NODE_LABELS)
     gpu_memory_utilization: float = field(0.9, "share of a GPU's memory that vLLM may take", gt=0, le=1)
 
     @property
@@ -59,6 +75,7 @@ class TrainResources(Section):
         None, "go on with as few when nodes are lost, back up when they return; null waits for all", "workers", gt=0
     )
     cpus_per_worker: float = field(1.0, "CPUs that Ray reserves for one worker", "CPUs", gt=0)
+    node_labels: dict[str, str] = field(**NODE_LABELS)
     micro_batch_size: int = field(4, "pairs in one forward pass of one worker", "pairs", gt=0)
     zero_stage: Literal[1, 2, 3] = field(2, "DeepSpeed ZeRO stage")
     packing: bool = field(True, "put the pairs of a forward pass into one row without padding")
@@ -81,7 +98,10 @@ class TrainResources(Section):
 class Resources(Section):
     """Hardware a stage may use; never changes a result beyond rounding."""
 
-    autoscaling: bool = field(False, "the cluster grows on demand: do not refuse what is not there yet")
+    autoscaling: tuple[NodeType, ...] = field(
+        (),
+        "nodes that the cluster may have if it grows: cpus, gpus, max_nodes and labels of each kind; (): those there",
+    )
     memorize: TrainResources = TrainResources()
     invert: InvertResources = InvertResources()
     memo: EngineResources = EngineResources(batch_size=16)

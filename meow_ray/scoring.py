@@ -112,6 +112,11 @@ class MemoSteps:
             generations=pa.array(generations, pa.int32()),
         )
 
+    def figures(self, batch: pa.Table) -> dict[str, tuple[float, int]]:
+        """Returns sum and number of MEMO of the true answers of a finished batch."""
+        found = [row[0]["memo"] for row in batch["scores"].to_pylist() if row[0]["memo"] is not None]
+        return {"memo": (sum(found), len(found))}
+
     def score(self, engine: Engine, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         """Takes question–answer pairs through the three steps in this process."""
         batch = pa.table(

@@ -1,7 +1,7 @@
 """The stages: each glues pure functions to the cluster and writes one artefact."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -108,15 +108,15 @@ def _invert(context: Context) -> dict[str, Any]:
         context.scratch, f"invert-{storage.json_digest(key | spec.spec() | {'on_shortfall': None})[:32]}"
     )
 
-    def ask(work: Callable[[Any, pa.Table], pa.Table], rows: Query, name: str) -> Query:
+    def ask(work: ray_data.Work, rows: Query, name: str) -> Query:
         place = storage.join(folder, name)
-        return ray_data.map_rows(rows, "fact_id", loader, ray_data.Work(work), place, "invert", config.resources)
+        return ray_data.map_rows(rows, "fact_id", loader, work, place, "invert", config.resources)
 
     rows = Query(_FACTS_TO_INVERT, {"facts": facts.source})
     style, tried = ("chat" if spec.engine == "openai" else spec.style), None
     if style == "auto":
         first = Query(f"SELECT * FROM ({rows.sql}) ORDER BY fact_id LIMIT {spec.probe_facts}", rows.sources)
-        probed = ask(partial(inverting.probe, spec=spec), first, "probe")
+        probed = ask(ray_data.Work(partial(inverting.probe, spec=spec)), first, "probe")
         sums = ", ".join(f"sum(least({name}, {spec.num_candidates}))::INT AS {name}" for name in ("chat", "prefill"))
         tried = Query(f"SELECT {sums} FROM ({probed.sql})", probed.sources).rows()[0]
         style = "prefill" if tried["prefill"] > tried["chat"] else "chat"
@@ -125,7 +125,8 @@ def _invert(context: Context) -> dict[str, Any]:
         judge = endpoint_spec(
             spec.judge_base_url, spec.judge_model, spec.judge_api_key_env, True, config.resources.invert
         )
-    found = ask(InvertSteps(spec, style, facts.source, judge), rows, "asked")
+    steps = InvertSteps(spec, style, facts.source, judge)
+    found = ask(ray_data.Work(steps, observe=steps.figures), rows, "asked")
     paths = {name: context.path(name) for name in (MAIN, REJECTS, SHORTFALL)}
     label = spec.model if spec.engine == "openai" else _label(model_ref(generator))
     summary = ray_cluster.call(candidates.write, found, spec.num_candidates, spec.on_shortfall, label, paths)
@@ -182,7 +183,7 @@ def _scored(context: Context, rows: Query, model: str) -> Query:
     config = context.config
     steps = MemoSteps(config.memo, config.target.template, config.target.system)
     engine = engine_spec(model_ref(context.inputs[model]), config.target, config.resources.memo)
-    work = ray_data.Work(steps.generate, steps.prepare, steps.finish, engine.model)
+    work = ray_data.Work(steps.generate, steps.prepare, steps.finish, engine.model, steps.figures)
     return ray_data.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
 
 
@@ -273,13 +274,14 @@ def _task_scores(context: Context, engine: EngineSpec, folder: str) -> list[dict
     """Returns what lm-evaluation-harness says of a model; kept in the folder of its work."""
     from meow_ray import ray_cluster
 
-    spec, resources, done = context.config.evaluate, context.config.resources.evaluate, storage.join(folder, "lm_eval")
+    spec, resources, done = context.config.evaluate, context.config.resources, storage.join(folder, "lm_eval")
     if not spec.lm_eval.tasks:
         return []
     if not storage.exists(done):
         arguments = (engine, spec.lm_eval, storage.display(context.inputs["task_folder"].uri) or None)
-        gpus = ray_cluster.gpus_per_actor(resources)
-        rows = ray_cluster.call(harness.run, *arguments, resources.batch_size, spec.seed, gpus=gpus)
+        own = resources.evaluate
+        gpus, labels = ray_cluster.gpus_per_actor("evaluate", resources), own.node_labels
+        rows = ray_cluster.call(harness.run, *arguments, own.batch_size, spec.seed, gpus=gpus, labels=labels)
         storage.write_json(done, rows)
     return list(storage.read_json(done))
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from meow_ray.stage import MAIN, Artifact, latest
 
 PROJECT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
 
 
 @dataclass

@@ -61,9 +61,11 @@ def another(annotation: Any, value: Any) -> Any:
     if isinstance(value, int):
         return value + 1
     if isinstance(value, dict):
-        return value | {"beta": 0.5}
+        return value | {"beta": "x" if get_args(annotation)[1:] == (str,) else 0.5}
     if isinstance(value, tuple):
         item = options[0]
+        if isinstance(item, type) and issubclass(item, Section):
+            return (*value, item())
         return (*value, get_args(item)[0] if get_origin(item) is Literal else "loop")
     return {str: "text", bool: True}.get(options[0], 7)
 

@@ -86,7 +86,12 @@ def test_equal_output_stops_the_change_from_going_further(world: World):
 
 @pytest.mark.parametrize(
     "override",
-    ["resources.memo.num_actors=4", "resources.train.num_workers=2", "resources.autoscaling=true", "memo.stride=9"],
+    [
+        "resources.memo.num_actors=4",
+        "resources.train.num_workers=2",
+        "resources.autoscaling=[{gpus: 8}]",
+        "memo.stride=9",
+    ],
 )
 def test_resources_and_other_sections_change_nothing(world: World, override: str):
     world.run()

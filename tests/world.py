@@ -55,7 +55,7 @@ class World:
         """Runs what is asked for; returns the names of the stages that were executed."""
         pipeline, before = self.pipeline(*overrides), len(self.ran)
         self.said: list[str] = []
-        pipeline.run(pipeline.selection(only, start, until), say=self.said.append, **options)
+        pipeline.run(pipeline.selection(only, start, until), say=lambda event: self.said.append(str(event)), **options)
         return self.ran[before:]
 
     def states(self, *overrides: str, **options: Any) -> dict[str, tuple[str, str]]:

@@ -76,6 +76,8 @@ class Engine(Protocol):
 
     tokenizer: Any
     max_model_len: int
+    generated: int
+    """Tokens generated so far."""
 
     def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
         """Continues each prompt under its own sampling; returns `n` completions a prompt, in order."""

@@ -20,7 +20,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM
 
-        self.torch = torch
+        self.torch, self.generated = torch, 0
         self.tokenizer = models.load_tokenizer(spec.model)
         self.max_model_len = models.context_length(spec.model, spec.max_model_len)
         dtype = models.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
@@ -50,6 +50,7 @@ class TransformersEngine:
                     rows, self._batch([prompts[i] for i in rows], sampling[rows[0]]), strict=True
                 ):
                     out[i] = completions
+        self.generated += sum(len(one.tokens) for completions in out for one in completions)
         return out
 
     def _batch(self, prompts: Sequence[Tokens], sampling: Sampling) -> list[list[Completion]]:

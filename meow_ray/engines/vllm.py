@@ -20,6 +20,7 @@ class VllmEngine:
         import torch
         import vllm
 
+        self.generated = 0
         self.on_gpu = torch.cuda.is_available()
         self.tokenizer = models.load_tokenizer(spec.model)
         self.max_model_len = models.context_length(spec.model, spec.max_model_len)
@@ -64,6 +65,7 @@ class VllmEngine:
             for s in sampling
         ]
         outputs = self.llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+        self.generated += sum(len(one.token_ids) for output in outputs for one in output.outputs)
         return [[self._completion(o, s) for o in output.outputs] for output, s in zip(outputs, sampling, strict=True)]
 
     def _completion(self, output: Any, sampling: Sampling) -> Completion:
