@@ -1,5 +1,6 @@
 """What surrounds a command: where the libraries' output goes, and what becomes of errors."""
 
+import errno
 import logging
 import os
 import sys
@@ -16,6 +17,9 @@ from meow_ray.errors import MeowError
 
 LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
 """Where the libraries' output of this process goes."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Causes that are the user's to mend even where the system does not say which file it was."""
 
 
 def main(app: typer.Typer, command: Callable[..., Any] | None = None) -> None:
@@ -52,7 +56,7 @@ def user_error(error: BaseException) -> MeowError | None:
         seen.add(id(item))
         if type(item) is MeowError:
             return item
-        if isinstance(item, OSError) and item.errno in storage.CAUSES:
+        if isinstance(item, OSError) and item.errno in storage.CAUSES and (item.filename or item.errno in FULL):
             return MeowError(f"{item.filename or 'storage'}: {storage.CAUSES[item.errno]}.")
         failures = getattr(item, "worker_failures", None)
         todo += [
