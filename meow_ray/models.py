@@ -1,6 +1,7 @@
 """From a model's name to a folder of safetensors on this node."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from inspect import signature
@@ -119,18 +120,22 @@ def merged(base: ModelRef, adapter: Path) -> Any:
 
 def _merged_once(adapter: Path, ref: ModelRef) -> Path:
     """Merges an adapter into its base in this machine's cache, once."""
-    target = storage.cache_home() / "models" / f"merged-{ref.digest[:32]}"
-    if target.exists():
-        return target
-    import torch
 
-    base = ModelRef(**json.loads((adapter / BASE).read_text()))
-    with storage.errors(str(target)), storage.atomic_folder(target) as part:
+    def merge(folder: Path) -> None:
+        import torch
+
+        base = ModelRef(**json.loads((adapter / BASE).read_text()))
         model = merged(replace(base, trust_remote_code=ref.trust_remote_code), adapter)
-        dtype = stored_dtype(base)
-        model.to(getattr(torch, dtype)).save_pretrained(part)
-        load_tokenizer(base).save_pretrained(part)
-    return target
+        model.to(getattr(torch, stored_dtype(base))).save_pretrained(folder)
+        load_tokenizer(base).save_pretrained(folder)
+
+    return _in_cache(f"merged-{ref.digest[:32]}", merge)
+
+
+def _in_cache(name: str, make: Callable[[Path], None]) -> Path:
+    target = storage.cache_home() / "models" / name
+    with storage.errors(str(target)):
+        return storage.made_once(target, make)
 
 
 def _check_folder(uri: str, model: str, key: str) -> None:
@@ -181,18 +186,17 @@ def _commit(model: str, revision: str | None, key: str) -> str:
 
 def _converted(uri: str, digest: str) -> Path:
     """Converts a GGUF file to a Hugging Face folder in float32, once."""
-    target = storage.cache_home() / "models" / f"{Path(uri).stem}-{digest[:12]}"
-    if target.exists():
-        return target
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = Path(uri)
-    with storage.errors(str(target)), storage.atomic_folder(target) as part:
+    def convert(folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        source = Path(uri)
         model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.save_pretrained(part)
-        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(part)
-    return target
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+
+    return _in_cache(f"{Path(uri).stem}-{digest[:12]}", convert)

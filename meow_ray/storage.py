@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from meow_ray.errors import MeowError
 
@@ -149,27 +150,23 @@ def local_copy(uri: str, key: str) -> Path:
     """Returns a local path with the content of a folder; remote ones are fetched once, under `key`."""
     if is_local(uri):
         return Path(absolute(uri))
-    target = cache_home() / "models" / key
-    if not target.exists():
-        with atomic_folder(target) as part:
-            copy_folder(uri, str(part))
-    return target
+    return made_once(cache_home() / "models" / key, lambda part: copy_folder(uri, str(part)))
 
 
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields a fresh folder that becomes `target` when the block ends; whoever comes first wins."""
+def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
+    """Returns a folder that `make` fills the first time it is asked for, whole or not at all; others wait meanwhile."""
+    if target.exists():
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield part
-        try:
-            part.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if not target.exists():
+            part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            try:
+                make(part)
+                part.rename(target)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return target
 
 
 def read_bytes(uri: str) -> bytes:

@@ -1,7 +1,9 @@
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -172,21 +174,37 @@ def test_folders_are_listed_made_copied_and_removed(tmp_path: Path):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
     target = tmp_path / "deep" / "model"
+    lock = "deep/.model.lock"
 
     def build(text: str, crash: bool) -> None:
-        with storage.atomic_folder(target) as part:
+        def make(part: Path) -> None:
             (part / "x").write_text(text)
-            assert crash or target.exists() == (text == "late")
+            assert not target.exists()
             if crash:
                 raise KeyboardInterrupt
 
+        assert storage.made_once(target, make) == target
+
     with pytest.raises(KeyboardInterrupt):
         build("crashed", crash=True)
-    assert names(tmp_path) == []
+    assert set(names(tmp_path)) <= {lock}
     build("first", crash=False)
     build("late", crash=False)
     assert (target / "x").read_text() == "first"
-    assert names(tmp_path) == ["deep/model/x"]
+    assert set(names(tmp_path)) <= {"deep/model/x", lock}
+
+
+def test_a_folder_that_several_ask_for_is_made_once(tmp_path: Path):
+    made = []
+
+    def make(part: Path) -> None:
+        made.append(part)
+        time.sleep(0.2)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(storage.made_once, tmp_path / "model", make) for _ in range(4)]
+        assert {one.result() for one in found} == {tmp_path / "model"}
+    assert len(made) == 1
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
