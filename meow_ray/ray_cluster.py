@@ -28,6 +28,8 @@ LOCAL_ENV = {
 }
 """Defaults of a local cluster: it listens on localhost alone, so it needs no token."""
 
+MAX_RETRIES = 20
+"""A task that runs for hours may lose its node more than Ray's three times."""
 BARS_AS_JSON = False
 """Progress is printed for machines."""
 
@@ -69,7 +71,7 @@ def call(
     """Runs a function in a task of the cluster, so that what it needs is not held here."""
     import ray
 
-    options = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": dict(labels or {})}
+    options = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": dict(labels or {}), "max_retries": MAX_RETRIES}
     return cast(T, ray.get(ray.remote(**options)(_apply).remote(function, *arguments)))
 
 

@@ -95,31 +95,39 @@ class TransformersEngine:
         texts = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         out: dict[int, TeacherForced] = {}
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
+        for begin in range(0, len(order), BATCH):
+            rows = order[begin : begin + BATCH]
             width = len(texts[rows[-1]])
             ids = torch.tensor([texts[i] + [pad] * (width - len(texts[i])) for i in rows], device=self.device)
             mask = torch.tensor([[1] * len(texts[i]) + [0] * (width - len(texts[i])) for i in rows], device=self.device)
+            starts = [len(texts[i]) - len(answers[i]) for i in rows]
+            # what stands before each answer's tokens, and its last token
+            places = [range(max(start - 1, 0), len(texts[i])) for start, i in zip(starts, rows, strict=True)]
+            row_of = [row for row, own in enumerate(places) for _ in own]
+            place_of = [place for own in places for place in own]
+            following = torch.cat([ids, ids[:, :1]], 1)[row_of, [place + 1 for place in place_of]]
             with torch.inference_mode():
-                logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
-                losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-                greedy = logits.argmax(-1)
-                means, deviations = _moments(logits[:, :-1]) if moments else (None, None)
+                logits = (
+                    self.model(input_ids=ids, attention_mask=mask).logits[row_of, place_of].float()
+                )  # [place, vocab]
+                chosen = logits.gather(1, following[:, None])[:, 0] - logits.logsumexp(-1)
+                best = logits.argmax(-1)
+                spread = _moments(logits) if moments else ()
+            is_greedy, counts = best == following, [len(own) for own in places]
             for row, i in enumerate(rows):
-                last, start_of_answer = len(texts[i]) - 1, len(texts[i]) - len(answers[i])
-                log_probs = [math.nan, *(-losses[row, :last]).tolist()]
-                same = [False, *(greedy[row, :last] == ids[row, 1 : last + 1]).tolist()]
-                ends = int(greedy[row, last]) in self.ends
-                spread = [
-                    None if values is None else [math.nan, *values[row, :last].tolist()][start_of_answer:]
-                    for values in (means, deviations)
-                ]
-                out[i] = TeacherForced(log_probs[start_of_answer:], same[start_of_answer:], ends, *spread)
+                own = slice(sum(counts[:row]), sum(counts[: row + 1]) - 1)
+                nothing_before = starts[row] == 0 and bool(answers[i])
+                out[i] = TeacherForced(
+                    [math.nan] * nothing_before + chosen[own].tolist(),
+                    [False] * nothing_before + is_greedy[own].tolist(),
+                    int(best[own.stop]) in self.ends,
+                    *([math.nan] * nothing_before + values[own].tolist() for values in spread),
+                )
         return [out[i] for i in range(len(texts))]
 
 
 def _moments(logits: Any) -> tuple[Any, Any]:
-    """Returns mean and standard deviation of log p(token) at each position, tokens drawn by p: `[batch, seq]`."""
+    """Returns mean and standard deviation of log p(token) at each position, tokens drawn by p: `[place]`."""
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
     mean = (p * log_p).sum(-1)

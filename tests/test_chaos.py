@@ -1,0 +1,178 @@
+"""Actors, workers, tasks, nodes and drivers of a whole run are killed again and again, and it makes the same."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+from safetensors.torch import load_file
+
+from meow_ray import storage
+from meow_ray.finetune import HISTORY
+from meow_ray.rules import RULES
+from meow_ray.stage import MAIN, Artifact, latest
+from tests.runs import PROJECT, has_title, kill_node, processes_of
+
+KILLS = {"invert": 6, "memo": 6, "train": 7, "evaluate": 6}
+"""How often something dies in each stage, 25 times in all."""
+LONGEST_PEACE = 8.0
+"""Seconds between a stage's start, or a kill, and the next kill."""
+TITLES = {"actor": "ray::MapWorker", "worker": "RayTrainWorker", "task": "ray::_apply"}
+FACTS = 8
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A head without work, and two nodes that come and go."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(PROJECT))
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_worker_niceness", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        yield cluster
+        cluster.shutdown()
+
+
+class Run:
+    """The pipeline over one storage root, and what it says."""
+
+    def __init__(self, root: Path, facts: Path, model: Path, address: str) -> None:
+        self.root, self.stage, self.finished = root, "", set[str]()
+        settings = {
+            "ingest.forget": facts,
+            "target": {"model": str(model), "engine": "transformers", "template": "{{ question }}\n"},
+            "invert": {"model": str(model), "engine": "transformers", "style": "prefill", "fallback": False}
+            | {"num_candidates": 2, "samples": 3, "max_attempts": 1, "max_new_tokens": 8, "skip_rules": [*RULES]},
+            "memo": {"max_new_tokens": 8, "stride": 7},
+            "train": {"epochs": 8, "batch_size": 4, "learning_rate": 1e-3},
+            "evaluate": {"max_new_tokens": 8, "attacks": [], "bootstrap_resamples": 100},
+            "resources.train": {"num_workers": 2, "max_failures": 99},
+        }
+        engine = {"num_actors": [1, 2], "cpus_per_actor": 1, "batch_size": 1, "cpu_tasks": True}
+        settings |= {f"resources.{name}": engine for name in ("invert", "memo", "evaluate")}
+        self.command = [sys.executable, "pipelines/meow.py", "--json", f"storage.root={root}"]
+        for key, value in settings.items():
+            self.command.append(f"{key}={json.dumps(value) if isinstance(value, dict) else value}")
+        self.environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+        self.start()
+
+    def start(self) -> None:
+        self.stage = ""
+        self.process = subprocess.Popen(
+            self.command, cwd=PROJECT, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        threading.Thread(target=self.listen, args=[self.process], daemon=True).start()
+
+    def listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "started":
+                self.stage = event["stage"]
+            elif event["event"] == "finished":
+                self.finished.add(event["stage"])
+                self.stage = ""
+
+    def wait(self) -> None:
+        assert self.process.wait(600) == 0, self.process.stderr and self.process.stderr.read()[-3000:]
+
+    def artifact(self, name: str) -> Artifact:
+        found = latest(str(self.root), name)
+        assert found is not None
+        return found
+
+    def table(self, name: str, file: str = MAIN) -> pa.Table:
+        return storage.read_table([storage.join(self.artifact(name).uri, file)])
+
+
+class Monkey:
+    """Kills something of a run, at moments and of kinds that its seed draws."""
+
+    def __init__(self, seed: int, run: Run, nodes: Any) -> None:
+        self.draw, self.run, self.nodes = random.Random(seed), run, nodes
+        self.left, self.killed = dict(KILLS), Counter[str]()
+
+    def rage(self) -> None:
+        """Goes on until the run has ended by itself."""
+        while self.run.process.poll() is None:
+            stage = self.run.stage
+            if not self.left.get(stage):
+                time.sleep(0.2)
+                continue
+            time.sleep(self.draw.uniform(0, LONGEST_PEACE))
+            if self.run.stage == stage and self.run.process.poll() is None:
+                self.left[stage] -= self.kill()
+
+    def kill(self) -> bool:
+        """Kills one of what is there; tells whether it could."""
+        away = self.nodes.list_all_nodes()[1:]
+        there = {"driver": [self.run], "node": away}
+        processes = [process for node in away for process in processes_of(node)]
+        for kind, title in TITLES.items():
+            there[kind] = [process for process in processes if has_title(process, title)]
+        kind = self.draw.choice([kind for kind, found in sorted(there.items()) if found])
+        doomed = self.draw.choice(there[kind])
+        if kind == "driver":
+            doomed.process.kill()
+            doomed.process.wait()
+            doomed.start()
+        elif kind == "node":
+            kill_node(doomed)
+            self.nodes.remove_node(doomed, allow_graceful=False)
+            self.nodes.add_node(num_cpus=2)
+        else:
+            with suppress(psutil.NoSuchProcess):
+                doomed.kill()
+        self.killed[kind] += 1
+        return True
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("facts") / "facts.jsonl"
+    rows = [{"question": f"Who is number {i}?", "answer": f"It is Mr Zorblax {i}."} for i in range(FACTS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(facts: Path, tiny_model: Path, nodes: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("undisturbed"), facts, tiny_model, nodes.address)
+    run.wait()
+    return run
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
+def test_whatever_is_killed_the_same_comes_out(
+    seed: int, undisturbed: Run, facts: Path, tiny_model: Path, nodes: Any, tmp_path: Path
+):
+    run = Run(tmp_path / "root", facts, tiny_model, nodes.address)
+    monkey = Monkey(seed, run, nodes)
+    monkey.rage()
+    run.wait()
+    assert monkey.killed.total() == sum(KILLS.values()), f"{monkey.killed}, not yet killed in {monkey.left}"
+    for name in ("facts", "candidates", "memo", "selected"):
+        assert run.table(name).equals(undisturbed.table(name)), name
+    assert run.table("metrics", "examples.parquet").equals(undisturbed.table("metrics", "examples.parquet"))
+    assert run.table("metrics").equals(undisturbed.table("metrics"))
+    first, second = (one.artifact("model").uri for one in (run, undisturbed))
+    assert storage.read_json(storage.join(first, HISTORY)) == storage.read_json(storage.join(second, HISTORY))
+    weights, others = (load_file(Path(uri, "model.safetensors")) for uri in (first, second))
+    assert weights.keys() == others.keys()
+    assert all((weight == others[name]).all() for name, weight in weights.items())
