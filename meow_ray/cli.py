@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from meow_ray import compare, plan, program, ray_cluster, rounds, schema, show, storage, tofu
+from meow_ray import compare, plan, program, ray_cluster, rounds, schema, show, storage, tofu, workload
 from meow_ray.config_files import explain, load_config
 from meow_ray.errors import MeowError
 from meow_ray.pipeline import Event, Pipeline
@@ -186,16 +186,28 @@ def plan_training(
             help="GPUs, a ZeRO worker on each; default resources.train.num_workers, or those here.", show_default=False
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
+    facts: Annotated[
+        int | None, typer.Option(help="Facts to forget, all like those of ingest.forget.", min=1, show_default=False)
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="JSON file of throughputs, as --probe --json prints them.", show_default=False)
+    ] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Measure throughputs on this cluster first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")] = False,
 ) -> None:
-    """Estimates the memory that training takes, by LoRA and ZeRO stage, and says what fits; loads no weights."""
+    """Estimates what training takes in memory, and with facts what each stage has to do, takes in time and leaves."""
     settings = load_config(config, overrides or [])
+    if probe and rates:
+        raise MeowError("--probe measures what --rates gives: take one of them.")
     with program.libraries_to_log(), redirect_stdout(sys.stderr):
-        found = plan.plan(settings, *plan.hardware(settings, gpus, gpu_memory))
+        memory = plan.plan(settings, *plan.hardware(settings, gpus, gpu_memory))
+        found = workload.plan(settings, facts, rates, gpus or 0, probe) if settings.ingest.forget else None
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
-    else:
-        show.show_plan(_console(), found)
+        print(json.dumps(asdict(memory) | {"run": found.as_row() if found else None}, indent=2))
+        return
+    show.show_plan(_console(), memory)
+    if found:
+        show.show_work(_console(), found)
 
 
 @app.command("tofu")

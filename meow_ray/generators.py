@@ -55,7 +55,7 @@ class LocalSpec:
 class LocalGenerator:
     """Asks through the model's chat template, or in plain lines if it has none."""
 
-    styles = ("chat", "prefill")
+    styles: tuple[str, ...] = ("chat", "prefill")
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,11 +68,13 @@ def call(
     cpus: float = 1,
     gpus: float = 0,
     labels: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> T:
     """Runs a function in a task of the cluster, so that what it needs is not held here."""
     import ray
 
-    options = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": dict(labels or {}), "max_retries": MAX_RETRIES}
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": dict(labels or {})}
+    options |= {"max_retries": MAX_RETRIES, "runtime_env": {"env_vars": dict(env or {})}}
     return cast(T, ray.get(ray.remote(**options)(_apply).remote(function, *arguments)))
 
 
@@ -228,6 +231,7 @@ class _Board:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
         self.gauges: dict[str, Any] = {}
+        self.times: list[tuple[float, int]] = []
 
     def add(self, rows: int, figures: Figures) -> None:
         self.count += rows
@@ -247,7 +251,15 @@ class _Board:
             name: value / (self.counts[name] or 1) for name, value in self.sums.items() if self.counts[name] or value
         }
 
+    def pace(self) -> float | None:
+        """Returns the seconds that a row took, from the first report to the last; None if there is no second one."""
+        if len(self.times) < 2 or self.times[0][1] == self.times[-1][1]:
+            return None
+        (began, first), (ended, last) = self.times[0], self.times[-1]
+        return (ended - began) / (last - first)
+
     def _export(self) -> None:
+        self.times = [*self.times[:1], (time.monotonic(), self.count)]
         from ray.util.metrics import Gauge
 
         count, figures = self.read()

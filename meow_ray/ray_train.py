@@ -18,6 +18,7 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
     Checkpoints live below `work`: the same folder resumes where a killed run stopped, with another number of workers
     too, and a worker that dies is replaced and goes on from the last of them.
     """
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -55,6 +56,7 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
             ),
         )
         trainer.fit()
+        pace = ray.get(board.pace.remote())
     history = storage.read_json(storage.join(job.out, finetune.HISTORY))
     return {
         "pairs": sum(len(item) for item in data.items) + len(data.retain),
@@ -65,6 +67,7 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
         "first_loss": history[0]["loss"],
         "last_loss": history[-1]["loss"],
         "tokens": sum(record["tokens"] for record in history),
+        "seconds_per_step": pace,
     }
 
 

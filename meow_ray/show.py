@@ -1,5 +1,6 @@
 """What `meow` prints as tables: ids and figures, and the text of facts only when asked for."""
 
+from itertools import zip_longest
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from meow_ray.inversion import OTHER_RULES
 from meow_ray.rules import RULES
 from meow_ray.schema import MODELS
 from meow_ray.stage import REJECTS, Artifact, State
+from meow_ray.workload import RunPlan
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -136,6 +138,26 @@ def show_plan(console: Console, found: plan.Plan) -> None:
     )
     console.print(table)
     console.print(found.least)
+
+
+def show_work(console: Console, found: RunPlan) -> None:
+    """Prints what each stage has to do, and with rates how long it takes."""
+    names = ["stage", "continuations", "tokens read", "generated, at most", "trained", "storage, GiB"]
+    table = Table(*names, *(["units", "hours", "GPU hours"] if found.estimates else []), box=None, header_style="bold")
+    for work, times in zip_longest(found.works, found.estimates):
+        cells = [f"{count:,.0f}" for count in (work.requests, work.read, work.generated, work.trained)]
+        cells.append(f"{work.storage / plan.GIB:.2f}")
+        if times:
+            cells += [str(times.units), f"{times.seconds / 3600:.2f}", f"{times.gpu_hours:.2f}"]
+        table.add_row(work.stage, *cells)
+    forget, retain = found.facts["forget"], found.facts["retain"]
+    console.print(f"A run on {forget:,} facts to forget and {retain:,} to retain:")
+    console.print(table)
+    if found.estimates:
+        seconds, gpu_hours = (sum(getattr(e, name) for e in found.estimates) for name in ("seconds", "gpu_hours"))
+        console.print(f"In all {seconds / 3600:.2f} hours, one stage after the other, and {gpu_hours:.2f} GPU hours.")
+    else:
+        console.print("For times, measure here with --probe, or give --rates FILE.")
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------

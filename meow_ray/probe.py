@@ -1,0 +1,104 @@
+"""Short measurements on the cluster itself, for `meow plan --probe`."""
+
+from collections.abc import Sequence
+from time import perf_counter
+from uuid import uuid4
+
+import pyarrow as pa
+
+from meow_ray import batches, objectives, ray_cluster, ray_data, ray_train, storage
+from meow_ray.config import Config
+from meow_ray.engines import EngineSpec, Sampling
+from meow_ray.finetune import Job
+from meow_ray.prompts import Prompter
+from meow_ray.tracking import TrackerSpec
+from meow_ray.workload import EngineRates, Given, Rates, TrainingRates
+
+STEPS = 4
+"""Optimiser steps of the probe."""
+NEW_TOKENS = 32
+
+
+def rates(config: Config, generator: EngineSpec, target: EngineSpec, given: Given) -> Rates:
+    """Loads each engine once and trains a few steps; needs about the time of starting three stages."""
+    ray_cluster.connect()
+    return Rates(
+        generator=engine_rates(config, "invert", generator, given),
+        target=engine_rates(config, "memo", target, given),
+        training=training_rates(config, target, given),
+    )
+
+
+def engine_rates(config: Config, stage: str, spec: EngineSpec, given: Given) -> EngineRates:
+    """Measures one engine of a stage with a full batch of the facts' prompts."""
+    own, prompter = (
+        getattr(config.resources, stage),
+        Prompter(given.tokenizer, config.target.template, config.target.system),
+    )
+    rows = [row for row in given.facts.to_pylist() if row["split"] == "forget"]
+    rows = [rows[i % len(rows)] for i in range(own.batch_size)]
+    prompts = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
+    answers = [prompter.encode_answer(row["answer"]) for row in rows]
+    gpus = ray_cluster.gpus_per_actor(stage, config.resources)
+    began = perf_counter()
+    generated, generating, reading = ray_cluster.call(
+        _use,
+        spec,
+        prompts,
+        answers,
+        cpus=own.cpus_per_actor,
+        gpus=gpus,
+        labels=own.node_labels,
+        env=ray_data.actor_env(own, gpus),
+    )
+    start = perf_counter() - began - generating - reading
+    read = sum(map(len, [*prompts, *answers])) / reading
+    return EngineRates(
+        start=start, read=read, generate=generated / max(1e-3, generating - sum(map(len, prompts)) / read)
+    )
+
+
+def _use(spec: EngineSpec, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> tuple[int, float, float]:
+    engine = spec.load()
+    engine.generate(prompts[:2], [Sampling(2)] * 2)
+    before, began = engine.generated, perf_counter()
+    engine.generate(prompts, [Sampling(NEW_TOKENS)] * len(prompts))
+    between, generated = perf_counter(), engine.generated - before
+    engine.teacher_force(prompts, answers)
+    return generated, between - began, perf_counter() - between
+
+
+def training_rates(config: Config, target: EngineSpec, given: Given) -> TrainingRates:
+    """Trains the target on sampled facts for a few steps, in a folder that is removed."""
+    folder = storage.join(storage.absolute(config.storage.root), "work", f"probe-{uuid4().hex[:8]}")
+    count = config.train.batch_size * STEPS
+    rows = [row for row in given.facts.to_pylist() if row["split"] == "forget"]
+    facts = pa.Table.from_pylist([rows[i % len(rows)] | {"rank": i // len(rows)} for i in range(count)])
+    spec = config.train.model_copy(update={"epochs": 1, "num_batch": None})
+    path, prompter = (
+        storage.join(folder, "pairs.parquet"),
+        Prompter(given.tokenizer, config.target.template, config.target.system),
+    )
+    storage.write_table(batches.pairs_of(("inverted",), None, facts), path)
+    tokens = sum(len(prompter.encode_pair(row["question"], row["answer"])[0]) for row in facts.to_pylist())
+    job = Job(
+        model=target.model,
+        pairs=path,
+        template=config.target.template,
+        system=config.target.system,
+        spec=spec,
+        objective=objectives.MEMORIZE,
+        resources=config.resources.train,
+        out=storage.join(folder, "model"),
+    )
+    tracker = TrackerSpec(config.tracking, "probe", storage.join(folder, "tensorboard"), {})
+    try:
+        began = perf_counter()
+        done = ray_train.fit(job, folder, "train", config.resources, tracker)
+        seconds = perf_counter() - began
+    finally:
+        storage.remove(folder)
+    return TrainingRates(
+        start=seconds - done["steps"] * done["seconds_per_step"],
+        train=tokens / done["steps"] / done["seconds_per_step"] / done["workers"],
+    )
