@@ -144,7 +144,7 @@ def look(config: Config, target: ModelRef, method: Method, count: int | None) ->
         raise MeowError("`ingest.forget`: no row is left to forget.")
     counts = {name: part.num_rows for name, part in splits.items()}
     every = {name: range(0, rows, max(1, rows // SAMPLE)) for name, rows in counts.items()}
-    sample = pa.concat_tables([part.take(list(every[name])) for name, part in splits.items()])
+    sample = pa.concat_tables([part.take(pa.array(every[name], pa.int64())) for name, part in splits.items()])
     counts |= {"forget": count} if count else {}
     return Given(sample, counts, sets, models.load_tokenizer(target), method.weights, method.trainable)
 

@@ -85,6 +85,12 @@ def test_both_models_answer_every_example(overrides: list[str]):
     assert found.storage > without_attacks.storage > 0
 
 
+def test_there_may_be_nothing_to_retain(overrides: list[str]):
+    found = planned([one for one in overrides if not one.startswith("ingest.retain")])
+    assert found.facts == {"forget": 4, "retain": 0}
+    assert work(found, "evaluate").requests > 0
+
+
 def test_more_facts_are_so_many_times_the_work(overrides: list[str]):
     few, many = planned(overrides), planned(overrides, count=4000)
     assert many.facts == {"forget": 4000, "retain": 2}
