@@ -39,8 +39,14 @@ class CountingEngine:
         time.sleep(0.3)  # a stage long enough to be disturbed
         return out
 
-    def teacher_force(self, prompts: Sequence[Any], answers: Sequence[Any]) -> list[TeacherForced]:
-        return self.inner.teacher_force(prompts, answers)
+    @property
+    def generated(self) -> int:
+        return self.inner.generated
+
+    def teacher_force(
+        self, prompts: Sequence[Any], answers: Sequence[Any], moments: bool = False
+    ) -> list[TeacherForced]:
+        return self.inner.teacher_force(prompts, answers, moments)
 
 
 def _counting(*arguments: Any) -> CountingSpec:

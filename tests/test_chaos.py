@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from meow_ray import storage
 from meow_ray.finetune import HISTORY
 from meow_ray.rules import RULES
 from meow_ray.stage import MAIN, Artifact, latest
+from tests import counting
 from tests.runs import PROJECT, has_title, kill_node, processes_of
 
-KILLS = {"invert": 6, "memo": 6, "train": 7, "evaluate": 6}
-"""How often something dies in each stage, 25 times in all."""
+KILLS = {"invert": 7, "memo": 7, "train": 7, "evaluate": 7}
+"""How often something dies in each stage; what a stage escapes, the next one gets."""
+ENOUGH = 25
 LONGEST_PEACE = 8.0
 """Seconds between a stage's start, or a kill, and the next kill."""
 TITLES = {"actor": "ray::MapWorker", "worker": "RayTrainWorker", "task": "ray::_apply"}
-FACTS = 8
+FACTS = 16
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +68,17 @@ class Run:
         }
         engine = {"num_actors": [1, 2], "cpus_per_actor": 1, "batch_size": 1, "cpu_tasks": True}
         settings |= {f"resources.{name}": engine for name in ("invert", "memo", "evaluate")}
-        self.command = [sys.executable, "pipelines/meow.py", "--json", f"storage.root={root}"]
+        # with an engine that takes its time
+        self.command = [sys.executable, "-m", "tests.counting", "run", "--json", f"storage.root={root}"]
         for key, value in settings.items():
             self.command.append(f"{key}={json.dumps(value) if isinstance(value, dict) else value}")
-        self.environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+        root.mkdir(parents=True, exist_ok=True)
+        self.environment = os.environ | {
+            "RAY_ADDRESS": address,
+            "RAY_AUTH_MODE": "disabled",
+            "PYTHONPATH": str(PROJECT),
+        }
+        self.environment[counting.LOG] = str(root / "prompts.log")
         self.start()
 
     def start(self) -> None:
@@ -109,8 +119,13 @@ class Monkey:
 
     def rage(self) -> None:
         """Goes on until the run has ended by itself."""
+        order = list(KILLS)
         while self.run.process.poll() is None:
             stage = self.run.stage
+            for before, after in pairwise(order):
+                if before in self.run.finished:
+                    self.left[after] += self.left[before]
+                    self.left[before] = 0
             if not self.left.get(stage):
                 time.sleep(0.2)
                 continue
@@ -130,6 +145,7 @@ class Monkey:
         if kind == "driver":
             doomed.process.kill()
             doomed.process.wait()
+            time.sleep(2)  # what the driver had started ends with it
             doomed.start()
         elif kind == "node":
             kill_node(doomed)
@@ -167,7 +183,7 @@ def test_whatever_is_killed_the_same_comes_out(
     monkey = Monkey(seed, run, nodes)
     monkey.rage()
     run.wait()
-    assert monkey.killed.total() == sum(KILLS.values()), f"{monkey.killed}, not yet killed in {monkey.left}"
+    assert monkey.killed.total() >= ENOUGH, monkey.killed
     for name in ("facts", "candidates", "memo", "selected"):
         assert run.table(name).equals(undisturbed.table(name)), name
     assert run.table("metrics", "examples.parquet").equals(undisturbed.table("metrics", "examples.parquet"))

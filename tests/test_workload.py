@@ -155,6 +155,15 @@ def test_the_command_prints_work_and_with_rates_times(overrides: list[str], tmp_
     assert all(stage["gpu_hours"] == pytest.approx(stage["seconds"] * 8 / 3600) for stage in stages)
 
 
+@pytest.mark.slow
+def test_a_probe_measures_where_it_is(overrides: list[str]):
+    more = ("target.engine=transformers", "invert.engine=transformers", "train.batch_size=4")
+    found = planned(overrides, *more, measure=True)
+    assert found.rates is not None
+    assert min(found.rates.generator.generate, found.rates.target.read, found.rates.training.train) > 0
+    assert [stage.work.stage for stage in found.estimates] == ["invert", "memo", "train", "evaluate"]
+
+
 def test_a_tally_answers_nothing(tiny_tokenizer: Any):
     from meow_ray.engines import Sampling
 
