@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -33,22 +32,6 @@ LONGEST_PEACE = 8.0
 """Seconds between a stage's start, or a kill, and the next kill."""
 TITLES = {"actor": "ray::MapWorker", "worker": "RayTrainWorker", "task": "ray::_apply"}
 FACTS = 16
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """A head without work, and two nodes that come and go."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(PROJECT))
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_worker_niceness", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        for _ in range(2):
-            cluster.add_node(num_cpus=2)
-        yield cluster
-        cluster.shutdown()
 
 
 class Run:
@@ -167,8 +150,8 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(facts: Path, tiny_model: Path, nodes: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(tmp_path_factory.mktemp("undisturbed"), facts, tiny_model, nodes.address)
+def undisturbed(facts: Path, tiny_model: Path, cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("undisturbed"), facts, tiny_model, cluster.address)
     run.wait()
     return run
 
@@ -177,10 +160,10 @@ def undisturbed(facts: Path, tiny_model: Path, nodes: Any, tmp_path_factory: pyt
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(10))
 def test_whatever_is_killed_the_same_comes_out(
-    seed: int, undisturbed: Run, facts: Path, tiny_model: Path, nodes: Any, tmp_path: Path
+    seed: int, undisturbed: Run, facts: Path, tiny_model: Path, cluster: Any, tmp_path: Path
 ):
-    run = Run(tmp_path / "root", facts, tiny_model, nodes.address)
-    monkey = Monkey(seed, run, nodes)
+    run = Run(tmp_path / "root", facts, tiny_model, cluster.address)
+    monkey = Monkey(seed, run, cluster)
     monkey.rage()
     run.wait()
     assert monkey.killed.total() >= ENOUGH, monkey.killed
