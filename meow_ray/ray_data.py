@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,13 +114,18 @@ class _Ledger:
         return int(Query(f"SELECT count(*) AS n FROM ({finished.sql})", finished.sources).rows()[0]["n"])
 
 
+def _end_soon(seconds: int = 5) -> None:
+    """Ends this process by a signal: threads of compute libraries can keep it alive after Ray has left it."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
+
+
 class EngineActor:
     """Loads an engine once and sends batches through it."""
 
     def __init__(self, spec: Loader, work: Work, board: Any) -> None:
         self.engine, self.work, self.board = spec.load(), work, board
-        # threads of compute libraries can keep a process from ending after Ray has left it
-        atexit.register(os._exit, 0)
+        atexit.register(_end_soon)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Processes one batch; leaves the process if the engine has died, so that Ray starts a new one."""

@@ -196,6 +196,7 @@ def test_a_submitted_job_runs_the_pipeline_on_object_storage(submitted: Submitte
     assert submitted.returncode == 0, submitted.out[-8000:]
     assert "succeeded" in submitted.out
     assert "states_inverted" in submitted.out
+    assert "unexpected system error" not in submitted.out
     metrics = latest(s3("demo"), "metrics")
     assert metrics is not None
     table = storage.read_table([storage.join(metrics.uri, MAIN)])
