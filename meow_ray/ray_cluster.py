@@ -198,12 +198,12 @@ def _bar(stage: str, total: int) -> Any:
 class _Lines(tqdm):  # type: ignore[misc]
     """Gives a log one line after the other, where a terminal gets its last line anew."""
 
-    last = ""
+    shown = 0
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if self.n and (line := self.line()) != self.last:
-            print(line, flush=True)
-            self.last = line
+        if self.n != self.shown:
+            print(self.line(), flush=True)
+            self.shown = self.n
 
     def line(self) -> str:
         return str(self).rstrip()

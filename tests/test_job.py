@@ -150,14 +150,13 @@ def demo(tiny_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFactory) ->
         f"storage.root={s3('demo')}",
         f"ingest.forget={folder}/forget.jsonl",
         f"ingest.retain={folder}/retain.jsonl",
-        f"memorize.model={tiny_model}",
-        f"memorize.data=[{folder}/forget.jsonl]",
-        "memorize.epochs=1",
+        "memorize=null",
+        f"target.model={tiny_model}",
         "train.epochs=1",
         "target.engine=transformers",
         "memo.max_new_tokens=4",
         "evaluate.max_new_tokens=4",
-        "evaluate.attacks=[affirmative]",
+        "evaluate.attacks=[]",
     ]
 
 
@@ -246,9 +245,8 @@ def test_without_the_token_nothing_is_submitted(cluster: Cluster, checkout: Path
     assert refused.value.code in (401, 403)
 
 
-def test_a_failing_pipeline_fails_the_job(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
-    arguments = ("--config=pipelines/configs/demo.yaml", "--until=ingest", "memorize.data=[missing.jsonl]")
-    done = submit(cluster, checkout, "meow.py", *arguments, f"storage.root={tmp_path}/root")
+def test_a_failing_pipeline_fails_the_job(cluster: Cluster, checkout: Path, demo: list[str]) -> None:
+    done = submit(cluster, checkout, "meow.py", *demo, "--until=ingest", "ingest.forget=missing.jsonl")
     assert done.returncode != 0
     assert "missing.jsonl" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout
