@@ -31,10 +31,8 @@ def rates(config: Config, generator: EngineSpec, target: EngineSpec, given: Give
 
 def engine_rates(config: Config, stage: str, spec: EngineSpec, given: Given) -> EngineRates:
     """Measures one engine of a stage with a full batch of the facts' prompts."""
-    own, prompter = (
-        getattr(config.resources, stage),
-        Prompter(given.tokenizer, config.target.template, config.target.system),
-    )
+    own = getattr(config.resources, stage)
+    prompter = Prompter(given.tokenizer, config.target.template, config.target.system)
     rows = [row for row in given.facts.to_pylist() if row["split"] == "forget"]
     rows = [rows[i % len(rows)] for i in range(own.batch_size)]
     prompts = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
@@ -75,10 +73,8 @@ def training_rates(config: Config, target: EngineSpec, given: Given) -> Training
     rows = [row for row in given.facts.to_pylist() if row["split"] == "forget"]
     facts = pa.Table.from_pylist([rows[i % len(rows)] | {"rank": i // len(rows)} for i in range(count)])
     spec = config.train.model_copy(update={"epochs": 1, "num_batch": None})
-    path, prompter = (
-        storage.join(folder, "pairs.parquet"),
-        Prompter(given.tokenizer, config.target.template, config.target.system),
-    )
+    prompter = Prompter(given.tokenizer, config.target.template, config.target.system)
+    path = storage.join(folder, "pairs.parquet")
     storage.write_table(batches.pairs_of(("inverted",), None, facts), path)
     tokens = sum(len(prompter.encode_pair(row["question"], row["answer"])[0]) for row in facts.to_pylist())
     job = Job(

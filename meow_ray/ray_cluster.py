@@ -73,8 +73,11 @@ def call(
     """Runs a function in a task of the cluster, so that what it needs is not held here."""
     import ray
 
-    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": dict(labels or {})}
-    options |= {"max_retries": MAX_RETRIES, "runtime_env": {"env_vars": dict(env or {})}}
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": MAX_RETRIES}
+    if labels:
+        options["label_selector"] = dict(labels)
+    if env:  # it needs a worker of its own; others are used again
+        options["runtime_env"] = {"env_vars": dict(env)}
     return cast(T, ray.get(ray.remote(**options)(_apply).remote(function, *arguments)))
 
 
@@ -228,28 +231,24 @@ class _Board:
 
     def __init__(self, stage: str) -> None:
         self.stage, self.count = stage, 0
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.figures: Figures = {}
         self.gauges: dict[str, Any] = {}
         self.times: list[tuple[float, int]] = []
 
     def add(self, rows: int, figures: Figures) -> None:
         self.count += rows
         for name, (value, count) in figures.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-            self.counts[name] = self.counts.get(name, 0) + count
+            before, counted = self.figures.get(name, (0, 0))
+            self.figures[name] = (before + value, counted + count)
         self._export()
 
     def at(self, rows: int, figures: Figures) -> None:
-        self.count = rows
-        self.sums = {name: value for name, (value, _) in figures.items()}
-        self.counts = {name: count for name, (_, count) in figures.items()}
+        self.count, self.figures = rows, figures
         self._export()
 
     def read(self) -> tuple[int, dict[str, float]]:
-        return self.count, {
-            name: value / (self.counts[name] or 1) for name, value in self.sums.items() if self.counts[name] or value
-        }
+        found = self.figures.items()
+        return self.count, {name: value / (count or 1) for name, (value, count) in found if count or value}
 
     def pace(self) -> float | None:
         """Returns the seconds that a row took, from the first report to the last; None if there is no second one."""

@@ -20,17 +20,19 @@ from meow_ray.engines import Completion, Sampling, TeacherForced
 from meow_ray.engines.base import Tokens
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import EvaluateSteps
-from meow_ray.generators import LocalGenerator
+from meow_ray.generators import LocalGenerator, LocalSpec
 from meow_ray.inputs import engine_spec, model_ref, read_set, read_sources
 from meow_ray.inverting import InvertSteps
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
+from meow_ray.pipeline import Pipeline
 from meow_ray.plan import Method, architecture, methods
 from meow_ray.prompts import Prompter
 from meow_ray.resources import TrainResources
 from meow_ray.scoring import MemoSteps
 from meow_ray.sections import Section
 from meow_ray.sections import field as key
+from meow_ray.stages import generator_spec
 from meow_ray.tables import Query
 
 SAMPLE = 100
@@ -340,7 +342,6 @@ def plan(config: Config, count: int | None, rates_file: str | None, gpus: int, m
         measure: take the rates here and now.
     """
     from meow_ray import probe
-    from meow_ray.pipeline import Pipeline
 
     pipeline = Pipeline(config)
     ref = next(found for name in ("target", "base") if (found := pipeline.artifact(name)))
@@ -350,9 +351,12 @@ def plan(config: Config, count: int | None, rates_file: str | None, gpus: int, m
     every = works(config, pipeline.objective, given)
     rates = read_rates(storage.absolute(rates_file)) if rates_file else None
     if measure:
-        writer = pipeline.artifact("generator")
-        assert writer
-        generator = engine_spec(model_ref(writer), config.invert, config.resources.invert)
-        rates = probe.rates(config, generator, engine_spec(model_ref(ref), config.target, config.resources.memo), given)
+        generator = pipeline.artifact("generator")
+        assert generator
+        writer = generator_spec(generator, config)
+        if not isinstance(writer, LocalSpec):
+            raise MeowError("--probe loads the model of `invert`, which is behind an endpoint here: give --rates FILE.")
+        target = engine_spec(model_ref(ref), config.target, config.resources.memo)
+        rates = probe.rates(config, writer.engine, target, given)
     many = units(config, [work.stage for work in every], gpus)
     return RunPlan(given.counts, every, rates, estimate(every, rates, many) if rates else ())

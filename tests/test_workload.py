@@ -164,6 +164,12 @@ def test_a_probe_measures_where_it_is(overrides: list[str]):
     assert [stage.work.stage for stage in found.estimates] == ["invert", "memo", "train", "evaluate"]
 
 
+def test_a_probe_cannot_load_what_is_behind_an_endpoint(overrides: list[str]):
+    more = ("invert.engine=openai", "invert.base_url=http://127.0.0.1:1/v1", "invert.style=chat")
+    with pytest.raises(MeowError, match="--rates FILE"):
+        planned(overrides, *more, measure=True)
+
+
 def test_a_tally_answers_nothing(tiny_tokenizer: Any):
     from meow_ray.engines import Sampling
 
