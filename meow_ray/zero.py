@@ -94,8 +94,13 @@ def settings(
     if bf16:  # else sums would depend on how a batch is cut
         ours |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     defaults: dict[str, Any] = {"steps_per_print": 1 << 30, "zero_force_ds_cpu_optimizer": on_gpu}
-    if not on_gpu:  # the default buckets of 5e8 elements are made for GPUs with tens of gigabytes
-        defaults["zero_optimization"] = {"allgather_bucket_size": int(5e7), "reduce_bucket_size": int(5e7)}
+    if not on_gpu:  # DeepSpeed's defaults, buckets of 5e8 elements and one more copy of gradients, are made for GPUs
+        bucket = int(5e7)
+        defaults["zero_optimization"] = {
+            "allgather_bucket_size": bucket,
+            "reduce_bucket_size": bucket,
+            "contiguous_gradients": False,
+        }
     return _merged(_merged(ours, own, ""), defaults, None)
 
 
