@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -98,12 +98,24 @@ def fresh(function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | 
 
     What libraries print there goes to `LOG`.
     """
+    with _started(function, *arguments, env=env) as future:
+        return future.result()
+
+
+@contextmanager
+def _started(function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | None = None) -> Iterator[Future[T]]:
     LOG.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        _environment({"PYTHONPATH": str(PROJECT), **(env or {})}),
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
-    ):
-        return pool.submit(_quiet, function, *arguments).result()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with _environment({"PYTHONPATH": str(PROJECT), **(env or {})}):
+            future = pool.submit(_quiet, function, *arguments)  # starts the process
+        yield future
+
+
+def together(calls: Sequence[tuple[Callable[..., T], Sequence[Any], Mapping[str, str]]]) -> list[T]:
+    """Runs functions with their arguments and environments at the same time, each as `fresh` runs one."""
+    with ExitStack() as stack:
+        futures = [stack.enter_context(_started(call, *arguments, env=env)) for call, arguments, env in calls]
+        return [future.result() for future in futures]
 
 
 def _quiet(function: Callable[..., T], *arguments: Any) -> T:

@@ -9,14 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from multiprocessing import Manager
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, peak_rss_mib, report
+from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, peak_rss_mib, report, together
 from meow_ray import batches, candidates, finetune, models, storage, zero
 from meow_ray.batches import Dataset, Pair
 from meow_ray.config import Lora, Train
@@ -25,10 +24,14 @@ from meow_ray.finetune import Hooks, Job
 from meow_ray.models import ModelRef
 from meow_ray.objectives import PRESETS
 from meow_ray.prompts import IGNORE
+from meow_ray.ray_train import CPU_ENV
 from meow_ray.resources import TrainResources
 
 PAPER_WIDTH = 200
 """Tokens that the MEOW authors' code pads each pair to."""
+
+LONGEST_TURN = 900
+"""Seconds."""
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -62,48 +65,84 @@ class Measured:
         return sum(self.tokens[1:]) / sum(self.step_seconds[1:])
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A side's place in a ring whose sides do one thing at a time."""
+
+    mine: Any
+    after: Any
+    """Semaphores."""
+
+    def take(self) -> None:
+        """Waits until it is this side's turn.
+
+        Raises:
+            RuntimeError: it never is: another side has failed.
+        """
+        if not self.mine.acquire(timeout=LONGEST_TURN):
+            raise RuntimeError("Another side does not pass its turn on.")
+
+    def pass_on(self) -> None:
+        """Lets the next one go on."""
+        self.after.release()
+
+
+Side = Callable[[Case, Turn], Measured]
+
+
 @app.command()
 def speed(
     model: Model = SMALL_MODEL,
     pairs: Annotated[int, typer.Option(help="Pairs of TOFU forget01 with the authors' inverted facts.")] = 128,
     batch_size: Batch = 32,
     micro_batch_size: Micro = 8,
-    repeat: Annotated[int, typer.Option(help="Rounds; each runs every side anew, figures are medians.")] = 1,
     output: Output = None,
 ) -> None:
-    """Times ours, a plain PyTorch loop, transformers' Trainer, and the paper's padding to 200."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Times ours, a plain PyTorch loop, transformers' Trainer, and the paper's padding to 200.
+
+    The sides of a group take turns, a step each, so that a machine which is slower for a while is so for all of them.
+    """
+    found: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory() as folder, Manager() as manager:
         spec = Train(batch_size=batch_size, epochs=1, learning_rate=1e-5, warmup_ratio=0)
         packed = _job(model, pairs, spec, TrainResources(micro_batch_size=micro_batch_size), folder)
         padded = Job(**{**vars(packed), "resources": packed.resources.model_copy(update={"packing": False})})
-        sides: dict[str, tuple[Callable[[Case], Measured], Case]] = {
-            "paper": (plain, Case(padded, PAPER_WIDTH)),
-            "trainer": (trainer, Case(padded)),
-            "plain_padded": (plain, Case(padded)),
-            "ours_padded": (ours, Case(padded)),
-            "plain_packed": (plain, Case(packed)),
-            "ours_packed": (ours, Case(packed)),
-        }
-        rounds: list[dict[str, Measured]] = []
-        for _ in range(repeat):
-            rounds.append({})
-            for name, (side, case) in sides.items():
-                rounds[-1][name] = fresh(side, case)
-                print(f"{name}: {rounds[-1][name].tokens_per_second:.1f} tokens/s", flush=True)
-    rates = {name: median(one[name].tokens_per_second for one in rounds) for name in sides}
-    last = rounds[-1]
+        groups: list[dict[str, tuple[Side, Case]]] = [
+            {
+                "paper": (plain, Case(padded, PAPER_WIDTH)),
+                "plain_packed": (plain, Case(packed)),
+                "ours_packed": (ours, Case(packed)),
+            },
+            {
+                "trainer": (trainer, Case(padded)),
+                "plain_padded": (plain, Case(padded)),
+                "ours_padded": (ours, Case(padded)),
+            },
+        ]
+        for group in groups:
+            turns = [manager.Semaphore(int(i == 0)) for i in range(len(group))]
+            ring = [Turn(mine, after) for mine, after in zip(turns, turns[1:] + turns[:1], strict=True)]
+            calls = [
+                (side, (case, turn), CPU_ENV if side is ours else {})
+                for (side, case), turn in zip(group.values(), ring, strict=True)
+            ]
+            found |= zip(group, together(calls), strict=True)
+            print(*(f"{name}: {found[name].tokens_per_second:.1f} tokens/s" for name in group), sep="\n", flush=True)
+    rates = {name: one.tokens_per_second for name, one in found.items()}
     figures = {
         "tokens_per_second": rates,
-        "peak_rss_mib": {name: one.peak_rss_mib for name, one in last.items()},
+        "peak_rss_mib": {name: one.peak_rss_mib for name, one in found.items()},
         "ours_over_paper": {name: rates[f"ours_{name}"] / rates["paper"] for name in ("padded", "packed")},
         "ours_over_plain": {name: rates[f"ours_{name}"] / rates[f"plain_{name}"] for name in ("padded", "packed")},
-        "ours_over_trainer": {name: rates[f"ours_{name}"] / rates["trainer"] for name in ("padded", "packed")},
+        "ours_padded_over_trainer": rates["ours_padded"] / rates["trainer"],
         "largest_relative_difference_of_losses": {
-            name: _difference(last[name].losses, last["plain_padded"].losses) for name in sides if name != "trainer"
+            name: _difference(one.losses, found["plain_padded"].losses)
+            for name, one in found.items()
+            if name != "trainer"
         },
-        "rounds": [{name: one.step_seconds for name, one in found.items()} for found in rounds],
+        "step_seconds": {name: one.step_seconds for name, one in found.items()},
     }
-    settings = {"pairs": pairs, "batch_size": batch_size, "micro_batch_size": micro_batch_size, "repeat": repeat}
+    settings = {"pairs": pairs, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
     report("training_speed", settings, figures, output)
 
 
@@ -154,8 +193,8 @@ def _difference(losses: Sequence[float], others: Sequence[float]) -> float:
 # --- sides ------------------------------------------------------------------------------------------------------------
 
 
-def ours(case: Case) -> Measured:
-    """Our training loop, one worker."""
+def ours(case: Case, turn: Turn) -> Measured:
+    """Our training loop, one worker, with the environment that ours get."""
     import os
 
     import torch
@@ -168,19 +207,25 @@ def ours(case: Case) -> Measured:
         "WORLD_SIZE": "1",
     }
     torch.distributed.init_process_group("gloo")
-    times, records = [time.perf_counter()], list[dict[str, Any]]()
+    data, seconds, losses = case.job.load(), list[float](), list[float]()
+    turn.take()
+    start = time.perf_counter()
 
     def progress(record: dict[str, Any]) -> None:
-        times.append(time.perf_counter())
-        records.append(record)
+        nonlocal start
+        seconds.append(time.perf_counter() - start)
+        losses.append(record["loss"])
+        if len(seconds) < data.num_steps:
+            turn.pass_on()
+            turn.take()
+            start = time.perf_counter()
 
-    data = case.job.load()
     finetune.run(case.job, Hooks(0, 0, 1, None, lambda folder, metrics: None, progress))
-    seconds = [b - a for a, b in pairwise(times)]
-    return Measured(seconds, _tokens(data), [record["loss"] for record in records], peak_rss_mib())
+    turn.pass_on()
+    return Measured(seconds, _tokens(data), losses, peak_rss_mib())
 
 
-def plain(case: Case) -> Measured:
+def plain(case: Case, turn: Turn) -> Measured:
     """A plain PyTorch loop over our micro-batches; with a width, over the paper's."""
     import torch
     from transformers import get_linear_schedule_with_warmup
@@ -191,6 +236,7 @@ def plain(case: Case) -> Measured:
     pad, packed = models.load_tokenizer(job.model).pad_token_id, job.resources.packing
     seconds, losses = [], []
     for step in range(data.num_steps):
+        turn.take()
         start = time.perf_counter()
         batch = data.batch(step)
         tokens, total = batches.totals(batch)["inverted"][0], 0.0
@@ -210,6 +256,7 @@ def plain(case: Case) -> Measured:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
         losses.append(total)
+        turn.pass_on()
     return Measured(seconds, _tokens(data), losses, peak_rss_mib())
 
 
@@ -224,7 +271,7 @@ def _paper_forward(network: Any, pairs: Sequence[Pair], width: int, pad: int) ->
     return logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
 
 
-def trainer(case: Case) -> Measured:
+def trainer(case: Case, turn: Turn) -> Measured:
     """The Trainer of transformers with its own padding to the longest of a batch."""
     import torch
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
@@ -234,14 +281,16 @@ def trainer(case: Case) -> Measured:
     tokenizer = models.load_tokenizer(job.model)
     order = [pair for step in range(data.num_steps) for pair in (item["inverted"] for item in data.batch(step))]
     rows = [{"input_ids": p.input_ids, "attention_mask": [1] * len(p.input_ids), "labels": p.labels} for p in order]
-    times: list[float] = []
+    seconds: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            times.append(time.perf_counter())
+            turn.take()
+            self.start = time.perf_counter()
 
-        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-            times.append(time.perf_counter())
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seconds.append(time.perf_counter() - self.start)
+            turn.pass_on()
 
     micro = job.resources.micro_batch_size
     with tempfile.TemporaryDirectory() as folder:
@@ -259,7 +308,7 @@ def trainer(case: Case) -> Measured:
             train_sampling_strategy="sequential",
         )
         Trainer(network, arguments, DataCollatorForSeq2Seq(tokenizer), rows, callbacks=[Clock()]).train()
-    return Measured([b - a for a, b in pairwise(times)], _tokens(data), [], peak_rss_mib())
+    return Measured(seconds, _tokens(data), [], peak_rss_mib())
 
 
 def _network(ref: ModelRef, learning_rate: float) -> tuple[Any, Any]:
