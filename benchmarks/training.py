@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Manager
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -61,8 +62,12 @@ class Measured:
 
     @property
     def tokens_per_second(self) -> float:
-        """The tokens of all steps but the first, over their time."""
-        return sum(self.tokens[1:]) / sum(self.step_seconds[1:])
+        """Median over all steps but the first."""
+        return median(count / took for count, took in zip(self.tokens[1:], self.step_seconds[1:], strict=True))
+
+    def over(self, other: "Measured") -> float:
+        """Times as many tokens a second as another side: median over all steps but the first, each with its like."""
+        return median(b / a for a, b in zip(self.step_seconds[1:], other.step_seconds[1:], strict=True))
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,9 @@ def speed(
     figures = {
         "tokens_per_second": rates,
         "peak_rss_mib": {name: one.peak_rss_mib for name, one in found.items()},
-        "ours_over_paper": {name: rates[f"ours_{name}"] / rates["paper"] for name in ("padded", "packed")},
-        "ours_over_plain": {name: rates[f"ours_{name}"] / rates[f"plain_{name}"] for name in ("padded", "packed")},
-        "ours_padded_over_trainer": rates["ours_padded"] / rates["trainer"],
+        "ours_over_paper": {name: found[f"ours_{name}"].over(found["paper"]) for name in ("padded", "packed")},
+        "ours_over_plain": {name: found[f"ours_{name}"].over(found[f"plain_{name}"]) for name in ("padded", "packed")},
+        "ours_padded_over_trainer": found["ours_padded"].over(found["trainer"]),
         "largest_relative_difference_of_losses": {
             name: _difference(one.losses, found["plain_padded"].losses)
             for name, one in found.items()
