@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -59,7 +59,6 @@ def run(
 ) -> None:
     """Runs the pipeline; stages that are cached are not run again."""
     settings = load_config(config, overrides or [])
-    ray_cluster.BARS_AS_JSON = as_json
     found: Iterable[Part]
     if not (only or start or until):
         found = rounds.parts(settings, _pairs(inputs), verify=verify)
@@ -74,8 +73,9 @@ def run(
         )
         return
     done: list[State] = []
-    for part in found:
-        done += _run(part, force, as_json)
+    with _events_alone() if as_json else nullcontext():
+        for part in found:
+            done += _run(part, force, as_json)
     if not as_json:
         _print_outcome(done)
 
@@ -311,9 +311,20 @@ def _pairs(items: list[str] | None) -> dict[str, str]:
     return out
 
 
+@contextmanager
+def _events_alone() -> Iterator[None]:
+    """Keeps the output for events; what libraries print goes to the other stream."""
+    ray_cluster.EVENTS = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        ray_cluster.EVENTS = None
+
+
 def _run(part: Part, force: bool, as_json: bool = False) -> list[State]:
     def say(event: Event) -> None:
-        print(json.dumps(event.as_row()) if as_json else event, flush=True)
+        print(json.dumps(event.as_row()) if as_json else event, file=ray_cluster.EVENTS, flush=True)
 
     with program.libraries_to_log():
         return part.pipeline.run(part.stages, force=force, say=say, label=part.label)

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TextIO, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -31,8 +31,8 @@ LOCAL_ENV = {
 
 MAX_RETRIES = 20
 """A task that runs for hours may lose its node more than Ray's three times."""
-BARS_AS_JSON = False
-"""Progress is printed for machines."""
+EVENTS: TextIO | None = None
+"""Where progress is printed for machines; None prints it for people."""
 
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 - Ray's own place
 
@@ -190,7 +190,7 @@ def progress(stage: str, total: int) -> Iterator[Any]:
 
 def _bar(stage: str, total: int) -> Any:
     options: dict[str, Any] = {"total": total, "desc": f"  {stage}", "mininterval": 15}
-    if BARS_AS_JSON:
+    if EVENTS:
         return _Events(**options, file=io.StringIO())
     if sys.stdout.isatty():
         return tqdm(**options | {"mininterval": 1}, file=sys.stdout)
@@ -205,7 +205,7 @@ class _Lines(tqdm):  # type: ignore[misc]
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.n != self.shown:
-            print(self.line(), flush=True)
+            print(self.line(), file=EVENTS, flush=True)
             self.shown = self.n
 
     def line(self) -> str:

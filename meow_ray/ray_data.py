@@ -200,6 +200,7 @@ def _stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.use_datasource_v2 = False  # it reads with actors that nothing starts again when their node dies
     commits_fs, commits = storage.filesystem(ledger.commits)
     context.checkpoint_config = CheckpointConfig(
         ledger.key, commits, override_filesystem=commits_fs, delete_checkpoint_on_success=False

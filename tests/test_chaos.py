@@ -28,10 +28,10 @@ from tests.runs import PROJECT, has_title, kill_node, processes_of
 KILLS = {"invert": 7, "memo": 7, "train": 7, "evaluate": 7}
 """How often something dies in each stage; what a stage escapes, the next one gets."""
 ENOUGH = 25
-LONGEST_PEACE = 8.0
+LONGEST_PEACE = 5.0
 """Seconds between a stage's start, or a kill, and the next kill."""
 TITLES = {"actor": "ray::MapWorker", "worker": "RayTrainWorker", "task": "ray::_apply"}
-FACTS = 16
+FACTS = 10
 
 
 class Run:
@@ -39,6 +39,8 @@ class Run:
 
     def __init__(self, root: Path, facts: Path, model: Path, address: str) -> None:
         self.root, self.stage, self.finished = root, "", set[str]()
+        self.noise: list[str] = []
+        """Lines that are no events."""
         settings = {
             "ingest.forget": facts,
             "target": {"model": str(model), "engine": "transformers", "template": "{{ question }}\n"},
@@ -61,20 +63,26 @@ class Run:
             "RAY_AUTH_MODE": "disabled",
             "PYTHONPATH": str(PROJECT),
         }
+        self.errors = root / "errors.log"
         self.environment[counting.LOG] = str(root / "prompts.log")
         self.start()
 
     def start(self) -> None:
         self.stage = ""
-        self.process = subprocess.Popen(
-            self.command, cwd=PROJECT, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        with self.errors.open("a") as errors:
+            self.process = subprocess.Popen(
+                self.command, cwd=PROJECT, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=errors
+            )
         threading.Thread(target=self.listen, args=[self.process], daemon=True).start()
 
     def listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout
         for line in process.stdout:
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                self.noise.append(line)
+                continue
             if event["event"] == "started":
                 self.stage = event["stage"]
             elif event["event"] == "finished":
@@ -82,7 +90,8 @@ class Run:
                 self.stage = ""
 
     def wait(self) -> None:
-        assert self.process.wait(600) == 0, self.process.stderr and self.process.stderr.read()[-3000:]
+        assert self.process.wait(600) == 0, self.errors.read_text()[-3000:]
+        assert not self.noise
 
     def artifact(self, name: str) -> Artifact:
         found = latest(str(self.root), name)
