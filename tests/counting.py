@@ -12,6 +12,8 @@ from meow_ray import cli, engines, stages
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 
 LOG = "MEOW_TEST_PROMPT_LOG"
+PAUSE = "MEOW_TEST_PAUSE"
+"""Seconds after each batch, so that a stage is long enough to be disturbed; the default is 0.3."""
 
 
 def name_of(prompt: Sequence[int]) -> str:
@@ -22,6 +24,7 @@ def name_of(prompt: Sequence[int]) -> str:
 @dataclass(frozen=True)
 class CountingSpec(EngineSpec):
     log: str = ""
+    pause: float = 0
 
     def load(self) -> "CountingEngine":
         return CountingEngine(self)
@@ -29,14 +32,14 @@ class CountingSpec(EngineSpec):
 
 class CountingEngine:
     def __init__(self, spec: CountingSpec) -> None:
-        self.inner, self.log = engines.build(spec), Path(spec.log)
+        self.inner, self.log, self.pause = engines.build(spec), Path(spec.log), spec.pause
         self.tokenizer, self.max_model_len = self.inner.tokenizer, self.inner.max_model_len
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> list[list[Completion]]:
         out = self.inner.generate(prompts, sampling)
         with self.log.open("a") as file:
             file.write("".join(f"{name_of(prompt)}\n" for prompt in prompts))
-        time.sleep(0.3)  # a stage long enough to be disturbed
+        time.sleep(self.pause)
         return out
 
     @property
@@ -51,7 +54,8 @@ class CountingEngine:
 
 def _counting(*arguments: Any) -> CountingSpec:
     spec = _plain(*arguments)
-    return CountingSpec(**{field.name: getattr(spec, field.name) for field in fields(spec)}, log=os.environ[LOG])
+    values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    return CountingSpec(**values, log=os.environ[LOG], pause=float(os.environ.get(PAUSE, "0.3")))
 
 
 _plain = stages.engine_spec

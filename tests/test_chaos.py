@@ -37,7 +37,7 @@ FACTS = 10
 class Run:
     """The pipeline over one storage root, and what it says."""
 
-    def __init__(self, root: Path, facts: Path, model: Path, address: str) -> None:
+    def __init__(self, root: Path, facts: Path, model: Path, address: str, pause: float) -> None:
         self.root, self.stage, self.finished = root, "", set[str]()
         self.noise: list[str] = []
         """Lines that are no events."""
@@ -64,7 +64,7 @@ class Run:
             "PYTHONPATH": str(PROJECT),
         }
         self.errors = root / "errors.log"
-        self.environment[counting.LOG] = str(root / "prompts.log")
+        self.environment |= {counting.LOG: str(root / "prompts.log"), counting.PAUSE: str(pause)}
         self.start()
 
     def start(self) -> None:
@@ -160,7 +160,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(facts: Path, tiny_model: Path, cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(tmp_path_factory.mktemp("undisturbed"), facts, tiny_model, cluster.address)
+    run = Run(tmp_path_factory.mktemp("undisturbed"), facts, tiny_model, cluster.address, pause=0)
     run.wait()
     return run
 
@@ -171,7 +171,7 @@ def undisturbed(facts: Path, tiny_model: Path, cluster: Any, tmp_path_factory: p
 def test_whatever_is_killed_the_same_comes_out(
     seed: int, undisturbed: Run, facts: Path, tiny_model: Path, cluster: Any, tmp_path: Path
 ):
-    run = Run(tmp_path / "root", facts, tiny_model, cluster.address)
+    run = Run(tmp_path / "root", facts, tiny_model, cluster.address, pause=0.3)
     monkey = Monkey(seed, run, cluster)
     monkey.rage()
     run.wait()
