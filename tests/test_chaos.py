@@ -162,6 +162,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(facts: Path, tiny_model: Path, cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("undisturbed"), facts, tiny_model, cluster.address, pause=0)
     run.wait()
+    assert run.finished >= KILLS.keys()
     return run
 
 

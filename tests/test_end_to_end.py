@@ -55,9 +55,20 @@ def candidates_of(program: Program) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(program: Program) -> Program:
-    program.run("meow.py", candidates_of(program))
+def output(program: Program) -> str:
+    return program.run("meow.py", candidates_of(program), "--json").stdout
+
+
+@pytest.fixture(scope="module")
+def finished(program: Program, output: str) -> Program:
     return program
+
+
+def test_events_for_machines_are_all_that_is_printed(output: str) -> None:
+    events = [json.loads(line) for line in output.splitlines()]
+    stages = ["memorize", "ingest", "memo", "select", "train", "evaluate", "report"]
+    for name in ("started", "finished"):
+        assert [event["stage"] for event in events if event["event"] == name] == stages
 
 
 CANDIDATES = ("facts", "memo", "selected", "metrics")
