@@ -154,6 +154,14 @@ def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def report(name: str, settings: Mapping[str, Any], figures: Mapping[str, Any], output: Path | None) -> None:
     """Prints figures and writes them as JSON, with what they were measured on."""
+    path = write(name, settings, figures, output)
+    for key, value in _flat(figures):
+        print(f"{key}: {value}")
+    print(path)
+
+
+def write(name: str, settings: Mapping[str, Any], figures: Mapping[str, Any], output: Path | None = None) -> Path:
+    """Writes figures as JSON, with what they were measured on; returns the file."""
     path = output or RESULTS / f"{name}.json"
     document = {
         "benchmark": name,
@@ -166,9 +174,7 @@ def report(name: str, settings: Mapping[str, Any], figures: Mapping[str, Any], o
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    for key, value in _flat(figures):
-        print(f"{key}: {value}")
-    print(path)
+    return path
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

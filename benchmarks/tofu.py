@@ -2,7 +2,8 @@
 
 All methods start from one target (forget01 and a sample of retain facts, memorised), take the same number of optimiser
 steps, and have the same grid of learning rates. The rate is chosen on the first seed by one rule for all; further seeds
-run with it. Everything is one cached pipeline: `run` does what is not there yet, and can be stopped and started again.
+run with it. `run` does what is not there yet, and can be stopped and started again, on another machine too: the figures
+of each run go to `benchmarks/results/tofu.json`. The runs themselves are cached below `--root`.
 """
 
 import json
@@ -17,7 +18,7 @@ import typer
 import yaml
 from tabulate import tabulate
 
-from benchmarks.common import SHARED_DATA, SMALL_MODEL, metrics_of, report, run_script
+from benchmarks.common import RESULTS, SHARED_DATA, SMALL_MODEL, metrics_of, run_script, write
 from meow_ray import compare, storage
 from meow_ray.config_files import load_config
 from meow_ray.pipeline import Pipeline
@@ -30,6 +31,8 @@ UTILITY = 0.95
 """Share of the target's model utility below which a learning rate is only taken if none is above."""
 TRUTH, THREE = "12", "4"
 """Epochs that come to 60 steps of 8 items: of 40 facts, and of 40 facts with three inverted ones each."""
+SETTINGS = {"retain": RETAIN, "evaluated": EVALUATED, "rates": list(RATES), "utility": UTILITY, "steps": 60}
+FILE = RESULTS / "tofu.json"
 
 
 @dataclass(frozen=True)
@@ -59,50 +62,45 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 Root = Annotated[Path, typer.Option(help="Folder of data and storage root.")]
 DEFAULT_ROOT = Path(storage.display(storage.absolute("~/.cache/meow_ray/runs/tofu")))
 
+Figures = dict[str, float]
+Runs = dict[str, dict[str, dict[str, Figures]]]
+"""Figures by method, learning rate and seed; those of the models that nothing is forgotten in stand below `MODELS`."""
+MODELS = "models"
+
 
 @app.command()
 def run(
     root: Root = DEFAULT_ROOT,
     minutes: Annotated[float, typer.Option(help="Begin nothing more after so many.")] = 1e9,
     seeds: Annotated[int, typer.Option(help="Seeds of each method at its learning rate.")] = 3,
-    methods: Annotated[str, typer.Option(help="Some of the methods, with commas.")] = ",".join(METHODS),
+    methods: Annotated[str, typer.Option(help="Some of the methods, with semicolons.")] = ";".join(METHODS),
 ) -> None:
     """Runs what is not there yet: the grid on seed 0 first, then further seeds at the rate that was chosen."""
     config, end = write_config(root), time.monotonic() + 60 * minutes
-    names = [name.strip() for name in methods.replace(", ", "~").split(",")]
-    names = [name.replace("~", ", ") for name in names]
+    names = [name.strip() for name in methods.split(";")]
     for name in names:
         for rate in RATES:
             _run(config, name, rate, 0, end)
     for seed in range(1, seeds):
         for name in names:
-            best = chosen(config, name)
+            best = chosen(finished(), name)
             if best:
                 _run(config, name, best, seed, end)
 
 
 @app.command()
-def table(root: Root = DEFAULT_ROOT, output: Annotated[Path | None, typer.Option(help="JSON file.")] = None) -> None:
-    """Prints one table of what is there, and writes it as JSON."""
-    config = write_config(root)
-    rows: list[list[str]] = []
-    figures: dict[str, Any] = {}
+def table() -> None:
+    """Prints one table of what there is."""
+    runs, rows = finished(), []
+    for name, figures in runs.get(MODELS, {}).items():
+        rows.append([name, "", "", *_cells([figures["0"]])])
     for name, method in METHODS.items():
-        rate = chosen(config, name)
-        if rate is None:
-            continue
-        found = [values for seed in range(10) if (values := measured(config, name, rate, seed))]
-        grid = {other: measured(config, name, other, 0) for other in RATES}
-        figures[name] = {"rate": rate, "seeds": found, "grid": grid, "retain_data": method.uses_retain}
-        if not rows:
-            for model in ("before", "reference"):
-                first = measured(config, name, rate, 0, model)
-                rows.append([{"before": "target", "reference": "retain model"}[model], "", "", *_cells([first])])
-                figures[model] = first
-        rows.append([name, "yes" if method.uses_retain else "no", rate, *_cells(found)])
+        rate = chosen(runs, name)
+        if rate is not None:
+            retain = "yes" if method.uses_retain else "no"
+            rows.append([name, retain, rate, *_cells(list(runs[name][rate].values()))])
     heads = ("method", "retain data", "learning rate", *COLUMNS, "minutes", "seeds")
     print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
-    report("tofu", {"retain": RETAIN, "evaluated": EVALUATED, "rates": RATES, "utility": UTILITY}, figures, output)
 
 
 COLUMNS = {
@@ -132,7 +130,7 @@ def write_config(root: Path) -> Path:
     def rows(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (SHARED_DATA / "tofu" / name).read_text().splitlines()]
 
-    def write(name: str, found: list[dict[str, Any]]) -> str:
+    def file(name: str, found: list[dict[str, Any]]) -> str:
         path = root / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
@@ -142,7 +140,7 @@ def write_config(root: Path) -> Path:
     random.Random(SEED).shuffle(others)  # noqa: S311 - not for secrets
     retain, holdout = others[:RETAIN], others[RETAIN : RETAIN + EVALUATED]
     plain = [{"question": row["question"], "answer": row["answer"]} for row in retain]
-    forget, kept = str(SHARED_DATA / "tofu" / "forget01.jsonl"), write("retain.jsonl", plain)
+    forget, kept = str(SHARED_DATA / "tofu" / "forget01.jsonl"), file("retain.jsonl", plain)
     learn = {"learning_rate": 5e-4, "epochs": 8, "batch_size": 16, "train_dtype": "bfloat16"}
     settings = {
         "memorize": {"model": SMALL_MODEL, "data": [forget, kept], **learn},
@@ -154,10 +152,10 @@ def write_config(root: Path) -> Path:
         "evaluate": {
             "sets": {
                 "forget": str(SHARED_DATA / "tofu" / "forget01_perturbed.jsonl"),
-                "retain": write("retain_perturbed.jsonl", retain[:EVALUATED]),
+                "retain": file("retain_perturbed.jsonl", retain[:EVALUATED]),
                 "real_authors": str(SHARED_DATA / "tofu" / "real_authors_perturbed.jsonl"),
                 "world_facts": str(SHARED_DATA / "tofu" / "world_facts_perturbed.jsonl"),
-                "holdout": write("holdout.jsonl", holdout),
+                "holdout": file("holdout.jsonl", holdout),
             },
             "sample": EVALUATED,
             "memo_sample": 1,
@@ -190,39 +188,56 @@ def _overrides(name: str, rate: str, seed: int) -> tuple[list[str], dict[str, st
 
 
 def _run(config: Path, name: str, rate: str, seed: int, end: float) -> None:
-    if measured(config, name, rate, seed) or time.monotonic() > end:
+    runs = finished()
+    if str(seed) in runs.get(name, {}).get(rate, {}) or time.monotonic() > end:
         return
     overrides, inputs = _overrides(name, rate, seed)
     print(f"{name}, learning rate {rate}, seed {seed}", flush=True)
     run_script("meow.py", "--config", str(config), *(f"--input={key}={uri}" for key, uri in inputs.items()), *overrides)
-
-
-def measured(config: Path, name: str, rate: str, seed: int, model: str = "after") -> dict[str, float] | None:
-    """Returns the figures of a run; None if it has not been done."""
-    overrides, inputs = _overrides(name, rate, seed)
     pipeline = Pipeline(load_config(config, overrides), inputs)
-    values, tuned = metrics_of(pipeline, model), pipeline.artifact("model")
-    if values is None or tuned is None or tuned.manifest is None:
-        return None
-    minutes = {"minutes": tuned.manifest.seconds / 60} if model == "after" else {}
-    return {label: values[key] for label, key in COLUMNS.items() if key in values} | minutes
+    for model, title in (("before", "target"), ("reference", "retain model")):
+        runs.setdefault(MODELS, {}).setdefault(title, {}).setdefault("0", _figures(pipeline, model))
+    tuned = pipeline.artifact("model")
+    assert tuned is not None
+    assert tuned.manifest is not None
+    figures = _figures(pipeline, "after") | {"minutes": tuned.manifest.seconds / 60}
+    runs.setdefault(name, {}).setdefault(rate, {})[str(seed)] = figures
+    write("tofu", SETTINGS, runs)
 
 
-def chosen(config: Path, name: str) -> str | None:
+def _figures(pipeline: Pipeline, model: str) -> Figures:
+    values = metrics_of(pipeline, model)
+    assert values is not None
+    return {label: values[key] for label, key in COLUMNS.items() if key in values}
+
+
+def finished() -> Runs:
+    """Returns the figures of all runs that were done.
+
+    Raises:
+        ValueError: they were done with other settings.
+    """
+    if not FILE.exists():
+        return {}
+    found = json.loads(FILE.read_text())
+    if found["settings"] != SETTINGS:
+        raise ValueError(f"{FILE} was made with other settings; remove it to begin anew.")
+    return found["figures"]  # type: ignore[no-any-return]
+
+
+def chosen(runs: Runs, name: str) -> str | None:
     """Returns the learning rate of a method, by seed 0: the best forget quality among those that keep model utility.
 
     Where none keeps it, the one with the most model utility; None if the grid is not there whole.
     """
-    grid = {rate: measured(config, name, rate, 0) for rate in RATES}
-    if not all(grid.values()):
+    grid = {rate: found["0"] for rate, found in runs.get(name, {}).items() if "0" in found}
+    if grid.keys() != set(RATES):
         return None
-    target = measured(config, name, RATES[0], 0, "before")
-    assert target is not None
-    found = {rate: values for rate, values in grid.items() if values}
-    kept = [r for r, values in found.items() if values["model utility"] >= UTILITY * target["model utility"]]
+    least = UTILITY * runs[MODELS]["target"]["0"]["model utility"]
+    kept = [rate for rate, figures in grid.items() if figures["model utility"] >= least]
     if kept:
-        return max(kept, key=lambda rate: found[rate]["forget quality"])
-    return max(found, key=lambda rate: found[rate]["model utility"])
+        return max(kept, key=lambda rate: grid[rate]["forget quality"])
+    return max(grid, key=lambda rate: grid[rate]["model utility"])
 
 
 if __name__ == "__main__":

@@ -176,6 +176,7 @@ def test_whatever_is_killed_the_same_comes_out(
     monkey = Monkey(seed, run, cluster)
     monkey.rage()
     run.wait()
+    print(f"seed {seed}: {dict(monkey.killed)}")
     assert monkey.killed.total() >= ENOUGH, monkey.killed
     for name in ("facts", "candidates", "memo", "selected"):
         assert run.table(name).equals(undisturbed.table(name)), name
