@@ -166,8 +166,9 @@ def undisturbed(facts: Path, tiny_model: Path, cluster: Any, tmp_path_factory: p
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
+@pytest.mark.parametrize("seed", range(10))
 def test_whatever_is_killed_the_same_comes_out(
     seed: int, undisturbed: Run, facts: Path, tiny_model: Path, cluster: Any, tmp_path: Path
 ):
