@@ -314,14 +314,12 @@ def _pairs(items: list[str] | None) -> dict[str, str]:
 @contextmanager
 def _events_alone() -> Iterator[None]:
     """Keeps the output for events; all else goes to the log, what Ray passes on from its workers too."""
-    import ray
-
     with program.libraries_to_log():
         ray_cluster.EVENTS = sys.stdout
         try:
             with redirect_stdout(sys.stderr):
                 yield
-                ray.shutdown()  # it prints what it has held back as repeated
+                ray_cluster.leave()
         finally:
             ray_cluster.EVENTS = None
 

@@ -37,6 +37,12 @@ EVENTS: TextIO | None = None
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 - Ray's own place
 
 
+def leave() -> None:
+    """Leaves the cluster, if it was joined; Ray prints then what it has held back as repeated."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
 def connect() -> None:
     """Joins the cluster that this program was submitted to or that runs here, or starts a local one."""
     import ray
