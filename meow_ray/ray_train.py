@@ -12,7 +12,7 @@ CPU_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776",
 }
-"""glibc keeps what is freed: the page faults of activations and gradients that come and go were a quarter of a step."""
+"""glibc keeps what is freed: the page faults of activations and gradients that come and go are a sixth of a step."""
 
 
 def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: TrackerSpec) -> dict[str, Any]:
