@@ -318,8 +318,10 @@ def _events_alone() -> Iterator[None]:
         ray_cluster.EVENTS = sys.stdout
         try:
             with redirect_stdout(sys.stderr):
-                yield
-                ray_cluster.leave()
+                try:
+                    yield
+                finally:
+                    ray_cluster.leave()
         finally:
             ray_cluster.EVENTS = None
 

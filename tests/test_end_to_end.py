@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meow_ray import models
+from meow_ray import cli, models, ray_cluster
+from meow_ray.errors import MeowError
 from meow_ray.schema import SCHEMAS
 from meow_ray.selection import TRUE_ANSWER
 from tests.runs import PROJECT, Program, kill_descendant, kill_when
@@ -69,6 +70,20 @@ def test_events_for_machines_are_all_that_is_printed(output: str) -> None:
     stages = ["memorize", "ingest", "memo", "select", "train", "evaluate", "report"]
     for name in ("started", "finished"):
         assert [event["stage"] for event in events if event["event"] == name] == stages
+
+
+def test_a_run_that_fails_has_left_the_cluster_before_the_events_end() -> None:
+    """What Ray has held back is printed when it is left: to the log, not behind the events."""
+    import ray
+
+    def fail() -> None:
+        with cli._events_alone():
+            ray_cluster.connect()
+            raise MeowError("The stage failed.")
+
+    with pytest.raises(MeowError):
+        fail()
+    assert not ray.is_initialized()
 
 
 CANDIDATES = ("facts", "memo", "selected", "metrics")
