@@ -34,7 +34,8 @@ MAX_RETRIES = 20
 EVENTS: TextIO | None = None
 """Where progress is printed for machines; None prints it for people."""
 
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # noqa: S108 - Ray's own place
+TEMPORARY = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's own place
+CURRENT_CLUSTER = Path(TEMPORARY, "ray", "ray_current_cluster")
 
 
 def leave() -> None:
