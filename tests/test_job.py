@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.error
@@ -62,7 +63,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: Any) -> Iterator[Clust
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "MY_STORE_PASSWORD": SECRET,
     }
-    folder = tmp_path_factory.mktemp("ray")
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # a socket's path has 107 characters, and pytest's folders are deep
     head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=0"]
     worker = [f"--address=127.0.0.1:{port}", "--num-cpus=2"]
     processes: list[subprocess.Popen[bytes]] = []
@@ -108,6 +109,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: Any) -> Iterator[Clust
         for process in processes:
             process.wait(60)
         log.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
