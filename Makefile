@@ -7,6 +7,8 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := 2.13.0
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 EXTRAS ?= $(HARDWARE),dev
+# files of fast tests that run at the same time; each may take 8 GiB
+JOBS ?= 2
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile
 export MEOW_RUNS ?= $(CURDIR)/runs
 # DeepSpeed calls ninja, which lies beside the environment's python
@@ -22,7 +24,7 @@ demo: setup
 	@$(VENV)/bin/python pipelines/meow.py --config pipelines/configs/demo.yaml $(ARGS)
 
 test: setup
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: setup
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
