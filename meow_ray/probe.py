@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Literal
 from uuid import uuid4
 
 import pyarrow as pa
 
 from meow_ray import batches, objectives, ray_cluster, ray_data, ray_train, storage
-from meow_ray.config import Config
+from meow_ray.config import Config, FineTuning
 from meow_ray.engines import EngineSpec, Sampling
 from meow_ray.finetune import Job
 from meow_ray.prompts import Prompter
@@ -20,12 +21,13 @@ NEW_TOKENS = 32
 
 
 def rates(config: Config, generator: EngineSpec, target: EngineSpec, given: Given) -> Rates:
-    """Loads each engine once and trains a few steps; needs about the time of starting three stages."""
+    """Loads each engine once and trains a few steps; needs about the time of starting as many stages."""
     ray_cluster.connect()
     return Rates(
         generator=engine_rates(config, "invert", generator, given),
         target=engine_rates(config, "memo", target, given),
-        training=training_rates(config, target, given),
+        training=training_rates(config, "train", target, given),
+        memorizing=training_rates(config, "memorize", target, given) if config.memorize else None,
     )
 
 
@@ -66,13 +68,16 @@ def _use(spec: EngineSpec, prompts: Sequence[list[int]], answers: Sequence[list[
     return generated, between - began, perf_counter() - between
 
 
-def training_rates(config: Config, target: EngineSpec, given: Given) -> TrainingRates:
-    """Trains the target on sampled facts for a few steps, in a folder that is removed."""
+def training_rates(
+    config: Config, stage: Literal["memorize", "train"], target: EngineSpec, given: Given
+) -> TrainingRates:
+    """Trains the target on sampled facts for a few steps of a stage, in a folder that is removed."""
     folder = storage.join(storage.absolute(config.storage.root), "work", f"probe-{uuid4().hex[:8]}")
-    count = config.train.batch_size * STEPS
+    section: FineTuning = getattr(config, stage)
+    count = section.batch_size * STEPS
     rows = [row for row in given.facts.to_pylist() if row["split"] == "forget"]
     facts = pa.Table.from_pylist([rows[i % len(rows)] | {"rank": i // len(rows)} for i in range(count)])
-    spec = config.train.model_copy(update={"epochs": 1, "num_batch": None})
+    spec = FineTuning(**{name: getattr(section, name) for name in FineTuning.model_fields} | {"epochs": 1})
     prompter = Prompter(given.tokenizer, config.target.template, config.target.system)
     path = storage.join(folder, "pairs.parquet")
     storage.write_table(batches.pairs_of(("inverted",), None, facts), path)
@@ -84,13 +89,13 @@ def training_rates(config: Config, target: EngineSpec, given: Given) -> Training
         system=config.target.system,
         spec=spec,
         objective=objectives.MEMORIZE,
-        resources=config.resources.train,
+        resources=getattr(config.resources, stage),
         out=storage.join(folder, "model"),
     )
     tracker = TrackerSpec(config.tracking, "probe", storage.join(folder, "tensorboard"), {})
     try:
         began = perf_counter()
-        done = ray_train.fit(job, folder, "train", config.resources, tracker)
+        done = ray_train.fit(job, folder, stage, config.resources, tracker)
         seconds = perf_counter() - began
     finally:
         storage.remove(folder)

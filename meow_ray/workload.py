@@ -49,7 +49,7 @@ class Work:
 
     stage: str
     by: str
-    """Whose rates apply: `generator`, `target` or `training`."""
+    """Whose rates apply, a key of `Rates`."""
     requests: float = 0
     """Continuations."""
     read: float = 0
@@ -171,7 +171,7 @@ def works(config: Config, objective: ObjectiveSpec, given: Given) -> list[Work]:
     if config.memorize is not None:
         everything = sum(given.counts.values())
         trained = everything * config.memorize.epochs * sum(map(len, pairs)) / len(pairs)
-        out.append(Work("memorize", "training", trained=trained, storage=saved))
+        out.append(Work("memorize", "memorizing", trained=trained, storage=saved))
     out.append(Work("invert", "generator", storage=count * k * row))
     out[-1].add(_inverted(config, forget, _tally(given, reply)), times)
     out.append(Work("memo", "target", storage=count * (k + 1) * row))
@@ -249,6 +249,9 @@ class Rates(Section):
     generator: EngineRates = key(..., "of the model of invert")
     target: EngineRates = key(..., "of the target")
     training: TrainingRates = key(..., "of one worker")
+    memorizing: TrainingRates | None = key(
+        None, "of one worker of memorize, whose batches are others; null: as training"
+    )
 
 
 @dataclass(frozen=True)
@@ -300,8 +303,9 @@ def estimate(found: Sequence[Work], rates: Rates, units: Mapping[str, tuple[int,
     out = []
     for work in found:
         count, gpus = units[work.stage]
-        if work.by == "training":
-            seconds = rates.training.start + work.trained / rates.training.train / count
+        if work.trained:
+            rate: TrainingRates = getattr(rates, work.by) or rates.training
+            seconds = rate.start + work.trained / rate.train / count
         else:
             own: EngineRates = getattr(rates, work.by)
             asked = (2 if work.stage == "evaluate" else 1) * own.start

@@ -113,9 +113,13 @@ def test_time_is_start_and_tokens_over_rates():
         Work("invert", "generator", read=5000, generated=1000),
         Work("train", "training", trained=1000),
         Work("evaluate", "target", read=4000, generated=400),
+        Work("memorize", "memorizing", trained=1000),
     ]
-    units = {"invert": (4, 2), "train": (2, 1), "evaluate": (1, 0)}
+    units = {"invert": (4, 2), "train": (2, 1), "evaluate": (1, 0), "memorize": (2, 0)}
     found = workload.estimate(works, Rates.model_validate(RATES), units)
+    own = workload.estimate(works, Rates.model_validate(RATES | {"memorizing": {"start": 5, "train": 250}}), units)
+    assert [e.seconds for e in own] == [*(e.seconds for e in found[:3]), 5 + 2]
+    assert found.pop().seconds == found[1].seconds
     assert [e.seconds for e in found] == [10 + (5 + 10) / 4, 30 + 1000 / 50 / 2, 2 * 20 + 2 + 2]
     assert [e.gpu_hours for e in found] == [found[0].seconds * 8 / 3600, found[1].seconds * 2 / 3600, 0]
 
@@ -156,12 +160,20 @@ def test_the_command_prints_work_and_with_rates_times(overrides: list[str], tmp_
 
 
 @pytest.mark.slow
-def test_a_probe_measures_where_it_is(overrides: list[str]):
-    more = ("target.engine=transformers", "invert.engine=transformers", "train.batch_size=4")
+def test_a_probe_measures_where_it_is(overrides: list[str], tiny_model: Path, tmp_path: Path):
+    more = ["target.engine=transformers", "invert.engine=transformers", "train.batch_size=4"]
     found = planned(overrides, *more, measure=True)
     assert found.rates is not None
     assert min(found.rates.generator.generate, found.rates.target.read, found.rates.training.train) > 0
+    assert found.rates.memorizing is None
     assert [stage.work.stage for stage in found.estimates] == ["invert", "memo", "train", "evaluate"]
+    from_base = [one for one in overrides if not one.startswith("target.model=")]
+    from_base += [f"memorize.model={tiny_model}", f"memorize.data=[{tmp_path}/forget.jsonl]", "memorize.batch_size=2"]
+    found = planned(from_base, *more, measure=True)
+    assert found.rates is not None
+    assert found.rates.memorizing is not None
+    assert found.rates.memorizing.train != found.rates.training.train
+    assert [stage.work.stage for stage in found.estimates] == ["memorize", "invert", "memo", "train", "evaluate"]
 
 
 def test_a_probe_cannot_load_what_is_behind_an_endpoint(overrides: list[str]):
