@@ -24,7 +24,7 @@ demo: setup
 	@$(VENV)/bin/python pipelines/meow.py --config pipelines/configs/demo.yaml $(ARGS)
 
 test: setup
-	$(VENV)/bin/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)

@@ -34,7 +34,7 @@ TITLES = {"actor": "ray::MapWorker", "worker": "RayTrainWorker", "task": "ray::_
 KINDS = {"train": ("driver", "node", "worker")}
 """What dies in a stage, if not the kinds of those that run Ray Data."""
 OTHERS = ("driver", "node", "actor", "task")
-FACTS = 20
+FACTS = 12
 
 
 class Run:

@@ -305,7 +305,7 @@ def test_s3_holds_json_exclusively(s3: Callable[[str], str]):
 
 
 def test_s3_holds_tables_and_folders(s3: Callable[[str], str], tmp_path: Path):
-    root = s3("tables")
+    root = s3("folders")
     storage.make_folder(storage.join(root, "work"))
     storage.write_table(TABLE, storage.join(root, "x", "part.parquet"))
     storage.write_bytes(storage.join(root, "note.txt"), b"hello")
