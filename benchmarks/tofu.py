@@ -158,6 +158,7 @@ def write_config(root: Path) -> Path:
                 "holdout": file("holdout.jsonl", holdout),
             },
             "sample": EVALUATED,
+            "attacks": ["prefix"],
             "memo_sample": 1,
             "seed": SEED,
         },
