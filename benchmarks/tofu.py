@@ -9,7 +9,7 @@ of each run go to `benchmarks/results/tofu.json`. The runs themselves are cached
 import json
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any
@@ -63,9 +63,16 @@ Root = Annotated[Path, typer.Option(help="Folder of data and storage root.")]
 DEFAULT_ROOT = Path(storage.display(storage.absolute("~/.cache/meow_ray/runs/tofu")))
 
 Figures = dict[str, float]
-Runs = dict[str, dict[str, dict[str, Figures]]]
-"""Figures by method, learning rate and seed; those of the models that nothing is forgotten in stand below `MODELS`."""
-MODELS = "models"
+
+
+@dataclass
+class Finished:
+    """What was measured so far."""
+
+    models: dict[str, Figures]
+    """Of the models in which nothing is forgotten."""
+    runs: dict[str, dict[str, dict[str, Figures]]]
+    """By method, learning rate and seed."""
 
 
 @app.command()
@@ -91,14 +98,13 @@ def run(
 @app.command()
 def table() -> None:
     """Prints one table of what there is."""
-    runs, rows = finished(), []
-    for name, figures in runs.get(MODELS, {}).items():
-        rows.append([name, "", "", *_cells([figures["0"]])])
+    found = finished()
+    rows = [[name, "", "", *_cells([figures])] for name, figures in found.models.items()]
     for name, method in METHODS.items():
-        rate = chosen(runs, name)
+        rate = chosen(found, name)
         if rate is not None:
             retain = "yes" if method.uses_retain else "no"
-            rows.append([name, retain, rate, *_cells(list(runs[name][rate].values()))])
+            rows.append([name, retain, rate, *_cells(list(found.runs[name][rate].values()))])
     heads = ("method", "retain data", "learning rate", *COLUMNS, "minutes", "seeds")
     print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
 
@@ -189,21 +195,21 @@ def _overrides(name: str, rate: str, seed: int) -> tuple[list[str], dict[str, st
 
 
 def _run(config: Path, name: str, rate: str, seed: int, end: float) -> None:
-    runs = finished()
-    if str(seed) in runs.get(name, {}).get(rate, {}) or time.monotonic() > end:
+    found = finished()
+    if str(seed) in found.runs.get(name, {}).get(rate, {}) or time.monotonic() > end:
         return
     overrides, inputs = _overrides(name, rate, seed)
     print(f"{name}, learning rate {rate}, seed {seed}", flush=True)
     run_script("meow.py", "--config", str(config), *(f"--input={key}={uri}" for key, uri in inputs.items()), *overrides)
     pipeline = Pipeline(load_config(config, overrides), inputs)
     for model, title in (("before", "target"), ("reference", "retain model")):
-        runs.setdefault(MODELS, {}).setdefault(title, {}).setdefault("0", _figures(pipeline, model))
+        found.models.setdefault(title, _figures(pipeline, model))
     tuned = pipeline.artifact("model")
     assert tuned is not None
     assert tuned.manifest is not None
     figures = _figures(pipeline, "after") | {"minutes": tuned.manifest.seconds / 60}
-    runs.setdefault(name, {}).setdefault(rate, {})[str(seed)] = figures
-    write("tofu", SETTINGS, runs)
+    found.runs.setdefault(name, {}).setdefault(rate, {})[str(seed)] = figures
+    write("tofu", SETTINGS, asdict(found))
 
 
 def _figures(pipeline: Pipeline, model: str) -> Figures:
@@ -212,29 +218,29 @@ def _figures(pipeline: Pipeline, model: str) -> Figures:
     return {label: values[key] for label, key in COLUMNS.items() if key in values}
 
 
-def finished() -> Runs:
+def finished() -> Finished:
     """Returns the figures of all runs that were done.
 
     Raises:
         ValueError: they were done with other settings.
     """
     if not FILE.exists():
-        return {}
+        return Finished({}, {})
     found = json.loads(FILE.read_text())
     if found["settings"] != SETTINGS:
         raise ValueError(f"{FILE} was made with other settings; remove it to begin anew.")
-    return found["figures"]  # type: ignore[no-any-return]
+    return Finished(**found["figures"])
 
 
-def chosen(runs: Runs, name: str) -> str | None:
+def chosen(found: Finished, name: str) -> str | None:
     """Returns the learning rate of a method, by seed 0: the best forget quality among those that keep model utility.
 
     Where none keeps it, the one with the most model utility; None if the grid is not there whole.
     """
-    grid = {rate: found["0"] for rate, found in runs.get(name, {}).items() if "0" in found}
+    grid = {rate: seeds["0"] for rate, seeds in found.runs.get(name, {}).items() if "0" in seeds}
     if grid.keys() != set(RATES):
         return None
-    least = UTILITY * runs[MODELS]["target"]["0"]["model utility"]
+    least = UTILITY * found.models["target"]["model utility"]
     kept = [rate for rate, figures in grid.items() if figures["model utility"] >= least]
     if kept:
         return max(kept, key=lambda rate: grid[rate]["forget quality"])
