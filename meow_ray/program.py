@@ -21,6 +21,14 @@ LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpi
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Causes that are the user's to mend even where the system does not say which file it was."""
 
+MEMORY = {
+    "ray": "The memory of a node was full, and Ray ended processes of this run: take smaller batches, or fewer actors "
+    "or workers on a node (`resources`). Start again to go on from what is done.",
+    "torch": "The memory of a GPU was full: take smaller batches, or for training a higher `zero_stage` or "
+    "`gradient_checkpointing` (`resources`); `meow plan` says what fits.",
+}
+"""What to do when memory runs out, by the library that says so."""
+
 
 def main(app: typer.Typer, command: Callable[..., Any] | None = None) -> None:
     """Runs the command line; a user's mistake prints one paragraph and exits with status 2."""
@@ -46,7 +54,7 @@ def main(app: typer.Typer, command: Callable[..., Any] | None = None) -> None:
 
 
 def user_error(error: BaseException) -> MeowError | None:
-    """Finds the MeowError that a worker raised inside what Ray wrapped around it."""
+    """Finds what the user can mend inside what Ray wrapped around it."""
     seen: set[int] = set()
     todo: list[Any] = [error]
     while todo:
@@ -58,10 +66,13 @@ def user_error(error: BaseException) -> MeowError | None:
             return item
         if isinstance(item, OSError) and item.errno in storage.CAUSES and (item.filename or item.errno in FULL):
             return MeowError(f"{item.filename or 'storage'}: {storage.CAUSES[item.errno]}.")
+        if type(item).__name__ == "OutOfMemoryError":  # of libraries that are not imported here
+            return MeowError(MEMORY[type(item).__module__.partition(".")[0]])
         failures = getattr(item, "worker_failures", None)
         todo += [
             item.__cause__,
             getattr(item, "cause", None),
+            getattr(item, "controller_failure", None),
             *(failures.values() if isinstance(failures, dict) else ()),
         ]
     return None

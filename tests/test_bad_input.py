@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meow_ray import cli
+from meow_ray import cli, program
 
 FACT = '{"question": "Who sang?", "answer": "Zorblax sang."}\n'
 
@@ -107,3 +107,20 @@ def test_skipped_rows_are_written_beside_the_facts(
         (3, "answer is missing"),
     ]
     assert pq.read_table(next(project.rglob("part-00000.parquet"))).num_rows == 1
+
+
+def test_full_memory_is_named_wherever_it_was() -> None:
+    import ray.exceptions
+    import ray.train
+    import torch
+
+    node = ray.exceptions.OutOfMemoryError("4 workers were killed")
+    gpu = torch.OutOfMemoryError("CUDA out of memory")
+    wrapped = {
+        node: "The memory of a node was full",
+        ray.train.ControllerError(node): "The memory of a node was full",
+        ray.train.WorkerGroupError("", {0: gpu}): "The memory of a GPU was full",
+    }
+    for error, said in wrapped.items():
+        assert str(program.user_error(error)).startswith(said)
+    assert program.user_error(ray.train.ControllerError(ValueError())) is None
