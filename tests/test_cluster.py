@@ -119,6 +119,16 @@ def test_workers_have_shared_memory_and_the_models_cache():
         assert gpus == group["rayStartParams"]["num-gpus"]
 
 
+def test_what_is_large_lies_on_the_scratch_volume():
+    spec = spec_of("RayCluster")
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        container = group["template"]["spec"]["containers"][0]
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        places = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert {environment["TMPDIR"], group["rayStartParams"]["object-spilling-directory"]} == {"/scratch"} <= places
+        assert environment["RAY_TMPDIR"] == "/tmp"
+
+
 def test_the_head_does_no_work():
     assert spec_of("RayCluster")["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
@@ -164,6 +174,9 @@ def test_clouds_grow_from_a_head_without_work(name: str):
     head, *groups = config["available_node_types"].values()
     assert head["resources"] == {"CPU": 0}
     assert all(group["min_workers"] == 0 and group["resources"]["GPU"] > 0 for group in groups)
+    # Ray gives its own role, which may use the store, to the head alone
+    key = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}[name]
+    assert all(group["node_config"][key] == head["node_config"][key] for group in groups)
 
 
 # --- images and versions ----------------------------------------------------------------------------------------------

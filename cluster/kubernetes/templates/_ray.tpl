@@ -30,6 +30,8 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext: {{- include "meow.containerSecurity" .root | nindent 2 }}
 env:
   - {name: HOME, value: /scratch}
+  - {name: TMPDIR, value: /scratch} # checkpoints, exports and sorted tables on their way
+  - {name: RAY_TMPDIR, value: /tmp}
   - {name: MEOW_HOME, value: /cache/meow}
   - {name: HF_HOME, value: /cache/huggingface}
   - {name: VLLM_CACHE_ROOT, value: /cache/vllm}
@@ -86,6 +88,7 @@ headGroupSpec:
   serviceType: ClusterIP
   rayStartParams:
     num-cpus: "0"
+    object-spilling-directory: /scratch
     dashboard-host: 0.0.0.0 # the pod's; the network policy and the token stand before it
   template:
     metadata:
@@ -115,6 +118,7 @@ workerGroupSpecs:
     maxReplicas: {{ .maxNodes }}
     rayStartParams:
       num-gpus: {{ .gpus | quote }}
+      object-spilling-directory: /scratch
     labels: {{- toYaml .labels | nindent 6 }}
     template:
       metadata:
