@@ -54,6 +54,6 @@ ifeq ($(HARDWARE),cpu)
 endif
 	@# what Python would compile at the first import, and DeepSpeed at the first training on CPU
 	@$(VENV)/bin/python -m compileall -q -j 0 $(foreach package,torch transformers vllm ray deepspeed,$(VENV)/lib/python3*/site-packages/$(package)) >/dev/null 2>&1 & \
-	test $(HARDWARE) = gpu || $(VENV)/bin/python -c 'from deepspeed.accelerator import get_accelerator as cpu; cpu().create_op_builder("ShareMemCommBuilder").load()' >/dev/null 2>&1; wait
+	test $(HARDWARE) = gpu || $(VENV)/bin/python -c 'from meow_ray.zero import compile_kernels; compile_kernels()' >/dev/null 2>&1; wait
 	@$(VENV)/bin/python -c "import torch, transformers, ray, deepspeed; print('Ready: torch', torch.__version__)" 2>/dev/null
 	@touch $@

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
+from filelock import FileLock
+
 from meow_ray import models
 from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
@@ -161,6 +163,7 @@ def build(
     import torch
     from transformers import get_linear_schedule_with_warmup
 
+    compile_kernels(resources.offload)
     deepspeed.init_distributed(dist_init_required=False)
     model = _load(ref, spec, resources, config)
     keeps_logits = "logits_to_keep" in models.forward_parameters(model)
@@ -190,6 +193,26 @@ def build(
     pad = models.load_tokenizer(ref).pad_token_id
     before = _frozen(ref, spec, resources, config) if frozen and spec.lora is None else None
     return Model(engine, before, pad, keeps_logits, spec.train_dtype == "bfloat16")
+
+
+def compile_kernels(offload: str = "none") -> None:
+    """Compiles what DeepSpeed runs on CPU, one process of a machine at a time.
+
+    PyTorch would wait without end for the lock of a process that was killed; here such a lock is seen as what it is.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory
+
+    accelerator = get_accelerator()
+    names = ["ShareMemCommBuilder"]
+    if accelerator.device_name() != "cpu":
+        names = ["CPUAdamBuilder"] if offload != "none" else []
+    for name in names:
+        builder = accelerator.create_op_builder(name)
+        folder = Path(_get_build_directory(builder.name, verbose=False))
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            (folder / "lock").unlink(missing_ok=True)
+            builder.load()
 
 
 def _load(ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]) -> Any:

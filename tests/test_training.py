@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from meow_ray import models
+from meow_ray import models, zero
 from meow_ray.config import Lora, Train
 from meow_ray.errors import MeowError
 from meow_ray.objectives import PRESETS
@@ -243,6 +243,15 @@ def variants(curves: Curves) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     }
     made = curves.train([Run(one, curves.folder / name) for name, one in jobs.items()], 2)
     return dict(zip(jobs, zip(jobs.values(), made, strict=True), strict=True))
+
+
+def test_the_lock_that_a_killed_process_has_left_holds_nobody_up():
+    from torch.utils.cpp_extension import _get_build_directory
+
+    left = Path(_get_build_directory("deepspeed_shm_comm", verbose=False), "lock")
+    left.touch()
+    zero.compile_kernels()
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("name", ["checkpointing", "checkpointing3", "offload2", "offload3"])
