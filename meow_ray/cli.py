@@ -316,14 +316,12 @@ def _events_alone() -> Iterator[None]:
     """Keeps the output for events; all else goes to the log, what Ray passes on from its workers too."""
     with program.libraries_to_log():
         ray_cluster.EVENTS = sys.stdout
-        try:
-            with redirect_stdout(sys.stderr):
-                try:
-                    yield
-                finally:
-                    ray_cluster.leave()
-        finally:
-            ray_cluster.EVENTS = None
+        with redirect_stdout(sys.stderr):
+            try:
+                yield
+            finally:
+                ray_cluster.EVENTS = None
+                ray_cluster.leave()
 
 
 def _run(part: Part, force: bool, as_json: bool = False) -> list[State]:

@@ -66,8 +66,9 @@ def user_error(error: BaseException) -> MeowError | None:
             return item
         if isinstance(item, OSError) and item.errno in storage.CAUSES and (item.filename or item.errno in FULL):
             return MeowError(f"{item.filename or 'storage'}: {storage.CAUSES[item.errno]}.")
-        if type(item).__name__ == "OutOfMemoryError":  # of libraries that are not imported here
-            return MeowError(MEMORY[type(item).__module__.partition(".")[0]])
+        library = type(item).__module__.partition(".")[0]  # one that is not imported here
+        if type(item).__name__ == "OutOfMemoryError" and library in MEMORY:
+            return MeowError(MEMORY[library])
         failures = getattr(item, "worker_failures", None)
         todo += [
             item.__cause__,

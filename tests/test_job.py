@@ -233,6 +233,7 @@ def test_a_second_job_reruns_one_stage(
     assert done.returncode == 0, done.stdout[-4000:]
     after = latest(s3("demo"), "selected")
     assert before is not None
+    assert memo is not None
     assert after is not None
     assert after.uri != before.uri
     assert latest(s3("demo"), "memo") == memo
