@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from meow_ray import candidates, models, objectives, schema, stage, storage, tables, tofu, zero
+from meow_ray import candidates, models, objectives, ray_cluster, schema, stage, storage, tables, tofu, zero
 from meow_ray.config import Config
 from meow_ray.config import Source as DataSource
 from meow_ray.errors import MeowError
@@ -125,8 +125,10 @@ class Pipeline:
             label: stands before the stages' names.
 
         Raises:
-            MeowError: a stage needs what is neither cached nor chosen, or fails by a user's mistake.
+            MeowError: a stage needs what is neither cached nor chosen, or more than the cluster can ever hold, or fails
+                by a user's mistake.
         """
+        placed = False
         for number, step in enumerate(chosen, start=1):
             for name in step.inputs:
                 if self.artifact(name) is None:
@@ -138,14 +140,25 @@ class Pipeline:
             state = self.state(step)
             event = Event(f"{label}{step.name}", number, len(chosen), "cached", state)
             if state.artifact is not None and not force:
+                self._found[step.artefact] = state.artifact  # an earlier question may have found none
                 say(event)
             else:
+                if step.resources and not placed:
+                    self._check_placement([s for s in chosen[number - 1 :] if force or not self.artifact(s.artefact)])
+                    placed = True
                 say(replace(event, what="started"))
                 inputs = {name: artifact for name in step.inputs if (artifact := self.artifact(name))}
                 made = stage.execute(state, self.config, inputs)
                 self._found[step.artefact] = made
                 say(replace(event, what="finished", state=self.state(step)))
         return [self.state(step) for step in chosen]
+
+    def _check_placement(self, steps: list[Stage]) -> None:
+        """Checks that the cluster can hold what each of the stages needs, before the first of them begins."""
+        ray_cluster.connect()
+        for name in dict.fromkeys(step.resources for step in steps if step.resources):
+            on_gpu = name != "invert" or self.config.invert.engine != "openai"
+            ray_cluster.require(name, self.config.resources, on_gpu=on_gpu)
 
     def _from_elsewhere(self, name: str, place: str) -> Artifact:
         if name in MODELS:

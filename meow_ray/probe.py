@@ -23,6 +23,8 @@ NEW_TOKENS = 32
 def rates(config: Config, generator: EngineSpec, target: EngineSpec, given: Given) -> Rates:
     """Loads each engine once and trains a few steps; needs about the time of starting as many stages."""
     ray_cluster.connect()
+    for name in ("invert", "memo", "train", *(("memorize",) if config.memorize else ())):
+        ray_cluster.require(name, config.resources)
     return Rates(
         generator=engine_rates(config, "invert", generator, given),
         target=engine_rates(config, "memo", target, given),

@@ -130,13 +130,32 @@ def num_workers(name: str, resources: Resources) -> int:
     return own.workers(gpus or min(2, int(sum(cpus for cpus, _ in nodes) // own.cpus_per_worker)))
 
 
-def require(name: str, count: int, cpus: float, gpus: int, resources: Resources, spare_cpus: int = 0) -> None:
-    """Checks that the cluster can ever hold `count` workers of a stage, each of so many CPUs and GPUs on one node.
+def least_workers(name: str, resources: Resources) -> int:
+    """Returns the number of ZeRO workers that a stage can do with."""
+    own: TrainResources = getattr(resources, name)
+    workers = num_workers(name, resources)
+    return min(own.min_workers or workers, workers)
+
+
+def require(name: str, resources: Resources, *, on_gpu: bool = True) -> None:
+    """Checks that the cluster can ever hold the least actors or workers of a section of the resources.
+
+    Args:
+        name: the section.
+        resources: the configuration's resources.
+        on_gpu: False: its actors use no GPU, whatever there is.
 
     Raises:
         MeowError: says what is asked for, what is there, and which key to change.
     """
     own: EngineResources | TrainResources = getattr(resources, name)
+    if isinstance(own, TrainResources):
+        count, cpus, spare_cpus = least_workers(name, resources), own.cpus_per_worker, 0
+        gpus = int(has_gpus(resources, own.node_labels))
+    else:
+        # Ray Data reads, filters and writes with tasks of one CPU beside the actors
+        count, cpus, spare_cpus = own.actors[0], own.cpus_per_actor, 1
+        gpus = gpus_per_actor(name, resources) if on_gpu else 0
     nodes = capacity(resources, own.node_labels)
     slots = [min(have // cpus if cpus else count, there // gpus if gpus else count) for have, there in nodes]
     all_cpus = sum(have for have, _ in capacity(resources, {}))

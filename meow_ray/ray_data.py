@@ -193,8 +193,6 @@ def _stream(
     resources: EngineResources = getattr(all_resources, name)
     gpus = ray_cluster.gpus_per_actor(name, all_resources) if spec.needs_gpu else 0
     least, most = resources.actors
-    # Ray Data reads, filters and writes with tasks of one CPU beside the actors
-    ray_cluster.require(name, least, resources.cpus_per_actor, gpus, all_resources, spare_cpus=1)
     if resources.cpu_tasks is False or (resources.cpu_tasks == "auto" and not gpus):
         work = Work(work.in_one, observe=work.observe)
     context = ray.data.DataContext.get_current()

@@ -33,8 +33,7 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
     zero.settings(job.spec, resources, job.accumulation(workers), on_gpu=on_gpu, own=job.deepspeed)
     zero.check_quantization(job.spec, on_gpu=on_gpu)
     tracker.check()
-    least = min(resources.min_workers or workers, workers)
-    ray_cluster.require(name, least, resources.cpus_per_worker, int(on_gpu), all_resources)
+    least = ray_cluster.least_workers(name, all_resources)
     storage.make_folder(work)
     fs, path = storage.filesystem(work)
     with ray_cluster.progress(name, data.num_steps) as board:

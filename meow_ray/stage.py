@@ -139,6 +139,7 @@ class Stage:
     configuration that the stage may see, or single fields such as `target.template`; their spec enters its
     fingerprint. `inputs` are artefacts of other stages, or models and sources of facts from outside.
     `run` writes the artefact and returns a summary for the manifest: counts and figures, never the text of facts.
+    `resources` is the section of the configuration's resources that its actors or workers are placed by, if it has any.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Stage:
     sections: tuple[str, ...]
     inputs: tuple[str, ...]
     run: Callable[[Context], dict[str, Any]]
+    resources: str | None = None
 
     def ingredients(self, config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
         """Returns what the fingerprint is the hash of."""

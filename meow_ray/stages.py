@@ -318,6 +318,7 @@ MEMORIZE = Stage(
     ("memorize", *_COLUMNS, *_TEMPLATE),
     ("memorize_data", "base"),
     training.memorize,
+    "memorize",
 )
 INGEST = Stage(
     "ingest",
@@ -327,8 +328,8 @@ INGEST = Stage(
     ("data", "target", "generator"),
     _ingest,
 )
-INVERT = Stage("invert", "candidates", 2, ("invert",), ("facts", "generator"), _invert)
-MEMO = Stage("memo", "memo", 2, ("memo", "target"), ("candidates", "target"), _memo)
+INVERT = Stage("invert", "candidates", 2, ("invert",), ("facts", "generator"), _invert, "invert")
+MEMO = Stage("memo", "memo", 2, ("memo", "target"), ("candidates", "target"), _memo, "memo")
 SELECT = Stage("select", "selected", 1, ("select",), ("memo",), _select)
 REFERENCE = Stage(
     "reference",
@@ -337,6 +338,7 @@ REFERENCE = Stage(
     ("target",),
     ("target", "roles"),
     training.reference,
+    "memo",
 )
 TRAIN = Stage(
     "train",
@@ -345,8 +347,9 @@ TRAIN = Stage(
     ("train", *_TEMPLATE, "target.trust_remote_code"),
     ("target", "objective"),
     training.train,
+    "train",
 )
-REMAIN = Stage("remain", "remaining", 1, ("memo", "target", "pipeline.threshold"), ("facts", "model"), _remain)
+REMAIN = Stage("remain", "remaining", 1, ("memo", "target", "pipeline.threshold"), ("facts", "model"), _remain, "memo")
 EVALUATE = Stage(
     "evaluate",
     "metrics",
@@ -354,6 +357,7 @@ EVALUATE = Stage(
     ("evaluate", "memo", "target", *_COLUMNS),
     ("facts", "sets", "text", "task_folder", "selected", "target", "model", "retain_model"),
     _evaluate,
+    "evaluate",
 )
 REPORT = Stage(
     "report",
