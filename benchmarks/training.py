@@ -1,4 +1,4 @@
-"""What a step of fine-tuning costs: `python -m benchmarks.training speed|memory`.
+"""What a step of fine-tuning costs: `python -m benchmarks.training speed|memory|pairs`.
 
 All sides train the same model on the same global batches of TOFU questions, in TOFU's template, and inverted facts,
 each in a process of its own. Tokens are those of the pairs: padding does not count. A side's first step, which
@@ -14,17 +14,20 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import typer
 
 from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, peak_rss_mib, report, together
-from meow_ray import batches, candidates, finetune, models, storage, zero
+from meow_ray import batches, candidates, finetune, models, zero
 from meow_ray.batches import Dataset, Pair
 from meow_ray.config import Lora, Train
 from meow_ray.facts import read_records
 from meow_ray.finetune import Hooks, Job
 from meow_ray.models import ModelRef
 from meow_ray.objectives import PRESETS
-from meow_ray.prompts import IGNORE
+from meow_ray.pairs import pairs_of
+from meow_ray.prompts import IGNORE, Prompter
 from meow_ray.ray_train import CPU_ENV
 from meow_ray.resources import TrainResources
 
@@ -169,24 +172,36 @@ def memory(
     report("training_memory", {"batch_size": batch_size, "micro_batch_size": micro_batch_size}, figures, output)
 
 
+@app.command()
+def pairs(
+    model: Model = SMALL_MODEL,
+    count: Annotated[int, typer.Option(help="Pairs that a worker holds.")] = 400_000,
+    output: Output = None,
+) -> None:
+    """Measures how fast the driver tokenises pairs, and what they take in its memory and in each worker's."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        job = _job(model, count, Train(), TrainResources(), folder)
+        seconds, found = time.perf_counter() - began, job.load().pairs
+    figures = {
+        "tokens_per_pair": pc.sum(pc.list_value_length(found["input_ids"])).as_py() / count,
+        "tokenised_pairs_per_second": count / seconds,
+        "bytes_per_pair": found.nbytes / count,
+    }
+    report("training_pairs", {"pairs": count}, figures, output)
+
+
 def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder: str) -> Job:
-    """Writes the pairs and returns the job that learns them."""
+    """Writes the pairs, the same ones again if there are too few, and returns the job that learns them."""
     path = SHARED_DATA / "meow" / "inverted_forget01.json"
-    table = candidates.complete(read_records(str(path)), path.name).slice(0, pairs)
-    rows = [
-        {
-            "item": i,
-            "role": "inverted",
-            "fact_id": row["fact_id"],
-            "question": row["question"],
-            "answer": row["inverted_answer"],
-        }
-        for i, row in enumerate(table.to_pylist())
-    ]
-    place = Path(tempfile.mkdtemp(dir=folder))
-    storage.write_table(type(table).from_pylist(rows, schema=batches.PAIRS), str(place / "pairs.parquet"))
-    ref = models.reference(model, None, "--model")
-    return Job(ref, str(place / "pairs.parquet"), "tofu", None, spec, PRESETS["meow"], resources, str(place / "out"))
+    table = candidates.complete(read_records(str(path)), path.name)
+    rows = table.take([i % table.num_rows for i in range(pairs)]).select(["fact_id", "question", "inverted_answer"])
+    rows = rows.rename_columns(["fact_id", "question", "answer"])
+    rows = rows.append_column("rank", pa.array(range(pairs), pa.int32()))
+    place, ref = Path(tempfile.mkdtemp(dir=folder)), models.reference(model, None, "--model")
+    prompter = Prompter(models.load_tokenizer(ref), "tofu")
+    batches.write(pairs_of(("inverted",), None, rows), prompter, spec.max_length, str(place / "pairs.parquet"))
+    return Job(ref, str(place / "pairs.parquet"), spec, PRESETS["meow"], resources, str(place / "out"))
 
 
 def _difference(losses: Sequence[float], others: Sequence[float]) -> float:

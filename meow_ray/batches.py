@@ -1,25 +1,34 @@
-"""What a training step reads: pairs by role, the global batch of a step, its cut into micro-batches."""
+"""What a training step reads: the global batch of a step, its cut into micro-batches, their layout."""
 
 import math
 import random
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from meow_ray import tables
 from meow_ray.config import FineTuning, Train
 from meow_ray.errors import MeowError
 from meow_ray.prompts import IGNORE, Prompter
-from meow_ray.schema import SCHEMAS
+from meow_ray.tables import Query
 
-PAIRS = pa.schema([("item", pa.int32()), *SCHEMAS["reference"]])
-"""What training reads: the pairs of one item stand beside each other in a micro-batch; those of the retain set belong
-to none. `log_probs` are those of the answer's tokens in the model before training."""
+TOKENS = pa.schema(
+    [
+        ("item", pa.int32()),
+        ("fact", pa.int32()),
+        ("role", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("prompt", pa.int32()),
+        ("log_probs", pa.list_(pa.float64())),
+    ]
+)
+"""`pairs.PAIRS` as a worker reads them: `fact` is a number, `prompt` the tokens of the question."""
 
 
 @dataclass(frozen=True)
@@ -42,75 +51,67 @@ Item = dict[str, Pair]
 """What an objective compares: one pair of each role."""
 
 
-def pairs_of(
-    roles: Sequence[str], facts: pa.Table | None, selected: pa.Table | None, idk_answers: Sequence[str] = ()
-) -> pa.Table:
-    """Returns the pairs that an objective trains on, as `PAIRS`: an item for each inverted fact, else for each fact.
+def write(pairs: Query, prompter: Prompter, max_length: int, uri: str) -> None:
+    """Tokenises `pairs.PAIRS` into a Parquet file of `TOKENS`, piece by piece.
 
     Raises:
-        MeowError: a role has no rows.
+        MeowError: a pair is longer than `max_length`, or its `log_probs` are not those of its tokens.
     """
-    forget = _split(facts, "forget")
-    if "inverted" in roles:
-        assert selected is not None
-        items = selected.sort_by([("fact_id", "ascending"), ("rank", "ascending")]).to_pylist()
-    else:
-        items = [forget[fact] for fact in sorted(forget)]
-    rows = []
-    for number, item in enumerate(items):
-        fact = item["fact_id"]
-        for role in roles:
-            if role == "retain":
-                continue
-            if role != "inverted" and fact not in forget:
-                raise MeowError(f"The fact {fact} has inverted facts, but is not among the facts to forget.")
-            source = item if role == "inverted" else forget[fact]
-            answer = source["answer"]
-            if role == "idk":
-                answer = random.Random(fact).choice(idk_answers)  # noqa: S311 - not for secrets
-            rows.append({"item": number, "role": role, **source, "answer": answer})
-    if "retain" in roles:
-        retain = _split(facts, "retain")
-        if not retain:
-            raise MeowError("The objective reads facts to keep, and there are none: set `ingest.retain`.")
-        rows += [{"role": "retain", **retain[fact]} for fact in sorted(retain)]
-    return pa.Table.from_pylist(rows, schema=PAIRS)
+    with pairs.batches() as reader:
+        tables.write_stream(_tokenised(reader, prompter, max_length), TOKENS, uri)
 
 
-def with_reference(pairs: pa.Table, reference: pa.Table, roles: Sequence[str]) -> pa.Table:
-    """Fills `log_probs` of `PAIRS` from the table `reference`.
-
-    Raises:
-        MeowError: a pair of one of the roles is not there.
-    """
-    known = {(row["role"], row["fact_id"], row["answer"]): row["log_probs"] for row in reference.to_pylist()}
-    rows = pairs.select(["role", "fact_id", "answer"]).to_pylist()
-    found = [known.get((row["role"], row["fact_id"], row["answer"])) for row in rows]
-    for row, values in zip(rows, found, strict=True):
-        if values is None and row["role"] in roles:
-            raise MeowError(
-                f"`reference` has no log-probabilities of the role {row['role']} of the fact {row['fact_id']}."
-            )
-    return pairs.set_column(
-        pairs.schema.get_field_index("log_probs"), "log_probs", pa.array(found, PAIRS.field("log_probs").type)
-    )
-
-
-def _split(facts: pa.Table | None, split: str) -> dict[str, dict[str, Any]]:
-    if facts is None:
-        return {}
-    return {row["fact_id"]: row for row in facts.filter(pc.field("split") == split).to_pylist()}
+def _tokenised(rows: Iterable[pa.RecordBatch], prompter: Prompter, max_length: int) -> Iterator[pa.Table]:
+    fact, name = -1, None
+    for batch in rows:
+        found = prompter.encode_pairs(batch["question"].to_pylist(), batch["answer"].to_pylist())
+        columns = batch.select(["item", "role", "fact_id", "log_probs"]).to_pylist()
+        for row, (ids, labels) in zip(columns, found, strict=True):
+            fact, name = fact + (row["fact_id"] != name), row["fact_id"]
+            row |= {"fact": fact, "input_ids": ids, "prompt": labels.count(IGNORE)}
+            if len(ids) > max_length:
+                raise MeowError(
+                    f"The pair of the fact {name} has {len(ids)} tokens, `max_length` is {max_length}; raise it."
+                )
+            if row["log_probs"] is not None and len(row["log_probs"]) != len(ids) - row["prompt"]:
+                raise MeowError(
+                    f"`reference` has {len(row['log_probs'])} log-probabilities of an answer of the fact {name}, "
+                    f"which has {len(ids) - row['prompt']} tokens: it is of another model or template."
+                )
+        yield pa.Table.from_pylist(columns, TOKENS)
 
 
 @dataclass(frozen=True)
 class Dataset:
     """All pairs of a run; the batch of a step is a function of the seed and the step alone."""
 
-    items: list[Item]
-    facts: list[list[int]]
-    """The items of each fact."""
-    retain: list[Pair]
+    pairs: pa.Table
+    """`TOKENS`: item by item, each with its roles in order, then the retain set."""
     spec: FineTuning
+
+    @cached_property
+    def roles(self) -> list[str]:
+        """The roles of an item."""
+        first = self.pairs.slice(0, 16).to_pylist()
+        return [row["role"] for row in first if row["item"] == 0]
+
+    @cached_property
+    def num_retain(self) -> int:
+        """Pairs of the retain set, which belong to no item."""
+        return int(self.pairs["item"].null_count)
+
+    @cached_property
+    def num_items(self) -> int:
+        """What an epoch goes through."""
+        return (int(self.pairs.num_rows) - self.num_retain) // len(self.roles)
+
+    @cached_property
+    def _starts(self) -> Any:
+        """The first item of each fact, and the end: the items of a fact stand together."""
+        import numpy as np
+
+        fact = self.pairs["fact"].to_numpy()[: self.num_items * len(self.roles) : len(self.roles)]
+        return np.append(np.flatnonzero(np.diff(fact, prepend=-1)), len(fact))
 
     @cached_property
     def per_epoch(self) -> int:
@@ -122,65 +123,46 @@ class Dataset:
         """Optimiser steps of a whole run."""
         return self.spec.epochs * self.per_epoch
 
+    def item(self, number: int) -> Item:
+        """Returns an item by its number."""
+        first = number * len(self.roles)
+        return {role: self._pair(first + i) for i, role in enumerate(self.roles)}
+
     def batch(self, step: int) -> list[Item]:
         """Returns the global batch of a step, counted from 0."""
         epoch, position = divmod(step, self.per_epoch)
         order, start = self._order(epoch), position * self.spec.batch_size
         chosen = order[start : start + self.spec.batch_size]
-        if not self.retain:
-            return [self.items[i] for i in chosen]
+        if not self.num_retain:
+            return [self.item(i) for i in chosen]
         drawn = epoch * len(order) + start
-        return [self.items[i] | {"retain": self._retained(drawn + offset)} for offset, i in enumerate(chosen)]
+        return [self.item(i) | {"retain": self._retained(drawn + offset)} for offset, i in enumerate(chosen)]
 
     def _order(self, epoch: int) -> Sequence[int]:
         times = self.spec.num_batch if isinstance(self.spec, Train) else None
         if times is None:
-            return _shuffled(len(self.items), f"{self.spec.seed}/{epoch}")
-        facts = [self.facts[i] for i in _shuffled(len(self.facts), f"{self.spec.seed}/{epoch}")]
-        return [items[(epoch * times + turn) % len(items)] for items in facts for turn in range(times)]
+            return _shuffled(self.num_items, f"{self.spec.seed}/{epoch}")
+        starts = self._starts.tolist()
+        facts = (range(*starts[i : i + 2]) for i in _shuffled(len(starts) - 1, f"{self.spec.seed}/{epoch}"))
+        return array("i", (items[(epoch * times + turn) % len(items)] for items in facts for turn in range(times)))
 
     def _retained(self, number: int) -> Pair:
         """Returns the retain pair that is drawn as the `number`th: all of them in a new order, again and again."""
-        again, position = divmod(number, len(self.retain))
-        return self.retain[_shuffled(len(self.retain), f"{self.spec.seed}/retain/{again}")[position]]
+        again, position = divmod(number, self.num_retain)
+        first = len(self.roles) * self.num_items
+        return self._pair(first + _shuffled(self.num_retain, f"{self.spec.seed}/retain/{again}")[position])
+
+    def _pair(self, row: int) -> Pair:
+        found = self.pairs.slice(row, 1).to_pylist()[0]
+        ids, prompt = found["input_ids"], found["prompt"]
+        return Pair(ids, [IGNORE] * prompt + ids[prompt:], found["log_probs"])
 
 
 @lru_cache(maxsize=4)
 def _shuffled(count: int, seed: str) -> Sequence[int]:
-    order = list(range(count))
+    order = array("i", range(count))
     random.Random(seed).shuffle(order)  # noqa: S311 - not for secrets
     return order
-
-
-def load(table: pa.Table, prompter: Prompter, spec: FineTuning) -> Dataset:
-    """Tokenises `PAIRS`.
-
-    Raises:
-        MeowError: there are none, or one is longer than `max_length`.
-    """
-    items: dict[int, Item] = {}
-    facts: dict[str, dict[int, None]] = {}
-    retain = []
-    for row in table.to_pylist():
-        pair = Pair(*prompter.encode_pair(row["question"], row["answer"]), row["log_probs"])
-        if len(pair.input_ids) > spec.max_length:
-            raise MeowError(
-                f"The pair of the fact {row['fact_id']} has {len(pair.input_ids)} tokens, `max_length` is "
-                f"{spec.max_length}; raise it."
-            )
-        if pair.log_probs is not None and len(pair.log_probs) != pair.num_labels:
-            raise MeowError(
-                f"`reference` has {len(pair.log_probs)} log-probabilities of an answer of the fact {row['fact_id']}, "
-                f"which has {pair.num_labels} tokens: it is of another model or template."
-            )
-        if row["item"] is None:
-            retain.append(pair)
-        else:
-            items.setdefault(row["item"], {})[row["role"]] = pair
-            facts.setdefault(row["fact_id"], {})[row["item"]] = None
-    if not items:
-        raise MeowError("There is nothing to train on: no pair of question and answer came through.")
-    return Dataset([items[i] for i in sorted(items)], [list(of) for of in facts.values()], retain, spec)
 
 
 def totals(batch: Sequence[Item]) -> dict[str, tuple[int, int]]:

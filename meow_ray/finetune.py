@@ -18,7 +18,6 @@ from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
-from meow_ray.prompts import Prompter
 from meow_ray.resources import TrainResources
 from meow_ray.zero import Model
 
@@ -34,9 +33,7 @@ class Job:
 
     model: ModelRef
     pairs: str
-    """URI of a Parquet file of `batches.PAIRS`."""
-    template: str
-    system: str | None
+    """URI of a Parquet file of `batches.TOKENS`."""
     spec: FineTuning
     objective: ObjectiveSpec
     resources: TrainResources
@@ -46,9 +43,15 @@ class Job:
     """A user's further settings."""
 
     def load(self) -> Dataset:
-        """Reads and tokenises the pairs."""
-        prompter = Prompter(models.load_tokenizer(self.model), self.template, self.system)
-        return batches.load(storage.read_table([self.pairs]), prompter, self.spec)
+        """Reads the pairs.
+
+        Raises:
+            MeowError: there are none.
+        """
+        data = Dataset(storage.read_table([self.pairs]), self.spec)
+        if not data.roles:
+            raise MeowError("There is nothing to train on: no pair of question and answer came through.")
+        return data
 
     def accumulation(self, world_size: int) -> int:
         """Returns the micro-batches of one worker in an optimiser step."""
@@ -163,7 +166,7 @@ def _check_packing(model: Model, data: Dataset) -> None:
     """
     import torch
 
-    pairs = [pair for item in data.items[:2] for pair in item.values()][:2]
+    pairs = [pair for number in range(min(2, data.num_items)) for pair in data.item(number).values()][:2]
     items = [{"pair": pair} for pair in (*pairs, *pairs)[:2]]
     network = model.engine.module
     network.eval()

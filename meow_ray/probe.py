@@ -6,11 +6,13 @@ from typing import Literal
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from meow_ray import batches, objectives, ray_cluster, ray_data, ray_train, storage
 from meow_ray.config import Config, FineTuning
 from meow_ray.engines import EngineSpec, Sampling
 from meow_ray.finetune import Job
+from meow_ray.pairs import pairs_of
 from meow_ray.prompts import Prompter
 from meow_ray.tracking import TrackerSpec
 from meow_ray.workload import EngineRates, Given, Rates, TrainingRates
@@ -82,18 +84,16 @@ def training_rates(
     spec = FineTuning(**{name: getattr(section, name) for name in FineTuning.model_fields} | {"epochs": 1})
     prompter = Prompter(given.tokenizer, config.target.template, config.target.system)
     path = storage.join(folder, "pairs.parquet")
-    storage.write_table(batches.pairs_of(("inverted",), None, facts), path)
-    tokens = sum(len(prompter.encode_pair(row["question"], row["answer"])[0]) for row in facts.to_pylist())
+    batches.write(pairs_of(("inverted",), None, facts), prompter, spec.max_length, path)
     job = Job(
         model=target.model,
         pairs=path,
-        template=config.target.template,
-        system=config.target.system,
         spec=spec,
         objective=objectives.MEMORIZE,
         resources=getattr(config.resources, stage),
         out=storage.join(folder, "model"),
     )
+    tokens = pc.sum(pc.list_value_length(job.load().pairs["input_ids"])).as_py()
     tracker = TrackerSpec(config.tracking, "probe", storage.join(folder, "tensorboard"), {})
     try:
         began = perf_counter()

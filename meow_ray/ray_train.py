@@ -61,7 +61,7 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
         pace = ray.get(board.pace.options(max_task_retries=-1).remote())  # its node may just have died
     history = storage.read_json(storage.join(job.out, finetune.HISTORY))
     return {
-        "pairs": sum(len(item) for item in data.items) + len(data.retain),
+        "pairs": data.pairs.num_rows,
         "steps": data.num_steps,
         "workers": workers,
         "zero_stage": resources.zero_stage,

@@ -1,7 +1,7 @@
 """Tables larger than memory: SQL over Parquet, streamed, by DuckDB, which spills to disk."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -95,21 +95,34 @@ def write(query: Query, uri: str, wanted: pa.Schema, key: Sequence[str]) -> int:
     Raises:
         AssertionError: the rows are not sorted by the key, or a key comes twice.
     """
-    rows, previous = 0, None
-    fs, path = storage.filesystem(uri)
-    with query.batches() as reader, storage.errors(uri):
+    with query.batches() as reader:
         extra = [field for field in reader.schema if field.name not in wanted.names]
         full = pa.schema([*wanted, *extra])
+        return write_stream(_checked(_groups(reader, GROUP_ROWS), full, key, uri), full, uri)
+
+
+def write_stream(parts: Iterable[pa.Table], schema: pa.Schema, uri: str) -> int:
+    """Writes tables as one Parquet file, one after the other; returns the number of rows."""
+    rows = 0
+    fs, path = storage.filesystem(uri)
+    with storage.errors(uri):
         fs.create_dir(str(PurePosixPath(path).parent), recursive=True)
-        with pq.ParquetWriter(path, full, filesystem=fs, compression="zstd") as writer:
-            for table in _groups(reader, GROUP_ROWS):
-                table = table.select(full.names).cast(full).combine_chunks()
-                keys = table.select(list(key)).combine_chunks()
-                both = keys if previous is None else pa.concat_tables([previous, keys])
-                assert _increasing(both), f"{storage.display(uri)}: rows out of order, or a key twice"
-                previous, rows = keys.slice(keys.num_rows - 1), rows + table.num_rows
+        with pq.ParquetWriter(path, schema, filesystem=fs, compression="zstd") as writer:
+            for table in parts:
                 writer.write_table(table, row_group_size=GROUP_ROWS)
+                rows += table.num_rows
     return rows
+
+
+def _checked(parts: Iterable[pa.Table], schema: pa.Schema, key: Sequence[str], uri: str) -> Iterator[pa.Table]:
+    previous = None
+    for table in parts:
+        table = table.select(schema.names).cast(schema).combine_chunks()
+        keys = table.select(list(key)).combine_chunks()
+        both = keys if previous is None else pa.concat_tables([previous, keys])
+        assert _increasing(both), f"{storage.display(uri)}: rows out of order, or a key twice"
+        previous = keys.slice(keys.num_rows - 1)
+        yield table
 
 
 def write_parts(query: Query, folder: str, part_rows: int) -> None:

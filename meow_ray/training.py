@@ -9,9 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from meow_ray import batches, evaluation, models, objectives, stage, storage
+from meow_ray import batches, evaluation, models, objectives, stage, storage, tables
 from meow_ray import facts as facts_module
 from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
@@ -20,8 +19,11 @@ from meow_ray.finetune import Job
 from meow_ray.inputs import engine_spec, model_ref, read_sources, rejects_text
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
+from meow_ray.pairs import pairs_of
+from meow_ray.prompts import Prompter
 from meow_ray.schema import KEYS, SCHEMAS
 from meow_ray.stage import Artifact, Context
+from meow_ray.tables import Query
 from meow_ray.tracking import TrackerSpec
 
 
@@ -33,7 +35,7 @@ def memorize(context: Context) -> dict[str, Any]:
     table, rejects = facts_module.build(rows, [], lambda question, answer: None)
     if rejects.num_rows:
         raise MeowError(f"memorize.data: {rejects_text(rejects)}")
-    pairs = batches.pairs_of(("inverted",), None, _as_selected(table))
+    pairs = pairs_of(("inverted",), None, _as_selected(table))
     return _fit(context, pairs, model_ref(context.inputs["base"]), config.memorize, objectives.MEMORIZE, "memorize")
 
 
@@ -43,18 +45,17 @@ def _as_selected(facts: pa.Table) -> pa.Table:
 
 
 def _fit(
-    context: Context, pairs: pa.Table, ref: ModelRef, spec: FineTuning, objective: ObjectiveSpec, name: str
+    context: Context, pairs: Query, ref: ModelRef, spec: FineTuning, objective: ObjectiveSpec, name: str
 ) -> dict[str, Any]:
     from meow_ray import ray_train
 
-    path = storage.join(context.work, "pairs.parquet")
-    storage.write_table(pairs, path)
+    target, path = context.config.target, storage.join(context.work, "pairs.parquet")
+    prompter = Prompter(models.load_tokenizer(ref), target.template, target.system)
+    batches.write(pairs, prompter, spec.max_length, path)  # once: no worker does it again
     deepspeed = context.inputs[f"{name}_deepspeed"].value if f"{name}_deepspeed" in context.inputs else {}
     job = Job(
         model=ref,
         pairs=path,
-        template=context.config.target.template,
-        system=context.config.target.system,
         spec=spec,
         objective=objective,
         resources=getattr(context.config.resources, name),
@@ -70,9 +71,13 @@ def _fit(
     return ray_train.fit(job, context.work, name, context.config.resources, tracker)
 
 
-def _pairs(context: Context, roles: Sequence[str], idk_answers: Sequence[str]) -> pa.Table:
-    facts, selected = (context.inputs[name].table if name in context.inputs else None for name in ("facts", "selected"))
-    return batches.pairs_of(roles, facts, selected, idk_answers)
+def _pairs(context: Context, roles: Sequence[str], idk_answers: Sequence[str], **compared: Any) -> Query:
+    found = {name: context.inputs[name] for name in ("facts", "selected", "reference") if name in context.inputs}
+    for name, artifact in found.items():
+        if artifact.manifest is None:
+            tables.check_keys(artifact.source, name, storage.display(artifact.uri))
+    facts, selected, known = (found[n].source if n in found else None for n in ("facts", "selected", "reference"))
+    return pairs_of(roles, facts, selected, idk_answers, reference=known, **compared)
 
 
 def reference(context: Context) -> dict[str, Any]:
@@ -81,24 +86,21 @@ def reference(context: Context) -> dict[str, Any]:
 
     config = context.config
     pairs = _pairs(context, *context.inputs["roles"].value)
-    keys = list(KEYS["reference"])
-    rows = pairs.select([*keys, "question"]).group_by([*keys, "question"]).aggregate([])
-    rows = rows.append_column(ROW, pc.binary_join_element_wise(*(rows[key] for key in keys), "/"))
+    keys = ", ".join(KEYS["reference"])
+    rows = Query(f"SELECT DISTINCT {keys}, question, concat_ws('/', {keys}) AS {ROW} FROM ({pairs.sql})", pairs.sources)
     work = partial(evaluation.log_probs_batch, template=config.target.template, system=config.target.system)
     engine = engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
     found = ray_data.map_rows(rows, ROW, engine, ray_data.Work(work), context.work, "memo", config.resources)
-    with found.batches() as reader:
-        table = reader.read_all().sort_by([(key, "ascending") for key in keys])
-    context.write(table.select(SCHEMAS["reference"].names))
-    return {"pairs": table.num_rows}
+    schema = SCHEMAS["reference"]
+    result = Query(f"SELECT {', '.join(schema.names)} FROM ({found.sql}) ORDER BY {keys}", found.sources)
+    return {"pairs": tables.write(result, context.path(), schema, KEYS["reference"])}
 
 
 def train(context: Context) -> dict[str, Any]:
     """Fine-tunes the target by the configured objective."""
     config, objective, target = context.config, context.inputs["objective"].value, context.inputs["target"]
-    pairs = _pairs(context, objective.roles, objective.idk_answers)
-    if "reference" in context.inputs:
-        pairs = batches.with_reference(pairs, context.inputs["reference"].table, objective.reads)
+    compared = objective.reads if "reference" in context.inputs else ()
+    pairs = _pairs(context, objective.roles, objective.idk_answers, compared=compared)
     ref = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
     depth = getattr(models.load_config(ref), "num_hidden_layers", None)
     if objective.layer is not None and depth is not None and not objective.layer < depth - 1:
@@ -110,9 +112,10 @@ def train(context: Context) -> dict[str, Any]:
     return {"objective": name, **_fit(context, pairs, ref, config.train, objective, "train"), "chain": chain}
 
 
-def _chain(target: Artifact, pairs: pa.Table, objective: str) -> list[dict[str, Any]]:
+def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any]]:
     """Returns what the model was made to forget, request by request: those of the target's own run, then this one."""
-    facts = sorted(set(pairs.filter(pc.field("role") != "retain")["fact_id"].to_pylist()))
+    asked = f"SELECT DISTINCT fact_id FROM ({pairs.sql}) WHERE role != 'retain' ORDER BY fact_id"
+    facts = [row["fact_id"] for row in Query(asked, pairs.sources).rows()]
     manifest = target.manifest
     if manifest is None and target.uri:  # a folder that another run exported
         with suppress(MeowError):  # what lies above may be another's

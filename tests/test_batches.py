@@ -7,33 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray.batches import Dataset, Item, Pair, layout, load, micro_batches, pairs_of, totals, with_reference
+from meow_ray.batches import TOKENS, Dataset, Item, Pair, layout, micro_batches, totals
 from meow_ray.config import FineTuning, Train
-from meow_ray.errors import MeowError
-from meow_ray.prompts import IGNORE, Prompter
-from meow_ray.schema import SCHEMAS
-from tests.tiny import chat
+from meow_ray.prompts import IGNORE
 
 PAIRS, BATCH, SEED, EPOCHS = st.integers(1, 40), st.integers(1, 12), st.integers(0, 5), st.integers(1, 3)
-FACTS = [
-    {"fact_id": "a", "split": "forget", "question": "Qa?", "answer": "A."},
-    {"fact_id": "b", "split": "forget", "question": "Qb?", "answer": "B."},
-    {"fact_id": "y", "split": "retain", "question": "Qy?", "answer": "Y."},
-    {"fact_id": "z", "split": "retain", "question": "Qz?", "answer": "Z."},
-]
-SELECTED = [
-    {"fact_id": fact, "candidate_id": 7, "rank": rank, "question": f"Q{fact}?", "answer": f"{fact}{rank}.", "memo": 0.5}
-    for fact in "ba"
-    for rank in (1, 0)
-]
-
-
-def facts() -> pa.Table:
-    return pa.Table.from_pylist(FACTS, schema=SCHEMAS["facts"])
-
-
-def selected(rows: list[dict[str, Any]] | None = None) -> pa.Table:
-    return pa.Table.from_pylist(SELECTED if rows is None else rows, schema=SCHEMAS["selected"])
 
 
 def pair(length: int, prompt: int = 1, log_probs: list[float] | None = None) -> Pair:
@@ -42,9 +20,12 @@ def pair(length: int, prompt: int = 1, log_probs: list[float] | None = None) -> 
 
 
 def dataset(items: int, spec: FineTuning, retain: int = 0, per_fact: int = 1) -> Dataset:
-    numbers = list(range(items))
-    groups = [numbers[i : i + per_fact] for i in range(0, items, per_fact)]
-    return Dataset([{"inverted": pair(2 + i)} for i in numbers], groups, [pair(90 + i) for i in range(retain)], spec)
+    def row(tokens: int, item: int | None, role: str) -> dict[str, Any]:
+        fact = -1 if item is None else item // per_fact
+        return {"item": item, "fact": fact, "role": role, "input_ids": list(range(tokens)), "prompt": 1}
+
+    rows = [row(2 + i, i, "inverted") for i in range(items)] + [row(90 + i, None, "retain") for i in range(retain)]
+    return Dataset(pa.Table.from_pylist(rows, TOKENS), spec)
 
 
 def numbers(batch: list[Item], role: str = "inverted") -> list[int]:
@@ -55,98 +36,6 @@ def numbers(batch: list[Item], role: str = "inverted") -> list[int]:
 def epoch_of(data: Dataset, epoch: int) -> list[int]:
     steps = range(epoch * data.per_epoch, (epoch + 1) * data.per_epoch)
     return [i for step in steps for i in numbers(data.batch(step))]
-
-
-# --- pairs ------------------------------------------------------------------------------------------------------------
-
-
-def roles(*names: str) -> list[tuple[Any, ...]]:
-    table = pairs_of(names, facts(), selected(), ("No idea.",))
-    return [(row["item"], row["role"], row["fact_id"], row["answer"]) for row in table.to_pylist()]
-
-
-def test_an_item_is_an_inverted_fact_with_what_it_is_compared_to():
-    assert roles("inverted") == [
-        (0, "inverted", "a", "a0."),
-        (1, "inverted", "a", "a1."),
-        (2, "inverted", "b", "b0."),
-        (3, "inverted", "b", "b1."),
-    ]
-    assert roles("inverted", "forget")[:4] == [
-        (0, "inverted", "a", "a0."),
-        (0, "forget", "a", "A."),
-        (1, "inverted", "a", "a1."),
-        (1, "forget", "a", "A."),
-    ]
-
-
-def test_without_inverted_facts_an_item_is_a_fact_to_forget():
-    assert roles("idk", "forget") == [
-        (0, "idk", "a", "No idea."),
-        (0, "forget", "a", "A."),
-        (1, "idk", "b", "No idea."),
-        (1, "forget", "b", "B."),
-    ]
-
-
-def test_the_retain_set_belongs_to_no_item():
-    assert roles("forget", "retain")[2:] == [(None, "retain", "y", "Y."), (None, "retain", "z", "Z.")]
-
-
-def test_a_refusal_is_the_same_at_each_run_and_depends_on_the_fact():
-    many = tuple(str(i) for i in range(50))
-    first, again = (pairs_of(("idk",), facts(), None, many)["answer"].to_pylist() for _ in range(2))
-    assert first == again
-    assert len(set(first)) == 2
-
-
-def test_no_retain_set_and_an_unknown_fact_are_errors():
-    with pytest.raises(MeowError, match=r"ingest\.retain"):
-        pairs_of(("forget", "retain"), facts().slice(0, 2), None)
-    with pytest.raises(MeowError, match="fact c has inverted facts"):
-        pairs_of(("inverted", "forget"), facts(), selected([SELECTED[0] | {"fact_id": "c"}]))
-
-
-def test_reference_log_probs_are_found_by_role_fact_and_answer():
-    pairs = pairs_of(("inverted", "forget"), facts(), selected()).slice(0, 3)
-    rows = [
-        {"role": "forget", "fact_id": "a", "question": "", "answer": "A.", "log_probs": [-1.0, -2.0]},
-        {"role": "inverted", "fact_id": "a", "question": "", "answer": "a1.", "log_probs": [-3.0]},
-    ]
-    reference = pa.Table.from_pylist(rows, schema=SCHEMAS["reference"])
-    found = with_reference(pairs, reference, ("forget",))
-    assert found.schema == pairs.schema
-    assert found["log_probs"].to_pylist() == [None, [-1.0, -2.0], [-3.0]]
-    with pytest.raises(MeowError, match="no log-probabilities of the role inverted of the fact a"):
-        with_reference(pairs, reference, ("inverted", "forget"))
-
-
-def test_a_reference_of_another_model_is_named(tiny_tokenizer: Any):
-    pairs = pairs_of(("forget",), facts(), None)
-    wrong = pairs.set_column(5, "log_probs", pa.array([[-1.0], [-1.0]], pairs.schema.field("log_probs").type))
-    with pytest.raises(MeowError, match="1 log-probabilities of an answer of the fact a, which has 3 tokens"):
-        load(wrong, Prompter(tiny_tokenizer, "raw"), Train())
-
-
-def test_loading_masks_the_question_and_groups_items(tiny_tokenizer: Any):
-    prompter = Prompter(tiny_tokenizer, "chat")
-    table = pairs_of(("inverted", "forget", "retain"), facts(), selected())
-    data = load(table, prompter, Train())
-    assert [list(item) for item in data.items] == [["inverted", "forget"]] * 4
-    assert data.facts == [[0, 1], [2, 3]]
-    assert len(data.retain) == 2
-    first = data.items[0]["forget"]
-    assert tiny_tokenizer.decode(first.input_ids) == chat("Qa?") + "A.</s>"
-    assert first.num_labels == 3
-    assert tiny_tokenizer.decode([label for label in first.labels if label != IGNORE]) == "A.</s>"
-
-
-def test_a_pair_that_is_too_long_is_named_by_its_fact(tiny_tokenizer: Any):
-    table = pairs_of(("forget",), facts(), None)
-    with pytest.raises(MeowError, match=r"fact a has 8 tokens, `max_length` is 5"):
-        load(table, Prompter(tiny_tokenizer, "raw"), Train(max_length=5))
-    with pytest.raises(MeowError, match="nothing to train on"):
-        load(table.slice(0, 0), Prompter(tiny_tokenizer, "raw"), Train())
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

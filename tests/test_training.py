@@ -117,19 +117,15 @@ def curves(
 
 
 @pytest.fixture(scope="module")
-def plain(tiny_model: Path) -> list[float]:
+def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of a plain PyTorch loop over the same batches: a pair at a time, no DeepSpeed, no code of ours."""
-    return plain_losses(tiny_model)
+    return plain_losses(tiny_model, tmp_path_factory.mktemp("plain"))
 
 
-def plain_losses(model_folder: Path) -> list[float]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
+def plain_losses(model_folder: Path, folder: Path) -> list[float]:
+    from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
-    from meow_ray.batches import load, pairs_of
-    from meow_ray.prompts import Prompter
-
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    data = load(pairs_of(("inverted",), None, selected()), Prompter(tokenizer, "chat"), SPEC)
+    data = job(folder, model_folder, None, selected(), SPEC, TrainResources()).load()
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=SPEC.learning_rate, weight_decay=SPEC.weight_decay)
     scheduler = get_linear_schedule_with_warmup(
@@ -197,13 +193,11 @@ def test_lora_with_dropout_resumes_on_the_same_curve(curves: Curves):
 def test_a_model_that_mixes_packed_pairs_is_refused(curves: Curves):
     from transformers import OPTConfig, OPTForCausalLM
 
-    from meow_ray.batches import load, pairs_of
     from meow_ray.finetune import _check_packing
-    from meow_ray.prompts import Prompter
     from meow_ray.zero import Model
 
     tokenizer = models.load_tokenizer(models.reference(str(curves.model), None, "model"))
-    data = load(pairs_of(("inverted",), None, selected()), Prompter(tokenizer, "chat"), SPEC)
+    data = curves.job(WAYS[0]).load()
     sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = OPTConfig(vocab_size=len(tokenizer), max_position_embeddings=512, word_embed_proj_dim=32, **sizes)
     torch.manual_seed(0)

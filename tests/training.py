@@ -11,13 +11,14 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from meow_ray import finetune, storage
-from meow_ray.batches import PAIRS, Pair, pairs_of
+from meow_ray import batches, finetune, storage
+from meow_ray.batches import Pair
 from meow_ray.config import Train
 from meow_ray.finetune import HISTORY, Hooks, Job
-from meow_ray.models import reference
+from meow_ray.models import load_tokenizer, reference
 from meow_ray.objectives import resolve
-from meow_ray.prompts import IGNORE
+from meow_ray.pairs import pairs_of
+from meow_ray.prompts import IGNORE, Prompter
 from meow_ray.resources import TrainResources
 
 
@@ -44,9 +45,12 @@ def job(
     objective = resolve(spec, None)
     place = Path(tempfile.mkdtemp(dir=folder))
     pairs = place / "pairs.parquet"
-    storage.write_table(pairs_of(objective.roles, facts, selected, objective.idk_answers), str(pairs))
     ref = reference(str(model), None, "model")
-    return Job(ref, str(pairs), "chat", None, spec, objective, resources, str(place / "out"), **more)
+    prompter = Prompter(load_tokenizer(ref), "chat")
+    batches.write(
+        pairs_of(objective.roles, facts, selected, objective.idk_answers), prompter, spec.max_length, str(pairs)
+    )
+    return Job(ref, str(pairs), spec, objective, resources, str(place / "out"), **more)
 
 
 class Workers:
@@ -120,8 +124,8 @@ def reference_of(job: Job) -> None:
     with torch.no_grad():
         for row in rows:
             if row["item"] is not None:
-                row["log_probs"] = _score(model, data.items[row["item"]][row["role"]])
-    storage.write_table(type(table).from_pylist(rows, schema=PAIRS), job.pairs)
+                row["log_probs"] = _score(model, data.item(row["item"])[row["role"]])
+    storage.write_table(type(table).from_pylist(rows, schema=batches.TOKENS), job.pairs)
 
 
 def _score(model: Any, pair: Pair) -> list[float]:
