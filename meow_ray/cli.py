@@ -186,6 +186,7 @@ def plan_training(
             help="GPUs, a ZeRO worker on each; default resources.train.num_workers, or those here.", show_default=False
         ),
     ] = None,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs that share a node's CPU memory.", min=1)] = 8,
     facts: Annotated[
         int | None, typer.Option(help="Facts to forget, all like those of ingest.forget.", min=1, show_default=False)
     ] = None,
@@ -195,12 +196,12 @@ def plan_training(
     probe: Annotated[bool, typer.Option("--probe", help="Measure throughputs on this cluster first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")] = False,
 ) -> None:
-    """Estimates what training takes in memory, and with facts what each stage has to do, takes in time and leaves."""
+    """Estimates what training and engines take in memory, and with facts what stages ask for, how long, and leave."""
     settings = load_config(config, overrides or [])
     if probe and rates:
         raise MeowError("--probe measures what --rates gives: take one of them.")
     with program.libraries_to_log(), redirect_stdout(sys.stderr):
-        memory = plan.plan(settings, *plan.hardware(settings, gpus, gpu_memory))
+        memory = plan.plan(settings, *plan.hardware(settings, gpus, gpu_memory), gpus_per_node)
         found = workload.plan(settings, facts, rates, gpus or 0, probe) if settings.ingest.forget else None
     if as_json:
         print(json.dumps(asdict(memory) | {"run": found.as_row() if found else None}, indent=2))

@@ -1,65 +1,27 @@
-"""How much memory fine-tuning takes: arithmetic over a model's shapes, before any weight is loaded.
+"""How much memory fine-tuning and engines take: arithmetic over a model's shapes, before any weight is loaded.
 
-All amounts are bytes. N is the number of workers, W the bytes of all weights, P the parameters, T those that are
-updated, L those of the largest layer, w the bytes of an element in the arithmetic of training.
+All amounts are bytes. N is the number of workers, n those of one node, W the bytes of all weights, P the parameters, T
+those that are updated, L those of the largest layer, w the bytes of an element in the arithmetic of training.
 """
 
-import json
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, prod
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
-from meow_ray import models, storage
-from meow_ray.config import Config, Lora
+from meow_ray import architecture
+from meow_ray.architecture import Architecture
+from meow_ray.config import Config, Lora, ModelSection
 from meow_ray.errors import MeowError
-from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec, resolve, source_of
+from meow_ray.resources import EngineResources
 
 GIB = 1 << 30
 NAMES = {"full": "full fine-tuning", "lora": "LoRA"}
-_INDEX = "model.safetensors.index.json"
 _MOST = 1024
 """Workers that are tried to find out what fits."""
 _WAYS = tuple((stage, offload) for offload in (False, True) for stage in (1, 2, 3))
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What of a decoder decides how much memory it takes."""
-
-    weights: Mapping[str, tuple[int, ...]]
-    """Shapes of the parameters by name."""
-    layers: int
-    hidden: int
-    intermediate: int
-    """Width of the feed-forward network."""
-    heads: int
-    vocab: int
-
-    @property
-    def parameters(self) -> int:
-        """P."""
-        return sum(map(prod, self.weights.values()))
-
-    @property
-    def largest_layer(self) -> int:
-        """L: parameters of the largest module, which ZeRO 3 gathers whole."""
-        sizes: dict[str, int] = {}
-        for name, shape in self.weights.items():
-            module = name.rpartition(".")[0]
-            sizes[module] = sizes.get(module, 0) + prod(shape)
-        return max(sizes.values())
-
-    @property
-    def linear(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the linear layers within the decoder's blocks, by module."""
-        found = {name.removesuffix(".weight"): shape for name, shape in self.weights.items() if len(shape) == 2}
-        return {name: shape for name, shape in found.items() if re.search(r"(^|\.)\d+\.", name)}
 
 
 @dataclass(frozen=True)
@@ -78,7 +40,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Row:
-    """Bytes that one way to train takes: of a worker's GPU, and of the CPU memory of a node with all workers."""
+    """Bytes that one way to train takes: of a worker's GPU, and of a node's CPU memory."""
 
     method: Literal["full", "lora"]
     zero_stage: int
@@ -96,106 +58,39 @@ class Row:
 
 
 @dataclass(frozen=True)
+class EngineRow:
+    """Bytes that an engine of a stage takes of each of its GPUs."""
+
+    stage: str
+    model: str
+    gpus: int
+    """That its weights are cut over."""
+    weights: int
+    cache: int
+    """Keys and values of one token."""
+    context: int
+    """Tokens of the longest sequence."""
+    room: int | None
+    """Tokens that fit beside the weights into the share of a GPU's memory that it may take; None without a GPU."""
+    fits: bool | None
+    """The longest sequence does."""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What each way to train takes."""
+    """What each way to train takes, and each engine."""
 
     model: str
     parameters: int
     tokens: int
     """The most tokens in one forward pass."""
     workers: int
+    gpus_per_node: int
     gpu_memory: int | None
     rows: tuple[Row, ...]
     least: str
     """A sentence: what fits with the fewest GPUs."""
-
-
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
-def architecture(config: Config) -> tuple[str, Architecture]:
-    """Reads name and shapes of the model that is trained; of its weights no more than the files' headers.
-
-    Raises:
-        MeowError: none is configured, or it cannot be read.
-    """
-    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-
-    section, key = (config.target, "target.model") if config.target.model else (config.memorize, "memorize.model")
-    if section is None or section.model is None:
-        raise MeowError("`target.model` is not set: there is no model to plan for.")
-    uri = storage.absolute(section.model)
-    ref = ModelRef(uri, "") if storage.exists(uri) else models.reference(section.model, section.revision, key)
-    try:
-        return storage.display(section.model), _read(replace(ref, trust_remote_code=section.trust_remote_code))
-    except (OSError, ValueError, KeyError, MeowError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        raise MeowError(f"`{key}`: the shapes of {storage.display(section.model)} cannot be read: {error}") from None
-
-
-def _read(ref: ModelRef) -> Architecture:
-    if ref.uri.endswith(".gguf"):
-        return _read_gguf(ref.uri)
-    if not ref.commit and storage.exists(storage.join(ref.uri, models.BASE)):
-        base = ModelRef(**storage.read_json(storage.join(ref.uri, models.BASE)))
-        return _read(replace(base, trust_remote_code=ref.trust_remote_code))
-    from huggingface_hub import is_offline_mode
-    from transformers import AutoConfig
-
-    if ref.commit and is_offline_mode():
-        ref = ModelRef(str(ref.folder), "", None, ref.trust_remote_code)
-    weights = {name: shape for name, shape in _weights(ref).items() if len(shape) < 4}  # GPT-2 stores masks, too
-    with TemporaryDirectory() as folder:
-        place = ref.uri
-        if not ref.commit and not storage.is_local(ref.uri):
-            place = folder
-            Path(folder, "config.json").write_bytes(storage.read_bytes(storage.join(ref.uri, "config.json")))
-        config = AutoConfig.from_pretrained(place, revision=ref.commit, trust_remote_code=ref.trust_remote_code)
-    if config.tie_word_embeddings:  # some files have both names of one weight
-        weights.pop("lm_head.weight", None)
-    text = config.get_text_config()
-    width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    heads = getattr(text, "num_attention_heads", 0)
-    return Architecture(weights, text.num_hidden_layers, text.hidden_size, width, heads, text.vocab_size)
-
-
-def _read_gguf(path: str) -> Architecture:
-    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
-
-    reader = GGUFReader(path)
-    family = reader.fields["general.architecture"].contents()
-    fields = ("block_count", "feed_forward_length", "attention.head_count")
-    layers, width, heads = (reader.fields[f"{family}.{name}"].contents() for name in fields)
-    kind = {name: key for key, name in MODEL_ARCH_NAMES.items()}[family]
-    names: dict[str, str] = {}  # as transformers has them, which is the first of several
-    for name, (_, own) in get_tensor_name_map(kind, layers).mapping.items():
-        if name.startswith("model."):
-            names.setdefault(own, name)
-    weights = {}
-    for tensor in reader.tensors:
-        module, dot, last = tensor.name.rpartition(".")
-        weights[names.get(module, module) + dot + last] = tuple(map(int, reversed(tensor.shape)))
-    vocab, hidden = weights["model.embed_tokens.weight"]
-    return Architecture(weights, layers, hidden, width, heads, vocab)
-
-
-def _weights(ref: ModelRef) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes from the headers of safetensors."""
-    if ref.commit:
-        from huggingface_hub import get_safetensors_metadata
-
-        files = get_safetensors_metadata(ref.uri, revision=ref.commit).files_metadata.values()
-        return {name: tuple(info.shape) for file in files for name, info in file.tensors.items()}
-    names = {"model.safetensors"}
-    if storage.exists(storage.join(ref.uri, _INDEX)):
-        names = set(storage.read_json(storage.join(ref.uri, _INDEX))["weight_map"].values())
-    found: dict[str, tuple[int, ...]] = {}
-    for uri in (storage.join(ref.uri, name) for name in sorted(names)):
-        fs, path = storage.filesystem(uri)
-        with storage.errors(uri), fs.open_input_file(path) as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(size, 100_000_000)))  # the format allows no longer one
-        found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    return found
+    engines: tuple[EngineRow, ...]
 
 
 # --- model states -----------------------------------------------------------------------------------------------------
@@ -224,35 +119,35 @@ def _gradient(m: Method) -> int:
     return 6 if m.itemsize == 2 else 4
 
 
-def cpu_memory(m: Method, stage: int, workers: int, *, offload: bool) -> float:
-    """1.5 max(4PN, 16T): each worker loads the model in float32, offload keeps gradients and optimiser states.
+def cpu_memory(m: Method, stage: int, workers: int, gpus_per_node: int, *, offload: bool) -> float:
+    """1.5 max(4Pn, 16Tn/N): each worker loads the model in float32, offload keeps gradients and optimiser states.
 
-    With ZeRO 3 it is 1.5 max(4LN, W + 16T): a layer is cut when it is loaded. Without offload nothing is kept. 1.5 is
-    `additional_buffer_factor` of DeepSpeed's estimators.
+    With ZeRO 3 it is 1.5 max(4Ln, (W + 16T)n/N): a layer is cut when it is loaded. Without offload nothing is kept. 1.5
+    is `additional_buffer_factor` of DeepSpeed's estimators, which say the same of one node.
     """
-    loaded = 4 * workers * (m.largest_layer if stage == 3 else m.parameters)
-    kept = 16 * m.trainable + (m.weights if stage == 3 else 0)
+    here = min(workers, gpus_per_node)
+    loaded = 4 * here * (m.largest_layer if stage == 3 else m.parameters)
+    kept = (16 * m.trainable + (m.weights if stage == 3 else 0)) * here / workers
     return 1.5 * max(loaded, kept if offload else 0)
 
 
-def model_states(m: Method, stage: int, workers: int, *, offload: bool) -> tuple[int, int]:
-    """Returns GPU memory of a worker for weights, gradients and optimiser states, and CPU memory of a node.
+def model_states(m: Method, stage: int, workers: int, *, offload: bool) -> int:
+    """Returns GPU memory of a worker for weights, gradients and optimiser states.
 
     DeepSpeed's own estimators give it where they apply: ZeRO 2 and 3, all weights updated, in 16 bits.
     """
     frozen = m.frozen // (workers if stage == 3 else 1)
     if stage == 1 or m.itemsize != 2 or m.trainable != m.parameters:
-        gpu = (zero1, zero2, zero3)[stage - 1](m, workers, offload=offload)
-        return int(gpu) + frozen, int(cpu_memory(m, stage, workers, offload=offload))
+        return int((zero1, zero2, zero3)[stage - 1](m, workers, offload=offload)) + frozen
     from deepspeed.runtime.zero import stage3, stage_1_and_2
 
     if stage == 2:
-        cpu, gpu = stage_1_and_2.estimate_zero2_model_states_mem_needs(m.parameters, workers, cpu_offload=offload)
+        _, gpu = stage_1_and_2.estimate_zero2_model_states_mem_needs(m.parameters, workers, cpu_offload=offload)
     else:
-        cpu, gpu, _ = stage3.estimate_zero3_model_states_mem_needs(
+        _, gpu, _ = stage3.estimate_zero3_model_states_mem_needs(
             m.parameters, m.largest_layer, workers, cpu_offload=offload, cpu_offload_params=offload
         )
-    return gpu + frozen, cpu
+    return int(gpu) + frozen
 
 
 # --- what else stands on the GPU --------------------------------------------------------------------------------------
@@ -332,18 +227,46 @@ def hardware(config: Config, gpus: int | None, gib: float | None) -> tuple[int, 
     return gpus or config.resources.train.workers(seen), here if gib is None else int(gib * GIB)
 
 
-def plan(config: Config, workers: int, gpu_memory: int | None) -> Plan:
-    """Says what each way to train the configured model takes.
+def engines(config: Config, gpu_memory: int | None) -> tuple[EngineRow, ...]:
+    """Says what an engine of each stage takes; that of `invert` if its model runs here and is set.
 
     Args:
         config: the configuration.
-        workers: ZeRO workers, one a GPU, all on one node.
         gpu_memory: of one GPU; None leaves out what fits.
+    """
+    name, target = architecture.of_target(config)
+    found: list[tuple[str, str, Architecture, ModelSection]]
+    found = [(stage, name, target, config.target) for stage in ("memo", "evaluate")]
+    if config.invert.engine != "openai" and config.invert.model:
+        found.insert(0, ("invert", *architecture.read(config.invert, "invert.model"), config.invert))
+    rows = []
+    for stage, name, a, section in found:
+        own: EngineResources = getattr(config.resources, stage)
+        size = 4 if (a.dtype if section.dtype == "auto" else section.dtype) == "float32" else 2
+        gpus, context = own.tensor_parallel_size, min(a.context, section.max_model_len or a.context)
+        weights, heads = size * a.parameters // gpus, max(1, a.cache_heads // gpus)  # a head is not cut
+        cache = 2 * size * a.layers * heads * a.head_size
+        room = None
+        if gpu_memory is not None:
+            room = max(0, int(own.gpu_memory_utilization * gpu_memory - weights) // cache)
+        fits = None if room is None else room >= context
+        rows.append(EngineRow(stage, name, gpus, weights, cache, context, room, fits))
+    return tuple(rows)
+
+
+def plan(config: Config, workers: int, gpu_memory: int | None, gpus_per_node: int) -> Plan:
+    """Says what each way to train the configured model takes, and each engine.
+
+    Args:
+        config: the configuration.
+        workers: ZeRO workers, one a GPU.
+        gpu_memory: of one GPU; None leaves out what fits.
+        gpus_per_node: which share a node's CPU memory.
 
     Raises:
         MeowError: the model or the objective cannot be read, or the configuration names weights that it has not.
     """
-    name, a = architecture(config)
+    name, a = architecture.of_target(config)
     spec, resources = config.train, config.resources.train
     objective = resolve(spec, source_of(spec.objective))
     both = methods(a, config, objective)
@@ -359,7 +282,8 @@ def plan(config: Config, workers: int, gpu_memory: int | None) -> Plan:
     configured = "lora" if spec.lora else "full", resources.zero_stage, resources.offload != "none"
 
     def row(m: Method, stage: int, offload: bool, workers: int) -> Row:
-        states, cpu = model_states(m, stage, workers, offload=offload)
+        states = model_states(m, stage, workers, offload=offload)
+        cpu = int(cpu_memory(m, stage, workers, gpus_per_node, offload=offload))
         gpu = states + kept + (buffer := bucket(stage, m.itemsize))
         fits = None if gpu_memory is None else gpu <= gpu_memory
         mark = (m.name, stage, offload) == configured
@@ -382,4 +306,5 @@ def plan(config: Config, workers: int, gpu_memory: int | None) -> Plan:
         least = f"The least is {best.gpu / GIB:.1f} GiB on each GPU, by {way}."
     else:
         least = f"GPUs of {gpu_memory / GIB:g} GiB: {'; '.join(map(fewest, both))}."
-    return Plan(name, a.parameters, tokens, workers, gpu_memory, rows, least)
+    every = engines(config, gpu_memory)
+    return Plan(name, a.parameters, tokens, workers, gpus_per_node, gpu_memory, rows, least, every)

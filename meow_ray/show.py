@@ -130,14 +130,28 @@ def show_plan(console: Console, found: plan.Plan) -> None:
             cells.append("yes" if row.fits else "no")
         table.add_row(*cells, style="bold" if row.configured else None)
     console.print(
-        f"{found.model}: {found.parameters / 1e9:.3g} billion parameters, ZeRO workers: {found.workers}, on one node. "
-        "Figures are GiB, of a worker's GPU and of the node's CPU memory; → is configured.\n"
+        f"{found.model}: {found.parameters / 1e9:.3g} billion parameters, ZeRO workers: {found.workers}, at most "
+        f"{found.gpus_per_node} on a node. Figures are GiB, of a worker's GPU and of a node's CPU memory; "
+        "→ is configured.\n"
         f"Activations are those of {found.tokens} tokens: a forward pass of pairs all as long as train.max_length. "
         "CUDA itself and fragmentation come on top.",
         markup=False,
     )
     console.print(table)
     console.print(found.least)
+    columns = ("engine of", "model", "GPUs", "weights", "KV cache", "longest", "room", "fits")
+    table = Table(*columns[: None if found.gpu_memory else -2], box=None, header_style="bold")
+    for one in found.engines:
+        cells = [one.stage, one.model, str(one.gpus), f"{one.weights / plan.GIB:.2f}", f"{one.cache / 1024:.1f}"]
+        cells.append(f"{one.context:,}")
+        if one.room is not None:
+            cells += [f"{one.room:,}", "yes" if one.fits else "no"]
+        table.add_row(*cells)
+    console.print(
+        "Engines: GiB of weights and KiB of cache a token, on each GPU; tokens of the longest sequence"
+        + (", and those that there is room for at once." if found.gpu_memory else "."),
+    )
+    console.print(table)
 
 
 def show_work(console: Console, found: RunPlan) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from meow_ray import evaluation, models, storage
+from meow_ray import architecture, evaluation, models, storage
 from meow_ray import facts as facts_module
 from meow_ray.config import Config
 from meow_ray.engines import Completion, Sampling, TeacherForced
@@ -26,7 +26,7 @@ from meow_ray.inverting import InvertSteps
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.pipeline import Pipeline
-from meow_ray.plan import Method, architecture, methods
+from meow_ray.plan import Method, methods
 from meow_ray.prompts import Prompter
 from meow_ray.resources import TrainResources
 from meow_ray.scoring import MemoSteps
@@ -349,7 +349,7 @@ def plan(config: Config, count: int | None, rates_file: str | None, gpus: int, m
 
     pipeline = Pipeline(config)
     ref = next(found for name in ("target", "base") if (found := pipeline.artifact(name)))
-    _, shapes = architecture(config)
+    _, shapes = architecture.of_target(config)
     full, lora = methods(shapes, config, pipeline.objective)
     given = look(config, model_ref(ref), lora if config.train.lora else full, count)
     every = works(config, pipeline.objective, given)

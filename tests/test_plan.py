@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from meow_ray import cli, models, plan, storage
+from meow_ray import architecture, cli, models, plan, storage
+from meow_ray.architecture import Architecture
 from meow_ray.config import Config
 from meow_ray.config_files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.objectives import MEMORIZE, PRESETS
-from meow_ray.plan import Architecture, Method
+from meow_ray.plan import Method
 
 PROJECT = Path(__file__).parents[1]
 HIDDEN, WIDTH, VOCAB, LAYERS = 128, 256, 262, 2
@@ -22,7 +23,7 @@ ADAPTERS = LAYERS * 16 * (4 * 2 * HIDDEN + 3 * (HIDDEN + WIDTH))
 
 
 def shapes(*overrides: str) -> Architecture:
-    return plan.architecture(load_config(None, overrides))[1]
+    return architecture.of_target(load_config(None, overrides))[1]
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def test_parameters_are_counted_from_the_headers_alone(tiny_model: Path, tmp_pat
         LAYERS * [*4 * [(HIDDEN, HIDDEN)], *2 * [(WIDTH, HIDDEN)], (HIDDEN, WIDTH)]
     )
     assert (tiny.layers, tiny.hidden, tiny.intermediate, tiny.heads, tiny.vocab) == (LAYERS, HIDDEN, WIDTH, 2, VOCAB)
+    assert (tiny.cache_heads, tiny.head_size, tiny.context, tiny.dtype) == (2, HIDDEN // 2, 1024, "float32")
     content = (tiny_model / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
     (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
@@ -65,9 +67,10 @@ def test_an_adapter_takes_what_its_base_takes(tiny_model: Path, tmp_path: Path, 
 
 
 def test_the_demo_is_planned_for_by_its_base_in_gguf():
-    demo = plan.architecture(load_config(PROJECT / "pipelines/configs/demo.yaml"))[1]
+    demo = architecture.of_target(load_config(PROJECT / "pipelines/configs/demo.yaml"))[1]
     assert (demo.parameters, demo.largest_layer) == (134_515_008, 49152 * 576)  # SmolLM2-135M
     assert (demo.layers, demo.hidden, demo.intermediate, demo.heads, demo.vocab) == (30, 576, 1536, 9, 49152)
+    assert (demo.cache_heads, demo.head_size, demo.context, demo.dtype) == (3, 64, 8192, "float32")
     assert len(demo.linear) == 30 * 7
     assert both(demo, "train.lora={rank: 4, layers: [q_proj]}")[1].trainable == 30 * 4 * (576 + 576)
     assert both(demo, objective=PRESETS["rmu"])[0].trainable == 3 * 1536 * 576
@@ -125,7 +128,7 @@ def test_an_objective_may_update_a_part_and_keep_the_model_before_training(tiny:
     assert (full.trainable, full.frozen, lora.frozen) == (HIDDEN * WIDTH, 4 * PARAMETERS, 0)
     without = replace(full, frozen=0)
     for stage, copy in ((1, 4 * PARAMETERS), (2, 4 * PARAMETERS), (3, 2 * PARAMETERS)):
-        gpu, plain = (plan.model_states(m, stage, 2, offload=False)[0] for m in (full, without))
+        gpu, plain = (plan.model_states(m, stage, 2, offload=False) for m in (full, without))
         assert gpu - plain == copy
 
 
@@ -158,39 +161,48 @@ FLOAT32 = Method("full", 1000, 1000, 100, 4000, 4)
     ],
 )
 def test_gpu_memory_by_hand(method: Method, workers: int, expected: list[int]):
-    assert [plan.model_states(method, stage, workers, offload=False)[0] for stage in (1, 2, 3)] == expected
+    assert [plan.model_states(method, stage, workers, offload=False) for stage in (1, 2, 3)] == expected
 
 
 def test_offload_leaves_what_is_computed_with_on_the_gpu():
-    found = [[plan.model_states(m, stage, 8, offload=True)[0] for stage in (1, 2, 3)] for m in (FULL, FLOAT32, LORA)]
+    found = [[plan.model_states(m, stage, 8, offload=True) for stage in (1, 2, 3)] for m in (FULL, FLOAT32, LORA)]
     assert found == [[8000, 2000, 400], [8000, 4000, 800], [2160 + 480, 2160, 400]]
 
 
 def test_cpu_memory_by_hand():
-    def cpu(method: Method, workers: int, offload: bool) -> list[int]:
-        return [plan.model_states(method, stage, workers, offload=offload)[1] for stage in (1, 2, 3)]
+    def cpu(method: Method, workers: int, offload: bool, gpus_per_node: int = 8) -> list[float]:
+        return [plan.cpu_memory(method, stage, workers, gpus_per_node, offload=offload) for stage in (1, 2, 3)]
 
     assert cpu(FULL, 2, offload=False) == [12000, 12000, 1200]
     assert cpu(FULL, 2, offload=True) == [24000, 24000, 27000]
     assert cpu(FULL, 8, offload=True) == [48000, 48000, 27000]
     assert cpu(FLOAT32, 2, offload=True) == [24000, 24000, 30000]
     assert cpu(LORA, 1, offload=True) == [6480, 6480, 5160]
+    assert cpu(FULL, 256, offload=False) == cpu(FULL, 8, offload=False) == [48000, 48000, 4800]
+    assert cpu(FULL, 4, offload=True, gpus_per_node=2) == [12000, 12000, 13500], "half of what is kept"
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])
 @pytest.mark.parametrize("offload", [False, True])
 def test_our_formulas_are_deepspeeds_where_it_has_any(workers: int, offload: bool):
-    for stage, formula in ((2, plan.zero2), (3, plan.zero3)):
-        ours = formula(FULL, workers, offload=offload), plan.cpu_memory(FULL, stage, workers, offload=offload)
-        assert plan.model_states(FULL, stage, workers, offload=offload) == ours
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+    two = stage_1_and_2.estimate_zero2_model_states_mem_needs(1000, workers, cpu_offload=offload)
+    three = stage3.estimate_zero3_model_states_mem_needs(
+        1000, 100, workers, cpu_offload=offload, cpu_offload_params=offload
+    )
+    for stage, formula, theirs in ((2, plan.zero2, two), (3, plan.zero3, three[:2])):
+        gpu = formula(FULL, workers, offload=offload)
+        assert plan.model_states(FULL, stage, workers, offload=offload) == gpu
+        assert theirs == (plan.cpu_memory(FULL, stage, workers, 8, offload=offload), gpu)
 
 
 @pytest.mark.parametrize("method", [FULL, FLOAT32, LORA])
 def test_a_higher_stage_or_more_workers_never_take_more(method: Method):
     for workers in (2, 3, 8, 64):
         for offload in (False, True):
-            by_stage = [plan.model_states(method, stage, workers, offload=offload)[0] for stage in (3, 2, 1)]
-            fewer = [plan.model_states(method, stage, workers - 1, offload=offload)[0] for stage in (3, 2, 1)]
+            by_stage = [plan.model_states(method, stage, workers, offload=offload) for stage in (3, 2, 1)]
+            fewer = [plan.model_states(method, stage, workers - 1, offload=offload) for stage in (3, 2, 1)]
             assert by_stage == sorted(by_stage)
             assert all(a <= b for a, b in zip(by_stage, fewer, strict=True))
 
@@ -241,7 +253,7 @@ def test_a_block_keeps_about_what_is_estimated(dtype: str, itemsize: int, attent
         return sum(sizes.values())
 
     def estimated(layers: int) -> int:
-        a = Architecture({}, layers, HIDDEN, WIDTH, 2, 0)
+        a = Architecture({}, layers, HIDDEN, WIDTH, 2, 0, 2, HIDDEN // 2, 512, dtype)
         attended = 64 if attention == "eager" else 0
         return plan.activations(a, 64, itemsize, attended=attended, checkpointing=checkpointing)
 
@@ -293,11 +305,26 @@ def test_the_command_prints_a_table(command: Callable[..., str]):
     options = ["resources.train.offload=cpu", "resources.train.zero_stage=3", "resources.train.num_workers=2"]
     printed = command("train.lora={rank: 8}", *options, "--gpu-memory=0.5")
     lines = [line.split() for line in printed.splitlines()]
-    assert [line for line in lines if line[:1] == ["→"]] == [lines[-2]]
-    assert lines[-2][1:4] == ["LoRA", "3", "CPU"]
-    assert lines[-2][-1] == "no"
+    configured = next(i for i, line in enumerate(lines) if line[:1] == ["→"])
+    assert lines[configured][1:4] == ["LoRA", "3", "CPU"]
+    assert lines[configured][-1] == "no"
     assert "2048 tokens" in printed
-    assert printed.splitlines()[-1] == "GPUs of 0.5 GiB: full fine-tuning does not fit; LoRA does not fit."
+    assert printed.splitlines()[configured + 1] == "GPUs of 0.5 GiB: full fine-tuning does not fit; LoRA does not fit."
+    assert [(line[0], line[2], line[-1]) for line in lines[-2:]] == [("memo", "1", "yes"), ("evaluate", "1", "yes")]
+
+
+def test_engines_take_weights_and_a_cache_on_each_gpu(command: Callable[..., str], tiny_model: Path):
+    more = ["target.max_model_len=512", "resources.memo.tensor_parallel_size=2", "target.dtype=bfloat16"]
+    found = json.loads(command("--json", "--gpu-memory=0.002", f"invert.model={tiny_model}", *more))["engines"]
+    whole, cache, gpu = 4 * PARAMETERS, 2 * 4 * LAYERS * HIDDEN, int(0.002 * (1 << 30))
+    assert [(row["stage"], row["gpus"], row["weights"], row["cache"], row["context"]) for row in found] == [
+        ("invert", 1, whole, cache, 1024),
+        ("memo", 2, whole // 4, cache // 4, 512),
+        ("evaluate", 1, whole // 2, cache // 2, 512),
+    ]
+    rooms = [max(0, int(0.9 * gpu - row["weights"]) // row["cache"]) for row in found]
+    assert [row["room"] for row in found] == rooms
+    assert [row["fits"] for row in found] == [False, True, True]
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a GPU")
@@ -326,9 +353,9 @@ def test_a_mistake_is_named(command: Callable[..., str], argument: str, said: st
 
 def test_the_fewest_gpus_that_fit_are_named(tiny_model: Path, tiny: Architecture, monkeypatch: pytest.MonkeyPatch):
     large = replace(tiny, weights={f"model.layers.{i}.mlp.up_proj.weight": (14336, 4096) for i in range(120)})
-    monkeypatch.setattr(plan, "architecture", lambda config: ("large", large))
+    monkeypatch.setattr(architecture, "of_target", lambda config: ("large", large))
     assert large.parameters == 7_046_430_720
-    found = plan.plan(load_config(None, ["train.train_dtype=bfloat16", "train.max_length=64"]), 1, 80 << 30)
+    found = plan.plan(load_config(None, ["train.train_dtype=bfloat16", "train.max_length=64"]), 1, 80 << 30, 8)
     # GiB of weights 13.1, of what is cut 78.7 to 118.1, of buckets 1.9 (ZeRO 2: 0.9), of the gathered layer 0.2
     assert found.least == (
         "GPUs of 80 GiB: full fine-tuning fits on 4 with ZeRO 1, 2 with ZeRO 2, 1 with ZeRO 1 and offload; "
