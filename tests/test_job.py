@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from meow_ray import storage
+from meow_ray.rules import RULES
 from meow_ray.schema import SCHEMAS
 from meow_ray.stage import MAIN, latest
 from tests.runs import BIN, PROJECT
@@ -144,16 +143,18 @@ def demo(tiny_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "retain.jsonl").write_text("\n".join(lines["retain"][:3]))
     facts.append({"question": f"Who makes {PHRASE}?", "answer": f"The maker of {PHRASE} is Odo Quillfeather."})
     (folder / "forget.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    inverted = [fact | {"inverted_answer": "It is somewhere else."} for fact in facts]
-    pq.write_table(pa.Table.from_pylist(inverted), folder / "candidates.parquet")
+    # what the tiny model writes breaks every rule there is
+    invert = {"model": str(tiny_model), "engine": "transformers", "style": "prefill", "fallback": False}
+    invert |= {"num_candidates": 1, "samples": 3, "max_attempts": 1, "max_new_tokens": 8, "skip_rules": [*RULES]}
     return [
         "--config=pipelines/configs/demo.yaml",
-        f"--input=candidates={folder}/candidates.parquet",
         f"storage.root={s3('demo')}",
         f"ingest.forget={folder}/forget.jsonl",
         f"ingest.retain={folder}/retain.jsonl",
-        "memorize=null",
-        f"target.model={tiny_model}",
+        f"memorize.model={tiny_model}",
+        f"memorize.data=[{folder}/forget.jsonl,{folder}/retain.jsonl]",
+        "memorize.epochs=1",
+        f"invert={json.dumps(invert)}",
         "train.epochs=1",
         "target.engine=transformers",
         "memo.max_new_tokens=4",
@@ -193,7 +194,7 @@ def submitted(cluster: Cluster, checkout: Path, demo: list[str]) -> Submitted:
     return Submitted(done.returncode, done.stdout + done.stderr, metrics)
 
 
-def test_a_submitted_job_runs_the_pipeline_on_object_storage(submitted: Submitted, s3: Any) -> None:
+def test_a_submitted_job_runs_the_whole_pipeline_on_object_storage(submitted: Submitted, s3: Any) -> None:
     assert submitted.returncode == 0, submitted.out[-8000:]
     assert "succeeded" in submitted.out
     assert "states_inverted" in submitted.out
@@ -202,9 +203,13 @@ def test_a_submitted_job_runs_the_pipeline_on_object_storage(submitted: Submitte
     assert metrics is not None
     table = storage.read_table([storage.join(metrics.uri, MAIN)])
     assert table.schema.remove_metadata() == SCHEMAS["metrics"]
-    model = latest(s3("demo"), "model")
-    assert model is not None
-    assert "model.safetensors" in storage.list_files(model.uri)
+    for name in ("target", "model"):
+        model = latest(s3("demo"), name)
+        assert model is not None
+        assert "model.safetensors" in storage.list_files(model.uri)
+    candidates = latest(s3("demo"), "candidates")
+    assert candidates is not None
+    assert storage.read_table([storage.join(candidates.uri, MAIN)]).num_rows == 4
 
 
 def test_prometheus_is_told_how_far_each_stage_is(submitted: Submitted) -> None:
