@@ -16,6 +16,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+import tenacity
 from filelock import FileLock
 
 from meow_ray.errors import MeowError
@@ -80,6 +81,22 @@ def errors(uri: str) -> Iterator[None]:
         raise MeowError(f"{display(uri)}: {str(error).splitlines()[0]}.") from error
 
 
+def _passes(error: BaseException) -> bool:
+    """Tells whether an object store's error will be gone in a while."""
+    return isinstance(error, MeowError) and bool(_PASSING.search(str(error.__cause__)))
+
+
+_PASSING = re.compile(r"SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|UNAVAILABLE|NETWORK_CONNECTION|HTTP status 5")
+again = tenacity.retry(
+    retry=tenacity.retry_if_exception(_passes),
+    stop=tenacity.stop_after_attempt(4),
+    wait=tenacity.wait_exponential(max=10),
+    reraise=True,
+)
+"""Writes once more what an object store refused for now, though Arrow has asked it for some seconds: Arrow takes what
+completes an upload at its second try for a failure."""
+
+
 def display(uri: str) -> str:
     """Returns the URI without what may carry credentials: its query and its user."""
     return re.sub(r"://[^/@]*@", "://", uri.partition("?")[0])
@@ -125,6 +142,7 @@ def remove(uri: str) -> None:
             fs.delete_file(path)
 
 
+@again
 def copy_folder(source: str, target: str) -> None:
     """Copies all files below one URI to another."""
     source_fs, source_path = filesystem(source)
@@ -134,6 +152,7 @@ def copy_folder(source: str, target: str) -> None:
         pafs.copy_files(source_path, target_path, source_filesystem=source_fs, destination_filesystem=target_fs)
 
 
+@again
 def copy_file(source: str, target: str) -> None:
     """Copies one file; another at the target is replaced when the copy is whole."""
     source_fs, source_path = filesystem(source)
@@ -184,6 +203,7 @@ def read_json(uri: str) -> Any:
         raise MeowError(f"{display(uri)}: not valid JSON ({error}).") from None
 
 
+@again
 def write_bytes(uri: str, content: bytes, *, exclusive: bool = False) -> bool:
     """Writes a file whole or not at all.
 
@@ -223,6 +243,7 @@ def write_json(uri: str, value: Any, *, exclusive: bool = False) -> bool:
     return write_bytes(uri, json.dumps(value, indent=2, ensure_ascii=False).encode(), exclusive=exclusive)
 
 
+@again
 def write_table(table: pa.Table, uri: str) -> None:
     """Writes one Parquet file; equal tables give equal bytes."""
     fs, path = filesystem(uri)

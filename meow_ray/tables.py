@@ -84,6 +84,7 @@ def count_rows(uris: Sequence[str]) -> int:
         return int(_dataset(uris).count_rows())
 
 
+@storage.again
 def write(query: Query, uri: str, wanted: pa.Schema, key: Sequence[str]) -> int:
     """Writes a result that is sorted by its key as one Parquet file; equal rows give equal bytes.
 
@@ -125,6 +126,7 @@ def _checked(parts: Iterable[pa.Table], schema: pa.Schema, key: Sequence[str], u
         yield table
 
 
+@storage.again
 def write_parts(query: Query, folder: str, part_rows: int) -> None:
     """Writes a result as Parquet files of at most `part_rows` rows each, in its order."""
     with query.batches() as reader:
