@@ -323,12 +323,13 @@ def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Art
         seconds=time.monotonic() - clock,
         versions=_versions(),
     )
-    won = storage.write_json(storage.join(folder, MANIFEST), manifest.model_dump(mode="json"), exclusive=True)
-    if not won:
-        storage.remove(out)
-    storage.remove(context.work)
+    storage.write_json(storage.join(folder, MANIFEST), manifest.model_dump(mode="json"), exclusive=True)
     published = load(folder)
     assert published is not None
+    assert published.manifest is not None
+    if published.manifest.attempt != attempt:  # by what stands there: a write may be done and seem to have failed
+        storage.remove(out)
+    storage.remove(context.work)
     return published
 
 

@@ -209,7 +209,7 @@ def write_bytes(uri: str, content: bytes, *, exclusive: bool = False) -> bool:
 
     With `exclusive`, nothing is written where a file already stands, and False is returned. On a local
     filesystem that is atomic; on an object store two writers in the same instant may both succeed, and the
-    store keeps the later one.
+    store keeps the later one, and what seemed to fail and is written again may be there: look at what it holds.
     """
     fs, path = filesystem(uri)
     with errors(uri):

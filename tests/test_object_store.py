@@ -16,9 +16,13 @@ import pytest
 
 from meow_ray import storage
 from meow_ray.errors import MeowError
+from meow_ray.stage import MANIFEST
+from tests.world import World
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]})
 MIB = 1 << 20
+GIVES_UP = 22
+"""Requests after which Arrow gives up to complete an upload, if every second one is refused; it was complete at once."""
 
 
 def test_s3_holds_json_exclusively(s3: Callable[[str], str]):
@@ -73,15 +77,16 @@ class Store:
     """The same S3, in front of it whatever a test wants to happen to a request."""
 
     def __init__(self, backend: Any) -> None:
-        self.backend, self.seen, self.refused = backend, Counter[str](), Counter[str]()
-        self.refuse: Callable[[str, int], bool] = lambda what, number: False
-        """Gets what is asked and how often it was asked before."""
+        self.backend, self.seen, self.refused = backend, Counter[tuple[str, str]](), Counter[str]()
+        self.refuse: Callable[[str, int, str], bool] = lambda what, number, path: False
+        """Gets what is asked, how often it was asked before of the same object, and that object."""
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Any:
         query = environ.get("QUERY_STRING", "").partition("=")[0]
         what = f"{environ['REQUEST_METHOD']} {query}".strip()
-        self.seen[what] += 1
-        if not self.refuse(what, self.seen[what] - 1):
+        path = environ["PATH_INFO"]
+        self.seen[what, path] += 1
+        if not self.refuse(what, self.seen[what, path] - 1, path):
             return self.backend(environ, start)
         self.refused[what] += 1
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -120,7 +125,7 @@ def test_what_the_store_refuses_is_asked_again(
     store: tuple[Store, Callable[[str], str]], model: Path, tmp_path: Path
 ) -> None:
     backend, uri = store
-    backend.refuse = lambda what, number: number < 2
+    backend.refuse = lambda what, number, path: number < 2
     storage.copy_folder(str(model), uri("busy/model"))
     storage.write_table(TABLE, uri("busy/x/part.parquet"))
     storage.write_json(uri("busy/MANIFEST.json"), {"a": 1}, exclusive=True)
@@ -136,7 +141,7 @@ def test_what_the_store_refuses_is_asked_again(
 
 def test_a_store_that_stays_away_is_named(store: tuple[Store, Callable[[str], str]]) -> None:
     backend, uri = store
-    backend.refuse = lambda what, number: True
+    backend.refuse = lambda what, number, path: True
     with pytest.raises(MeowError, match=r"^s3://bucket/away\.json: .*503"):
         storage.read_json(uri("away.json"))
 
@@ -147,7 +152,7 @@ def test_an_upload_whose_process_dies_leaves_nothing_that_is_listed(
     backend, uri = store
     second, dead = threading.Event(), threading.Event()
 
-    def hold(what: str, number: int) -> bool:
+    def hold(what: str, number: int, path: str) -> bool:
         if what == "PUT partNumber" and number == 1:
             second.set()
             dead.wait(60)
@@ -166,3 +171,21 @@ def test_an_upload_whose_process_dies_leaves_nothing_that_is_listed(
     storage.copy_folder(str(model), uri("cut/model"))
     assert storage.list_files(uri("cut/model")) == ["config.json", "model.safetensors"]
     assert storage.read_bytes(uri("cut/model/model.safetensors")) == (model / "model.safetensors").read_bytes()
+
+
+def test_a_manifest_that_is_written_but_seems_to_have_failed_keeps_its_artefact(
+    store: tuple[Store, Callable[[str], str]], world: World
+) -> None:
+    backend, uri = store
+    backend.refuse = lambda what, number, path: (
+        what == "POST uploadId" and path.endswith(MANIFEST) and number % 2 == 0 and number < GIVES_UP
+    )
+    root = f"storage.root='{uri('world')}'"
+    assert world.run(root, until="ingest") == ["ingest"]
+    assert (
+        sum(count for (what, path), count in backend.seen.items() if what == "POST uploads" and "MANIFEST" in path) == 1
+    )
+    facts = world.pipeline(root).artifact("facts")
+    assert facts is not None
+    assert facts.table.num_rows == 2
+    assert world.states(root)["ingest"] == ("cached", "")
