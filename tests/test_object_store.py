@@ -22,7 +22,7 @@ from tests.world import World
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]})
 MIB = 1 << 20
 GIVES_UP = 22
-"""Requests after which Arrow gives up to complete an upload, if every second one is refused; it was complete at once."""
+"""Requests after which Arrow gives up to complete an upload, if every second one is refused; it is complete then."""
 
 
 def test_s3_holds_json_exclusively(s3: Callable[[str], str]):
