@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from meow_ray import models, storage
 from meow_ray.config import Config, Memorize, ModelSection
@@ -34,7 +35,7 @@ class Architecture:
     context: int
     """The most tokens that it reads."""
     dtype: str
-    """What its weights are stored in."""
+    """What its weights are stored in, or `quantized`."""
 
     @property
     def parameters(self) -> int:
@@ -116,6 +117,8 @@ def _read(ref: ModelRef) -> Architecture:
     size = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
     cache_heads = getattr(text, "num_key_value_heads", None) or heads
     dtype = str(config.dtype or "float32").removeprefix("torch.")
+    if getattr(config, "quantization_config", None):
+        dtype = "quantized"
     context = getattr(text, "max_position_embeddings", None) or 1 << 20
     sizes = text.num_hidden_layers, text.hidden_size, width, heads, text.vocab_size
     return Architecture(weights, *sizes, cache_heads, size, context, dtype)
@@ -126,8 +129,17 @@ def _read_gguf(path: str) -> Architecture:
 
     reader = GGUFReader(path)
     family = reader.fields["general.architecture"].contents()
-    fields = ("block_count", "feed_forward_length", "attention.head_count", "attention.head_count_kv", "context_length")
-    layers, width, heads, kv_heads, context = (reader.fields[f"{family}.{name}"].contents() for name in fields)
+
+    def value(name: str, default: Any = None) -> Any:
+        found = reader.fields.get(f"{family}.{name}")
+        if found is None and default is None:
+            raise KeyError(name)
+        return default if found is None else found.contents()
+
+    layers, width, heads, context = map(
+        value, ("block_count", "feed_forward_length", "attention.head_count", "context_length")
+    )
+    kv_heads = value("attention.head_count_kv", heads)
     kind = {name: key for key, name in MODEL_ARCH_NAMES.items()}[family]
     names: dict[str, str] = {}  # as transformers has them, which is the first of several
     for name, (_, own) in get_tensor_name_map(kind, layers).mapping.items():
@@ -138,7 +150,9 @@ def _read_gguf(path: str) -> Architecture:
         module, dot, last = tensor.name.rpartition(".")
         weights[names.get(module, module) + dot + last] = tuple(map(int, reversed(tensor.shape)))
     vocab, hidden = weights["model.embed_tokens.weight"]
-    return Architecture(weights, layers, hidden, width, heads, vocab, kv_heads, hidden // heads, context, "float32")
+    cached = max(kv_heads) if isinstance(kv_heads, list) else kv_heads  # some have a number for each layer
+    size = value("attention.key_length", hidden // heads)
+    return Architecture(weights, layers, hidden, width, heads, vocab, cached, size, context, "float32")
 
 
 def _weights(ref: ModelRef) -> dict[str, tuple[int, ...]]:

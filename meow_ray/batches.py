@@ -12,12 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray import tables
+from meow_ray import storage, tables
 from meow_ray.config import FineTuning, Train
 from meow_ray.errors import MeowError
 from meow_ray.prompts import IGNORE, Prompter
 from meow_ray.tables import Query
 
+PIECE = 4096
+"""Pairs that are tokenised at once."""
 TOKENS = pa.schema(
     [
         ("item", pa.int32()),
@@ -51,6 +53,7 @@ Item = dict[str, Pair]
 """What an objective compares: one pair of each role."""
 
 
+@storage.again
 def write(pairs: Query, prompter: Prompter, max_length: int, uri: str) -> None:
     """Tokenises `pairs.PAIRS` into a Parquet file of `TOKENS`, piece by piece.
 
@@ -63,7 +66,7 @@ def write(pairs: Query, prompter: Prompter, max_length: int, uri: str) -> None:
 
 def _tokenised(rows: Iterable[pa.RecordBatch], prompter: Prompter, max_length: int) -> Iterator[pa.Table]:
     fact, name = -1, None
-    for batch in rows:
+    for batch in (whole.slice(i, PIECE) for whole in rows for i in range(0, whole.num_rows, PIECE)):
         found = prompter.encode_pairs(batch["question"].to_pylist(), batch["answer"].to_pylist())
         columns = batch.select(["item", "role", "fact_id", "log_probs"]).to_pylist()
         for row, (ids, labels) in zip(columns, found, strict=True):

@@ -53,13 +53,13 @@ def pairs_of(
         f"SELECT item, {number} AS number, '{role}' AS role, fact_id, {_TEXTS[role]}" for number, role in enumerate(own)
     ]
     if "retain" in roles:
-        parts.append(f"SELECT NULL, 0, 'retain', fact_id, question, answer FROM ({_RETAIN})")
+        parts.append(f"SELECT NULL AS item, 0 AS number, 'retain' AS role, * FROM ({_RETAIN})")
     pairs = f"""
         WITH items AS (
             SELECT row_number() OVER (ORDER BY fact_id{rank}) - 1 AS item, fact_id, question, answer FROM {items})
         {" UNION ALL ".join(parts)}"""
     known = "NULL" if reference is None else "reference.log_probs"
-    beside = "" if reference is None else "LEFT JOIN reference USING (role, fact_id, answer)"
+    beside = "" if reference is None else f"LEFT JOIN ({_REFERENCE}) reference USING (role, fact_id, answer)"
     joined = f"""
         SELECT item, role, fact_id, pairs.question, answer, {known} AS log_probs, number
         FROM ({pairs}) pairs {beside}"""
@@ -73,8 +73,9 @@ def pairs_of(
     return Query(f"SELECT * EXCLUDE number FROM ({joined}) ORDER BY item NULLS LAST, number, fact_id", given)
 
 
-_FORGET = "SELECT * FROM facts WHERE split = 'forget'"
-_RETAIN = "SELECT * FROM facts WHERE split = 'retain'"
+_FORGET = "SELECT fact_id, question, answer FROM facts WHERE split = 'forget'"
+_RETAIN = "SELECT fact_id, question, answer FROM facts WHERE split = 'retain'"
+_REFERENCE = "SELECT role, fact_id, answer, log_probs FROM reference"
 _TEXTS = {
     "inverted": "question, answer FROM items",
     "forget": f"forget.question, forget.answer FROM items JOIN ({_FORGET}) forget USING (fact_id)",

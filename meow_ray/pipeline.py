@@ -128,7 +128,6 @@ class Pipeline:
             MeowError: a stage needs what is neither cached nor chosen, or more than the cluster can ever hold, or fails
                 by a user's mistake.
         """
-        placed = False
         for number, step in enumerate(chosen, start=1):
             for name in step.inputs:
                 if self.artifact(name) is None:
@@ -143,9 +142,8 @@ class Pipeline:
                 self._found[step.artefact] = state.artifact  # an earlier question may have found none
                 say(event)
             else:
-                if step.resources and not placed:
+                if step.resources:  # each time: nodes may have gone
                     self._check_placement([s for s in chosen[number - 1 :] if force or not self.artifact(s.artefact)])
-                    placed = True
                 say(replace(event, what="started"))
                 inputs = {name: artifact for name in step.inputs if (artifact := self.artifact(name))}
                 made = stage.execute(state, self.config, inputs)
@@ -154,7 +152,7 @@ class Pipeline:
         return [self.state(step) for step in chosen]
 
     def _check_placement(self, steps: list[Stage]) -> None:
-        """Checks that the cluster can hold what each of the stages needs, before the first of them begins."""
+        """Checks that the cluster can hold what each of the stages needs."""
         ray_cluster.connect()
         for name in dict.fromkeys(step.resources for step in steps if step.resources):
             on_gpu = name != "invert" or self.config.invert.engine != "openai"

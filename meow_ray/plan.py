@@ -91,6 +91,8 @@ class Plan:
     least: str
     """A sentence: what fits with the fewest GPUs."""
     engines: tuple[EngineRow, ...]
+    left_out: str
+    """Why an engine is not among them."""
 
 
 # --- model states -----------------------------------------------------------------------------------------------------
@@ -227,20 +229,27 @@ def hardware(config: Config, gpus: int | None, gib: float | None) -> tuple[int, 
     return gpus or config.resources.train.workers(seen), here if gib is None else int(gib * GIB)
 
 
-def engines(config: Config, gpu_memory: int | None) -> tuple[EngineRow, ...]:
-    """Says what an engine of each stage takes; that of `invert` if its model runs here and is set.
+def engines(config: Config, gpu_memory: int | None) -> tuple[tuple[EngineRow, ...], str]:
+    """Says what an engine of each stage takes (of `invert`, if its model runs here), and which are left out and why.
 
     Args:
         config: the configuration.
         gpu_memory: of one GPU; None leaves out what fits.
     """
+    left_out = list[str]()
     name, target = architecture.of_target(config)
     found: list[tuple[str, str, Architecture, ModelSection]]
     found = [(stage, name, target, config.target) for stage in ("memo", "evaluate")]
     if config.invert.engine != "openai" and config.invert.model:
-        found.insert(0, ("invert", *architecture.read(config.invert, "invert.model"), config.invert))
+        try:
+            found.insert(0, ("invert", *architecture.read(config.invert, "invert.model"), config.invert))
+        except MeowError as error:  # training can be planned without it
+            left_out.append(str(error))
     rows = []
     for stage, name, a, section in found:
+        if a.dtype == "quantized":
+            left_out.append(f"{stage}: the weights of {name} are quantised, which is not planned for.")
+            continue
         own: EngineResources = getattr(config.resources, stage)
         size = 4 if (a.dtype if section.dtype == "auto" else section.dtype) == "float32" else 2
         gpus, context = own.tensor_parallel_size, min(a.context, section.max_model_len or a.context)
@@ -251,7 +260,7 @@ def engines(config: Config, gpu_memory: int | None) -> tuple[EngineRow, ...]:
             room = max(0, int(own.gpu_memory_utilization * gpu_memory - weights) // cache)
         fits = None if room is None else room >= context
         rows.append(EngineRow(stage, name, gpus, weights, cache, context, room, fits))
-    return tuple(rows)
+    return tuple(rows), " ".join(left_out)
 
 
 def plan(config: Config, workers: int, gpu_memory: int | None, gpus_per_node: int) -> Plan:
@@ -306,5 +315,6 @@ def plan(config: Config, workers: int, gpu_memory: int | None, gpus_per_node: in
         least = f"The least is {best.gpu / GIB:.1f} GiB on each GPU, by {way}."
     else:
         least = f"GPUs of {gpu_memory / GIB:g} GiB: {'; '.join(map(fewest, both))}."
-    every = engines(config, gpu_memory)
-    return Plan(name, a.parameters, tokens, workers, gpus_per_node, gpu_memory, rows, least, every)
+    return Plan(
+        name, a.parameters, tokens, workers, gpus_per_node, gpu_memory, rows, least, *engines(config, gpu_memory)
+    )

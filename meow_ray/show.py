@@ -152,6 +152,8 @@ def show_plan(console: Console, found: plan.Plan) -> None:
         + (", and those that there is room for at once." if found.gpu_memory else "."),
     )
     console.print(table)
+    if found.left_out:
+        console.print(found.left_out, markup=False)
 
 
 def show_work(console: Console, found: RunPlan) -> None:

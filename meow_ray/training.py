@@ -88,6 +88,9 @@ def reference(context: Context) -> dict[str, Any]:
     pairs = _pairs(context, *context.inputs["roles"].value)
     keys = ", ".join(KEYS["reference"])
     rows = Query(f"SELECT DISTINCT {keys}, question, concat_ws('/', {keys}) AS {ROW} FROM ({pairs.sql})", pairs.sources)
+    twice = f"SELECT fact_id FROM ({rows.sql}) GROUP BY {keys} HAVING count(*) > 1 LIMIT 1"
+    for row in Query(twice, rows.sources).rows():
+        raise MeowError(f"The fact {row['fact_id']} has the same answer to several questions in `selected`.")
     work = partial(evaluation.log_probs_batch, template=config.target.template, system=config.target.system)
     engine = engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
     found = ray_data.map_rows(rows, ROW, engine, ray_data.Work(work), context.work, "memo", config.resources)

@@ -121,6 +121,35 @@ def test_a_pair_that_is_too_long_is_named_by_its_fact(tiny_tokenizer: Any, tmp_p
         tokens(pairs_of(("forget",), facts(), None), tiny_tokenizer, "raw", tmp_path, 5)
 
 
+def test_columns_of_the_users_own_are_not_read():
+    more = facts()
+    for name in ("item", "number", "role", "position"):
+        more = more.append_column(name, pa.array([7] * more.num_rows))
+    row = {
+        "role": "forget",
+        "fact_id": "a",
+        "question": "",
+        "answer": "A.",
+        "log_probs": [-1.0],
+        "number": 3,
+        "item": 4,
+    }
+    names = ("inverted", "forget", "idk", "retain")
+    found = table(names, more, selected(), ("No idea.",), reference=pa.Table.from_pylist([row]))
+    assert found.drop_columns("log_probs").equals(
+        table(names, facts(), selected(), ("No idea.",)).drop_columns("log_probs")
+    )
+    assert found["log_probs"].to_pylist().count([-1.0]) == 2
+
+
+def test_a_fact_is_numbered_across_pieces(tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pairs = pairs_of(("inverted", "forget"), facts(), selected())
+    whole = tokens(pairs, tiny_tokenizer, "raw", tmp_path)
+    for piece in (1, 3):
+        monkeypatch.setattr(batches, "PIECE", piece)
+        assert tokens(pairs, tiny_tokenizer, "raw", tmp_path).equals(whole)
+
+
 def test_tokens_mask_the_question_and_group_items(tiny_tokenizer: Any, tmp_path: Path):
     pairs = pairs_of(("inverted", "forget", "retain"), facts(), selected())
     data = Dataset(tokens(pairs, tiny_tokenizer, "chat", tmp_path), Train(batch_size=4))

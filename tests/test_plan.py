@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -311,6 +312,18 @@ def test_the_command_prints_a_table(command: Callable[..., str]):
     assert "2048 tokens" in printed
     assert printed.splitlines()[configured + 1] == "GPUs of 0.5 GiB: full fine-tuning does not fit; LoRA does not fit."
     assert [(line[0], line[2], line[-1]) for line in lines[-2:]] == [("memo", "1", "yes"), ("evaluate", "1", "yes")]
+
+
+def test_a_generator_that_cannot_be_planned_for_is_left_out_with_the_reason(
+    command: Callable[..., str], tiny_model: Path, tmp_path: Path
+):
+    found = json.loads(command("--json", "invert.model=/nowhere"))
+    assert [row["stage"] for row in found["engines"]] == ["memo", "evaluate"]
+    assert found["left_out"].startswith("`invert.model`: ")
+    quantized = shutil.copytree(tiny_model, tmp_path / "quantized")
+    config = json.loads((quantized / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (quantized / "config.json").write_text(json.dumps(config))
+    assert "are quantised, which is not planned for." in command(f"invert.model={quantized}")
 
 
 def test_engines_take_weights_and_a_cache_on_each_gpu(command: Callable[..., str], tiny_model: Path):

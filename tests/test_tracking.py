@@ -82,7 +82,8 @@ def test_a_tracker_that_is_not_installed_is_named(name: str, monkeypatch: pytest
 def test_mlflow_gets_parameters_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from mlflow import MlflowClient
 
-    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")  # to be restored
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
     one = spec("", tensorboard=False, mlflow=str(tmp_path / "mlruns"))
     write(Tracker(one))
     client = MlflowClient(one.mlflow)
