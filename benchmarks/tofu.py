@@ -25,13 +25,24 @@ from meow_ray.pipeline import Pipeline
 
 RETAIN, EVALUATED, SEED = 160, 60, 7
 """Retain facts that target and reference have memorised; examples of each set but forget; how they are drawn."""
+TEMPLATE, LEARNING_RATE = "<|im_start|>user\n{{ question }}<|im_end|>\n<|im_start|>assistant\n", 2e-4
+"""How the target is asked, and learns: in the form that the base model knows, and so gently that it keeps what it knew
+of the world. With a bare template and 5e-4 it named 2 of 60 real authors afterwards, and model utility, a harmonic
+mean, was the noise of these two."""
 RATES = ("3.0e-5", "1.0e-4", "3.0e-4")
 """The grid, the same for all."""
 UTILITY = 0.95
 """Share of the target's model utility below which a learning rate is only taken if none is above."""
 TRUTH, THREE = "12", "4"
 """Epochs that come to 60 steps of 8 items: of 40 facts, and of 40 facts with three inverted ones each."""
-SETTINGS = {"retain": RETAIN, "evaluated": EVALUATED, "rates": list(RATES), "utility": UTILITY, "steps": 60}
+SETTINGS = {
+    "retain": RETAIN,
+    "evaluated": EVALUATED,
+    "rates": list(RATES),
+    "utility": UTILITY,
+    "steps": 60,
+    "target": LEARNING_RATE,
+}
 FILE = RESULTS / "tofu.json"
 
 
@@ -147,14 +158,14 @@ def write_config(root: Path) -> Path:
     retain, holdout = others[:RETAIN], others[RETAIN : RETAIN + EVALUATED]
     plain = [{"question": row["question"], "answer": row["answer"]} for row in retain]
     forget, kept = str(SHARED_DATA / "tofu" / "forget01.jsonl"), file("retain.jsonl", plain)
-    learn = {"learning_rate": 5e-4, "epochs": 8, "batch_size": 16, "train_dtype": "bfloat16"}
+    learn = {"learning_rate": LEARNING_RATE, "epochs": 8, "batch_size": 16, "train_dtype": "bfloat16"}
     settings = {
         "memorize": {"model": SMALL_MODEL, "data": [forget, kept], **learn},
-        "target": {"template": "{{ question }}\n", "max_model_len": 1024},
+        "target": {"template": TEMPLATE, "max_model_len": 1024},
         "ingest": {"forget": forget, "retain": kept},
         "invert": {"model": SMALL_MODEL, "max_model_len": 1024, "style": "prefill"},
         "memo": {"template": "target", "window": "token", "max_new_tokens": "label"},
-        "train": {"batch_size": 8},
+        "train": {"batch_size": 8, "train_dtype": "bfloat16"},
         "evaluate": {
             "sets": {
                 "forget": str(SHARED_DATA / "tofu" / "forget01_perturbed.jsonl"),
@@ -163,7 +174,6 @@ def write_config(root: Path) -> Path:
                 "world_facts": str(SHARED_DATA / "tofu" / "world_facts_perturbed.jsonl"),
                 "holdout": file("holdout.jsonl", holdout),
             },
-            "sample": EVALUATED,
             "attacks": ["prefix"],
             "memo_sample": 1,
             "seed": SEED,
