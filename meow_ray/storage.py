@@ -93,8 +93,8 @@ again = tenacity.retry(
     wait=tenacity.wait_exponential(max=10),
     reraise=True,
 )
-"""Writes once more what an object store refused for now, though Arrow has asked it for some seconds: Arrow takes what
-completes an upload at its second try for a failure."""
+"""Does once more what an object store refused for now, though Arrow has asked it for some seconds: Arrow takes what
+completes an upload at its second try for a failure, and gives up where a refusal is longer than the file it reads."""
 
 
 def display(uri: str) -> str:
@@ -188,6 +188,7 @@ def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
     return target
 
 
+@again
 def read_bytes(uri: str) -> bytes:
     """Returns the content of a file."""
     fs, path = filesystem(uri)
@@ -253,6 +254,7 @@ def write_table(table: pa.Table, uri: str) -> None:
         pq.write_table(table.combine_chunks(), path, filesystem=fs, compression="zstd")
 
 
+@again
 def read_table(uris: Sequence[str]) -> pa.Table:
     """Reads Parquet files into one table, rows in the order of the files."""
     tables = []

@@ -45,6 +45,7 @@ class Query:
                     connection.register(name, source if isinstance(source, pa.Table) else _dataset(source))
                 yield connection.sql(self.sql).to_arrow_reader(GROUP_ROWS)
 
+    @storage.again
     def rows(self) -> list[dict[str, Any]]:
         """Returns a small result whole."""
         with self.batches() as reader:
