@@ -229,15 +229,18 @@ def hardware(config: Config, gpus: int | None, gib: float | None) -> tuple[int, 
     return gpus or config.resources.train.workers(seen), here if gib is None else int(gib * GIB)
 
 
-def engines(config: Config, gpu_memory: int | None) -> tuple[tuple[EngineRow, ...], str]:
+def engines(
+    config: Config, name: str, target: Architecture, gpu_memory: int | None
+) -> tuple[tuple[EngineRow, ...], str]:
     """Says what an engine of each stage takes (of `invert`, if its model runs here), and which are left out and why.
 
     Args:
         config: the configuration.
+        name: of the target.
+        target: its shapes.
         gpu_memory: of one GPU; None leaves out what fits.
     """
     left_out = list[str]()
-    name, target = architecture.of_target(config)
     found: list[tuple[str, str, Architecture, ModelSection]]
     found = [(stage, name, target, config.target) for stage in ("memo", "evaluate")]
     if config.invert.engine != "openai" and config.invert.model:
@@ -315,6 +318,5 @@ def plan(config: Config, workers: int, gpu_memory: int | None, gpus_per_node: in
         least = f"The least is {best.gpu / GIB:.1f} GiB on each GPU, by {way}."
     else:
         least = f"GPUs of {gpu_memory / GIB:g} GiB: {'; '.join(map(fewest, both))}."
-    return Plan(
-        name, a.parameters, tokens, workers, gpus_per_node, gpu_memory, rows, least, *engines(config, gpu_memory)
-    )
+    every, left_out = engines(config, name, a, gpu_memory)
+    return Plan(name, a.parameters, tokens, workers, gpus_per_node, gpu_memory, rows, least, every, left_out)
