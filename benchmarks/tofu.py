@@ -181,7 +181,7 @@ def write_config(root: Path) -> Path:
         "storage": {"root": str(root / "runs")},
         "resources": {
             "memorize": {"max_workers": 2, "micro_batch_size": 8, "checkpoint_every": 4},
-            "train": {"max_workers": 2, "micro_batch_size": 4, "checkpoint_every": 4},
+            "train": {"num_workers": 1, "cpus_per_worker": 2, "micro_batch_size": 8, "checkpoint_every": 4},
         },
     }
     reference = {**settings, "memorize": {"model": SMALL_MODEL, "data": [kept], **learn}}
