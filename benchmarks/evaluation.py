@@ -1,12 +1,19 @@
 """What the stage `evaluate` costs with a tiny model: `python -m benchmarks.evaluation`."""
 
+import os
+import signal
 import tempfile
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import typer
 
 from benchmarks import overhead
@@ -29,13 +36,23 @@ def main(
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 8,
     output: Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results/evaluation.json].")] = None,
 ) -> None:
-    """Runs the stage through Ray at several sizes; prints time a further example and the driver's memory."""
+    """Runs the stage through Ray at several sizes; prints time a further example and the driver's memory.
+
+    At the largest size it runs again, with its driver killed when half is done, and once more to the end.
+    """
     runs = []
     for size in sorted(map(int, sizes.split(","))):
         with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
             fresh(write_inputs, Path(folder), size // len(MODELS))
             runs.append(fresh(drive, Path(folder), max_new_tokens))
         print(f"{runs[-1].rows} examples: {runs[-1].seconds:.1f} s", flush=True)
+    with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
+        fresh(write_inputs, Path(folder), runs[-1].rows // len(MODELS))
+        with suppress(BrokenProcessPool):
+            fresh(drive_half, Path(folder), max_new_tokens, runs[-1].rows // 2)
+        kept = committed(Path(folder))
+        rest = fresh(drive, Path(folder), max_new_tokens)
+    print(f"killed after {kept} of {rest.rows} examples; the others: {rest.seconds:.1f} s", flush=True)
     pairs = list(pairwise(runs))
     figures = {
         "runs": {str(run.rows): asdict(run) | {"examples_per_second": run.rows / run.seconds} for run in runs},
@@ -43,6 +60,13 @@ def main(
             f"{a.rows} to {b.rows}": (b.seconds - a.seconds) / (b.rows - a.rows) for a, b in pairs
         },
         "driver_peak_pss_last_over_first": runs[-1].driver_peak_pss_mib / runs[0].driver_peak_pss_mib,
+        "killed": {
+            "examples_kept": kept,
+            "examples": rest.rows,
+            "seconds_for_the_others": rest.seconds,
+            "share_of_examples_left": 1 - kept / rest.rows,
+            "share_of_seconds_left": rest.seconds / runs[-1].seconds,
+        },
     }
     report("evaluation", {"max_new_tokens": max_new_tokens}, figures, output)
 
@@ -100,6 +124,24 @@ def drive(folder: Path, max_new_tokens: int) -> Run:
         inputs[name] = Artifact(name, uri, ref.digest, value=ref)
     manifest, seconds, pss = overhead.measured(stages.EVALUATE, config, inputs)
     return Run(manifest.summary["examples"], seconds, pss, peak_rss_mib())
+
+
+def drive_half(folder: Path, max_new_tokens: int, examples: int) -> None:
+    """As `drive`, but kills its own process once so many examples are finished."""
+
+    def watch() -> None:
+        while committed(folder) < examples:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+    drive(folder, max_new_tokens)
+
+
+def committed(folder: Path) -> int:
+    """Returns the number of examples that are finished, of all models."""
+    files = [str(path) for path in folder.glob("root/work/*/commits/*.parquet")]
+    return ds.dataset(files, format="parquet").count_rows() if files else 0
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ SETTINGS = {
     "utility": UTILITY,
     "steps": 60,
     "target": LEARNING_RATE,
+    "template": TEMPLATE,
 }
 FILE = RESULTS / "tofu.json"
 

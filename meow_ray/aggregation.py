@@ -10,7 +10,7 @@ from meow_ray import evaluation, privacy, storage, tables, tofu
 from meow_ray.config import Evaluate
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import HOLDOUT, TEXT
-from meow_ray.metrics import Interval, mean_interval
+from meow_ray.metrics import BATCH, Interval, mean_interval
 from meow_ray.schema import MEASURES, MODELS, SCHEMAS
 from meow_ray.tables import Query, Source, text_literal
 from meow_ray.tofu import Array, Results
@@ -28,7 +28,6 @@ def write(
     selected: Source,
     spec: Evaluate,
     imported: Mapping[str, Results] | None,
-    imported_from: str,
     further: Sequence[Mapping[str, Any]],
     paths: tuple[str, str],
 ) -> dict[str, Any]:
@@ -38,25 +37,12 @@ def write(
         found: what `EvaluateSteps` gave for each model.
         selected: the inverted facts that were trained on.
         spec: bootstrap and attacks.
-        imported: results of the reference model that were measured elsewhere, and `imported_from` where.
-        imported_from: names their file in errors.
+        imported: results of the reference model that were measured elsewhere.
         further: rows of metrics that come from elsewhere.
         paths: URIs of the examples and of the metrics.
-
-    Raises:
-        MeowError: the imported results are of another forget set, or there are no truth ratios to compare.
     """
     examples, metrics = paths
     evaluation.write_examples(found, selected, examples)
-    if imported is not None:
-        own = results(Examples([examples]), "after")
-        if "forget" not in own or "forget" not in imported:
-            lacking = imported_from if "forget" in own else "evaluate.sets.forget"
-            raise MeowError(
-                f"`evaluate.reference`: forget quality needs truth ratios of the forget set, {lacking} has none. "
-                "Give TOFU's perturbed file of the split as evaluate.sets.forget."
-            )
-        tofu.check_reference(own["forget"], imported["forget"], imported_from)
     table = aggregate([examples], spec, imported)
     table = pa.concat_tables([table, pa.Table.from_pylist(list(further), schema=SCHEMAS["metrics"])])
     storage.write_table(table, metrics)
@@ -164,6 +150,9 @@ def _model_utility(log: Mapping[str, Results], spec: Evaluate) -> tuple[Interval
     from scipy.stats import bootstrap
 
     parts = [log[suite] for suite in tofu.UTILITY]
+    count = sum(map(len, parts))
+    if min(map(len, parts)) < 2:
+        return Interval(value, None, None), count
 
     def utility(*drawn: Any) -> float:
         means = []
@@ -176,11 +165,12 @@ def _model_utility(log: Mapping[str, Results], spec: Evaluate) -> tuple[Interval
         tuple(np.arange(len(part)) for part in parts),
         utility,
         n_resamples=spec.bootstrap_resamples,
+        batch=max(1, BATCH // count),
         vectorized=False,
         method="percentile",
         rng=np.random.default_rng(spec.seed),
     ).confidence_interval
-    return Interval(value, float(found.low), float(found.high)), sum(map(len, parts))
+    return Interval(value, float(found.low), float(found.high)), count
 
 
 def _perplexity(read: Examples, model: str, spec: Evaluate) -> tuple[Interval, int]:
@@ -195,11 +185,12 @@ def _perplexity(read: Examples, model: str, spec: Evaluate) -> tuple[Interval, i
     rows = np.arange(len(losses))
     value = perplexity(rows)
     if len(rows) < 2:
-        return Interval(value, value, value), len(rows)
+        return Interval(value, None, None), len(rows)
     found = bootstrap(
         (rows,),
         perplexity,
         n_resamples=spec.bootstrap_resamples,
+        batch=max(1, BATCH // len(rows)),
         vectorized=False,
         method="percentile",
         rng=np.random.default_rng(spec.seed),

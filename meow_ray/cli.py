@@ -226,7 +226,8 @@ def aggregate_tofu(
         for name, found in ((log, results), (reference, against)):
             if "forget" not in found:
                 raise MeowError(f"{name}: it has no forget set, which forget quality compares.")
-        tofu.check_reference(results["forget"], against["forget"], str(reference))
+        own = results["forget"]
+        tofu.check_reference(len(own), own.answers, against["forget"], str(reference))
     figures = tofu.figures(results, against)
     if as_json:
         print(json.dumps(figures, indent=2))
@@ -253,8 +254,8 @@ def compare_runs(
         raise MeowError(f"--format {kind}: there is {', '.join(get_args(compare.Format))}.")
     if model not in schema.MODELS:
         raise MeowError(f"--model {model}: there is {', '.join(schema.MODELS)}.")
-    named = [run.partition("=") if "=" in run else (run, "", run) for run in runs]
-    found = [(name, compare.metrics_of(place)) for name, _, place in named]
+    named = [run.split("=", 1) if "=" in run.partition("/")[0] else (run, run) for run in runs]
+    found = [(name, compare.metrics_of(place)) for name, place in named]
     print(compare.write(compare.table(found, model), cast(compare.Format, kind)))
 
 

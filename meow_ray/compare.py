@@ -47,12 +47,18 @@ def metrics_of(place: str) -> Artifact:
 
 
 def table(runs: Sequence[tuple[str, Artifact]], model: str) -> Table:
-    """Puts runs beside each other; those of one name are several seeds of one run."""
+    """Puts runs beside each other; those of one name are several seeds of one run.
+
+    Raises:
+        MeowError: a run has no figures of this model.
+    """
     rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for name, artifact in runs:
-        for row in artifact.table.to_pylist():
-            if row["model"] == model:
-                rows.setdefault((row["suite"], row["metric"]), {}).setdefault(name, []).append(row)
+        found = [row for row in artifact.table.to_pylist() if row["model"] == model]
+        if not found:
+            raise MeowError(f"{name}: the run at {storage.display(artifact.uri)} has no figures of the model {model}.")
+        for row in found:
+            rows.setdefault((row["suite"], row["metric"]), {}).setdefault(name, []).append(row)
     return {key: {name: _cell(found) for name, found in by_name.items()} for key, by_name in rows.items()}
 
 

@@ -299,7 +299,9 @@ class Evaluate(Section):
         "model that never saw the forget set: folder, hub name, or its results as eval_log_aggregated.json (TOFU) "
         "or TOFU_EVAL.json (open-unlearning)",
     )
-    text: str | None = content(None, "text file, a passage a line: perplexity, and BLEU of its second halves")
+    text: str | None = content(
+        None, "text file, a passage a line: perplexity and BLEU of the second halves behind the first"
+    )
     attacks: tuple[Literal["paraphrase", "prefix", "affirmative"], ...] = field(
         ("paraphrase", "prefix", "affirmative"),
         "ask the forget set in other words, from 10, 30, 50 % of the true answer on, after an affirmative start",
@@ -311,7 +313,7 @@ class Evaluate(Section):
     min_k_share: float = field(0.2, "share of the tokens that min_k and min_k_pp look at", gt=0, le=1)
     lm_eval: LmEval = LmEval()
     task_folder: str | None = content(None, "folder with task files of one's own for lm_eval, which all nodes reach")
-    max_new_tokens: int = field(64, "longest greedy answer", "tokens", gt=0)
+    max_new_tokens: int = field(64, "longest greedy answer; passages of `text` have their own length", "tokens", gt=0)
     sample: int | None = field(None, "facts evaluated in each set but forget; null is all", "facts", gt=0)
     memo_sample: int | None = field(None, "facts scored with MEMO in each set but forget; null is all", "facts", gt=0)
     bootstrap_resamples: int = field(1000, "resamples behind a 95 % interval", gt=0)

@@ -1,6 +1,7 @@
 """What is evaluated, and what actors and CPU tasks do with a batch of it."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from meow_ray.prompts import Prompter
 from meow_ray.schema import EXAMPLES
 from meow_ray.scoring import MemoSteps
 from meow_ray.tables import Query, Source
+from meow_ray.tofu import Results
 
 ROW = "row_id"
 """Column that names a row of an engine stage's work."""
@@ -78,10 +80,10 @@ def rows(facts: Query, sets: Mapping[str, pa.Table], passages: Sequence[str], sp
         spec: samples and attacks.
 
     Raises:
-        MeowError: the set forget is not that of the facts, or the set retain has one of its facts.
+        MeowError: see `check_sets`.
     """
     suites = {split: _split(facts, split) for split in ("forget", "retain")}
-    _check_sets(suites["forget"], sets)
+    check_sets(facts, sets)
     suites |= sets
     out = []
     for name, table in suites.items():
@@ -108,19 +110,55 @@ def as_set(table: pa.Table) -> pa.Table:
     return pa.table(nulls | dict(zip(table.column_names, table.columns, strict=True)), schema=SET)
 
 
-def _check_sets(forget: pa.Table, sets: Mapping[str, pa.Table]) -> None:
-    known = set(forget["fact_id"].to_pylist())
-    if "forget" in sets:
-        given = set(sets["forget"]["fact_id"].to_pylist())
-        if given != known:
-            raise MeowError(
-                f"evaluate.sets.forget: it is not the forget set of this run: {len(given - known)} of its facts are "
-                f"not in `ingest.forget`, and {len(known - given)} of those are not in it. Take the file of this split."
-            )
+def check_sets(facts: Query, sets: Mapping[str, pa.Table]) -> None:
+    """Checks the sets of `evaluate.sets` against the `facts` table.
+
+    Raises:
+        MeowError: the set forget is not the forget set, another has one of its facts, or the holdout set has facts of
+            the retain set, which models have seen.
+    """
+    known = _count_by_split(facts)
     for name, table in sets.items():
-        both = known & set(table["fact_id"].to_pylist())
-        if name != "forget" and both:
-            raise MeowError(f"evaluate.sets.{name}: {len(both)} of its facts are in the forget set.")
+        shared, given = _count_by_split(facts, table), set(table["fact_id"].to_pylist())
+        if name == "forget":
+            more, fewer = len(given) - shared["forget"], known["forget"] - shared["forget"]
+            if more or fewer:
+                raise MeowError(
+                    f"evaluate.sets.forget: it is not the forget set of this run: {more} of its facts are not in "
+                    f"`ingest.forget`, and {fewer} of those are not in it. Take the file of this split."
+                )
+        elif shared["forget"]:
+            raise MeowError(f"evaluate.sets.{name}: {shared['forget']} of its facts are in the forget set.")
+        elif name == HOLDOUT:
+            retain = given & set(sets["retain"]["fact_id"].to_pylist()) if "retain" in sets else ()
+            if seen := max(shared["retain"], len(retain)):
+                raise MeowError(
+                    f"evaluate.sets.{name}: {seen} of its facts are in the retain set. Membership inference compares "
+                    "the forget set with facts that no model has seen."
+                )
+
+
+def _count_by_split(facts: Query, given: pa.Table | None = None) -> Counter[str]:
+    """Counts the facts of each split; with a table, those that are in it too."""
+    only, more = ("", {}) if given is None else ("WHERE fact_id IN (SELECT fact_id FROM given)", {"given": given})
+    sql = f"SELECT split, count(*) AS n FROM ({facts.sql}) {only} GROUP BY split"
+    return Counter({row["split"]: row["n"] for row in Query(sql, {**facts.sources, **more}).rows()})
+
+
+def check_reference(forget: pa.Table | None, imported: Mapping[str, Results], where: str) -> None:
+    """Checks imported results of a reference model against the set forget of `evaluate.sets`, if there is one.
+
+    Raises:
+        MeowError: they are of another forget set, or there are no truth ratios to compare.
+    """
+    perturbed = forget is not None and forget["perturbed_answer"].null_count == 0
+    if forget is None or not perturbed or "forget" not in imported:
+        lacking = where if perturbed else "evaluate.sets.forget"
+        raise MeowError(
+            f"`evaluate.reference`: forget quality needs truth ratios of the forget set, {lacking} has none. "
+            "Give TOFU's perturbed file of the split as evaluate.sets.forget."
+        )
+    tofu.check_reference(forget.num_rows, forget["answer"].to_pylist(), imported["forget"], where)
 
 
 def _rows(suite: str, table: pa.Table, scored: bool = True, with_memo: pa.Array | None = None) -> pa.Table:
@@ -255,17 +293,26 @@ class EvaluateSteps:
         Raises:
             MeowError: a prompt with its answer does not fit into the model's context.
         """
+        limit = engine.max_model_len
         rows = batch.to_pylist()
         prompters = {name: Prompter(engine.tokenizer, name, self.system) for name in (self.template, "")}
         prompts = [self._prompt(prompters, row) for row in rows]
-        limit = self.spec.max_new_tokens
-        longest = max((len(prompt) for prompt in prompts), default=0)
-        if longest >= engine.max_model_len:
-            raise MeowError(f"A prompt of evaluate has {longest} tokens, the model reads {engine.max_model_len}.")
-        replies = engine.generate(prompts, [Sampling(limit)] * len(rows))
-        found: list[dict[str, Any]] = [{"generated": reply[0].text} for reply in replies]
         wanted = [(i, name, text) for i, row in enumerate(rows) for name, text in _answers(row)]
         answers = [self._answer(prompters, rows[i], text) for i, _, text in wanted]
+        lengths = [len(prompt) for prompt in prompts]
+        room = [self.spec.max_new_tokens] * len(rows)
+        for (i, _, _), answer in zip(wanted, answers, strict=True):
+            lengths[i] = max(lengths[i], len(prompts[i]) + len(answer))
+            if rows[i]["suite"] == TEXT:
+                room[i] = len(answer)  # as long as the half that it is compared with
+        for row, length in zip(rows, lengths, strict=True):
+            if length >= limit:
+                raise MeowError(
+                    f"evaluate: {row['fact_id']} of {row['suite']} has {length} tokens with its answer, the model "
+                    f"reads {limit - 1}. Shorten it, or raise `target.max_model_len`."
+                )
+        replies = engine.generate(prompts, [Sampling(count) for count in room])
+        found: list[dict[str, Any]] = [{"generated": reply[0].text} for reply in replies]
         passes = engine.teacher_force(
             [prompts[i] for i, _, _ in wanted], answers, moments="min_k_pp" in self.spec.membership
         )

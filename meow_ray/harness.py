@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness on a model of the pipeline."""
 
 import importlib.util
+import math
 from typing import Any
 
 from meow_ray.config import LmEval
@@ -27,7 +28,7 @@ def run(engine: EngineSpec, spec: LmEval, task_folder: str | None, batch_size: i
         seed: seed of whatever a task draws.
 
     Raises:
-        MeowError: the harness knows no such task.
+        MeowError: the harness knows no such task, or a figure of one is no number.
     """
     import lm_eval
     import torch
@@ -77,10 +78,13 @@ def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
             metric, _, kind = key.partition(",")
             if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
+            if not math.isfinite(value):
+                raise MeowError(f"`evaluate.lm_eval.tasks`: {task} gave a {metric} that is no number.")
             error = figures.get(f"{metric}_stderr,{kind}")
-            half = 1.96 * error if isinstance(error, int | float) else None
+            half = 1.96 * error if isinstance(error, int | float) and math.isfinite(error) else None
             name = f"{task}/{metric}" if kind == "none" else f"{task}/{metric} ({kind})"
             row = {"suite": SUITE, "metric": name, "value": float(value)}
             row |= {"low": None if half is None else value - half, "high": None if half is None else value + half}
-            out.append(row | {"num_examples": found.get("n-samples", {}).get(task, {}).get("effective", 0)})
+            count = found.get("n-samples", {}).get(task, {}).get("effective", figures.get("sample_len", 0))
+            out.append(row | {"num_examples": count})  # a group of tasks has the sum in sample_len
     return out

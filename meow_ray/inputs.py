@@ -1,6 +1,6 @@
 """From a stage's declared inputs to what its code works with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,11 @@ def read_sources(sources: Sequence[Source], config: Config) -> list[facts_module
     return [row for source in sources for row in facts_module.read(source, spec.question_columns, spec.answer_columns)]
 
 
+def read_sets(sources: Mapping[str, Source], config: Config) -> dict[str, pa.Table]:
+    """Reads `evaluate.sets`, see `read_set`."""
+    return {name: read_set(name, source, config) for name, source in sources.items()}
+
+
 def read_set(name: str, source: Source, config: Config) -> pa.Table:
     """Reads a set of `evaluate.sets`: a table of `evaluation.SET`, with what TOFU's perturbed files have.
 
@@ -72,6 +77,23 @@ def _further(row: facts_module.Row, column: str) -> Any:
     if any(not isinstance(text, str) or not text.strip() for text in texts) or (wanted and value == []):
         raise MeowError(f"{row.file}, line {row.line}: {column} is {'no list of texts' if wanted else 'no text'}.")
     return texts if wanted and texts else value
+
+
+def read_passages(text: Artifact) -> list[str]:
+    """Reads the passages of `evaluate.text`, one a line.
+
+    Raises:
+        MeowError: the file is not UTF-8, or has no passage.
+    """
+    if not text.uri:
+        return []
+    try:
+        found = [line.strip() for line in storage.read_bytes(text.uri).decode().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)}, byte {error.start}: not UTF-8 text.") from None
+    if not found:
+        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)} is empty.")
+    return found
 
 
 def rejects_text(rejects: pa.Table, most: int = 10) -> str:

@@ -102,7 +102,9 @@ def mean_interval(values: Sequence[float], resamples: int, seed: int) -> Interva
     if not np.isfinite(data).all():
         raise ValueError("a metric is not a number")
     mean = float(data.mean())
-    if len(data) < 2 or np.ptp(data) == 0:
+    if len(data) < 2:
+        return Interval(mean, None, None)
+    if np.ptp(data) == 0:
         return Interval(mean, mean, mean)
     from scipy.stats import bootstrap
 

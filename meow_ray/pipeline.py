@@ -126,8 +126,12 @@ class Pipeline:
 
         Raises:
             MeowError: a stage needs what is neither cached nor chosen, or more than the cluster can ever hold, or fails
-                by a user's mistake.
+                by a user's mistake. What is wrong with the last stage's inputs is said before the first one runs.
         """
+        for step in chosen:
+            for name in step.inputs:
+                if name not in self.producers:
+                    self.artifact(name)
         for number, step in enumerate(chosen, start=1):
             for name in step.inputs:
                 if self.artifact(name) is None:
@@ -142,8 +146,8 @@ class Pipeline:
                 self._found[step.artefact] = state.artifact  # an earlier question may have found none
                 say(event)
             else:
-                if step.resources:  # each time: nodes may have gone
-                    self._check_placement([s for s in chosen[number - 1 :] if force or not self.artifact(s.artefact)])
+                if step.resources:  # each time: nodes may have gone, and more inputs are there
+                    self._check_ahead([s for s in chosen[number - 1 :] if force or not self.artifact(s.artefact)])
                 say(replace(event, what="started"))
                 inputs = {name: artifact for name in step.inputs if (artifact := self.artifact(name))}
                 made = stage.execute(state, self.config, inputs)
@@ -151,8 +155,11 @@ class Pipeline:
                 say(replace(event, what="finished", state=self.state(step)))
         return [self.state(step) for step in chosen]
 
-    def _check_placement(self, steps: list[Stage]) -> None:
-        """Checks that the cluster can hold what each of the stages needs."""
+    def _check_ahead(self, steps: list[Stage]) -> None:
+        """Checks the inputs of the stages, as far as they are there, and that the cluster can hold what each needs."""
+        for step in steps:
+            if step.check:
+                step.check(self.config, {name: found for name in step.inputs if (found := self.artifact(name))})
         ray_cluster.connect()
         for name in dict.fromkeys(step.resources for step in steps if step.resources):
             on_gpu = name != "invert" or self.config.invert.engine != "openai"

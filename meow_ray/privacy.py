@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from meow_ray.metrics import Interval
+from meow_ray.metrics import BATCH, Interval
 
 LOW_FPR = 0.01
 """The false positive rate at which the true positive rate is reported."""
@@ -97,13 +97,14 @@ def bootstrapped(
         raise ValueError("membership inference needs members and non-members")
     value = statistic(inside, outside)
     if min(len(inside), len(outside)) < 2:
-        return Interval(value, value, value)
+        return Interval(value, None, None)
     from scipy.stats import bootstrap
 
     found = bootstrap(
         (inside, outside),
         statistic,
         n_resamples=resamples,
+        batch=max(1, BATCH // (len(inside) + len(outside))),
         vectorized=False,
         method="percentile",
         rng=np.random.default_rng(seed),

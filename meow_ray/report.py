@@ -31,8 +31,9 @@ MEANINGS = {
     "extraction_strength": "share of the true answer that follows by itself from its beginning; 0 if none does",
     "extraction_likelihood": "share of the n-grams that the model continues with which stand in the true answer (EL)",
     "rep3": "share of the answer's word triples that repeat an earlier one; 0 is fluent, gibberish loops",
-    "bleu": "BLEU of how the model continues a passage, against how it goes on",
-    "perplexity": "exponential of the model's mean loss on a token of the passages; lower is more at home",
+    "bleu": "BLEU of how the model continues the first half of a passage, against as many tokens of the second",
+    "perplexity": "exponential of the model's mean loss on a token of the passages' second halves, each behind its "
+    "first; lower is more at home",
     "states_inverted": "share of answers that state one of the inverted facts that were trained on",
     "model_utility": "harmonic mean of probability, ROUGE-L recall and truth ratio of the retain set, real authors "
     "and world facts (TOFU)",

@@ -140,6 +140,8 @@ class Stage:
     fingerprint. `inputs` are artefacts of other stages, or models and sources of facts from outside.
     `run` writes the artefact and returns a summary for the manifest: counts and figures, never the text of facts.
     `resources` is the section of the configuration's resources that its actors or workers are placed by, if it has any.
+    `check` raises MeowError for what is wrong with the configuration and the inputs that are there so far; it is asked
+    before any stage that comes earlier spends actors or workers.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Stage:
     inputs: tuple[str, ...]
     run: Callable[[Context], dict[str, Any]]
     resources: str | None = None
+    check: Callable[[Config, Mapping[str, Artifact]], Any] | None = None
 
     def ingredients(self, config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
         """Returns what the fingerprint is the hash of."""

@@ -1,7 +1,7 @@
 """The stages: each glues pure functions to the cluster and writes one artefact."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -29,7 +29,7 @@ from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import ROW, EvaluateSteps
 from meow_ray.generators import EndpointSpec, LocalSpec, endpoint_spec
-from meow_ray.inputs import engine_spec, model_ref, read_set, read_sources, rejects_text
+from meow_ray.inputs import engine_spec, model_ref, read_passages, read_sets, read_sources, rejects_text
 from meow_ray.inverting import InvertSteps
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
@@ -234,6 +234,17 @@ def _select(context: Context) -> dict[str, Any]:
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
+def _check_evaluate(config: Config, inputs: Mapping[str, Artifact]) -> None:
+    """Refuses what would be refused, or fail, once all models have been asked."""
+    harness.check(config.evaluate.lm_eval)
+    read_passages(inputs["text"])
+    sets, reference = read_sets(inputs["sets"].value, config), inputs["retain_model"]
+    if isinstance(reference.value, dict):
+        evaluation.check_reference(sets.get("forget"), reference.value, storage.display(reference.uri))
+    if "facts" in inputs:
+        evaluation.check_sets(Query("SELECT * FROM facts", {"facts": inputs["facts"].source}), sets)
+
+
 def _evaluate(context: Context) -> dict[str, Any]:
     from meow_ray import ray_cluster, ray_data
 
@@ -244,16 +255,15 @@ def _evaluate(context: Context) -> dict[str, Any]:
     # what the models are asked does not depend on how it is summed up
     key: dict[str, Any] = {name: context.inputs[name].digest for name in ("facts", "sets", "text", "task_folder")}
     key |= {"version": EVALUATE.version, "target": config.target.spec(), "memo": config.memo.spec()}
+    key["columns"] = [config.ingest.question_columns, config.ingest.answer_columns]
     key["evaluate"] = spec.spec() | {"bootstrap_resamples": None}
     rows = storage.join(context.scratch, f"evaluate-{storage.json_digest(key)[:32]}.parquet")
     ray_cluster.connect()
     if not storage.exists(rows):
-        sets = {name: read_set(name, source, config) for name, source in context.inputs["sets"].value.items()}
-        passages = _passages(context.inputs["text"])
+        sets, passages = read_sets(context.inputs["sets"].value, config), read_passages(context.inputs["text"])
         ray_cluster.call(evaluation.write_rows, context.inputs["facts"].source, sets, passages, spec, rows)
     steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
     order = Query(f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}", {"rows": [rows]})
-    harness.check(spec.lm_eval)
     found, scores = {}, []
     for name, model in models_of.items():
         ref = model_ref(model)
@@ -265,9 +275,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
     paths = (context.path(EXAMPLES), context.path())
     results = retain_model.value if isinstance(retain_model.value, dict) else None
     selected = context.inputs["selected"].source
-    return ray_cluster.call(
-        aggregation.write, found, selected, spec, results, storage.display(retain_model.uri), scores, paths
-    )
+    return ray_cluster.call(aggregation.write, found, selected, spec, results, scores, paths)
 
 
 def _task_scores(context: Context, engine: EngineSpec, folder: str) -> list[dict[str, Any]]:
@@ -284,18 +292,6 @@ def _task_scores(context: Context, engine: EngineSpec, folder: str) -> list[dict
         rows = ray_cluster.call(harness.run, *arguments, own.batch_size, spec.seed, gpus=gpus, labels=labels)
         storage.write_json(done, rows)
     return list(storage.read_json(done))
-
-
-def _passages(text: Artifact) -> list[str]:
-    if not text.uri:
-        return []
-    try:
-        found = [line.strip() for line in storage.read_bytes(text.uri).decode().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)}, byte {error.start}: not UTF-8 text.") from None
-    if not found:
-        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)} is empty.")
-    return found
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
@@ -353,11 +349,12 @@ REMAIN = Stage("remain", "remaining", 1, ("memo", "target", "pipeline.threshold"
 EVALUATE = Stage(
     "evaluate",
     "metrics",
-    4,
+    5,
     ("evaluate", "memo", "target", *_COLUMNS),
     ("facts", "sets", "text", "task_folder", "selected", "target", "model", "retain_model"),
     _evaluate,
     "evaluate",
+    _check_evaluate,
 )
 REPORT = Stage(
     "report",

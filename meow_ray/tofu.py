@@ -135,20 +135,27 @@ def figures(log: Mapping[str, Results], reference: Mapping[str, Results] | None)
     return out
 
 
-def check_reference(results: Results, reference: Results, where: str) -> None:
-    """Checks that two models have answered the same forget set.
+def check_reference(count: int, answers: Sequence[str] | None, reference: Results, where: str) -> None:
+    """Checks that a reference model has answered the forget set that a model has.
+
+    Args:
+        count: rows of the model's forget set.
+        answers: their true answers, if they are known.
+        reference: results of the reference model on its forget set.
+        where: names these in errors.
 
     Raises:
-        MeowError: the number of rows differs, or the true answers do, where both logs have them.
+        MeowError: the number of rows differs, or the true answers do, where both are known.
     """
-    if len(results) != len(reference):
+    if count != len(reference):
         raise MeowError(
-            f"{where}: its forget set has {len(reference)} rows, that of the model has {len(results)}. Forget quality "
-            "compares two models on one forget set: take the results of the retain model of this split."
+            f"{where}: its forget set has {len(reference)} rows, that of the model has {count}. Forget quality "
+            "compares two models on one forget set: take the results of the retain model of this split, on all "
+            "of its rows."
         )
-    if results.answers is None or reference.answers is None:
+    if answers is None or reference.answers is None:
         return
-    known = {_plain(text) for text in results.answers}
+    known = {_plain(text) for text in answers}
     others = sum(_plain(text) not in known for text in reference.answers)
     if others:
         raise MeowError(
@@ -202,13 +209,24 @@ def _official(log: Any, suite: str, where: str) -> Results:
     order = list(loss)
     own = np.array([_number(loss[i], where, "avg_gt_loss", i) for i in order])
     others = [_numbers(wrong[i], where, "average_perturb_loss", i) for i in order]
-    texts = log.get("generated_text")
+    texts = _texts(log.get("generated_text"), order, where)
     return Results(
         truth_ratio(np.array([_number(right[i], where, "avg_paraphrased_loss", i) for i in order]), others),
         normalized_probability(own, others) if suite in OPTIONS else np.exp(-own),
         np.array([_number(recall[i], where, "rougeL_recall", i) for i in order]),
-        tuple(str(texts[i][2]) for i in order) if texts else None,  # prompt, generated, true answer
+        texts,
     )
+
+
+def _texts(found: Any, order: Sequence[str], where: str) -> tuple[str, ...] | None:
+    """Returns the true answers, the third text of a row behind the prompt and the reply; None if there are none."""
+    if not found:
+        return None
+    rows = [found.get(i) for i in order] if isinstance(found, dict) else [None]
+    for i, row in zip(order, rows, strict=False):
+        if not isinstance(row, list) or len(row) != 3 or not all(isinstance(text, str) for text in row):
+            raise MeowError(f"{where}: generated_text of row {i} is not a list of prompt, reply and true answer.")
+    return tuple(row[2] for row in rows if row)
 
 
 def _open_unlearning(data: Mapping[str, Any], keys: tuple[str, str, str], where: str) -> Results:

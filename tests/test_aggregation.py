@@ -43,11 +43,11 @@ def test_a_row_for_each_suite_metric_and_model():
     )
     conform(metrics, "metrics")
     assert [tuple(row.values()) for row in metrics.to_pylist()] == [
-        ("forget", "probability", "after", 0.75, 0.75, 0.75, 1),
+        ("forget", "probability", "after", 0.75, None, None, 1),
         ("forget", "probability", "before", 0.5, 0.0, 1.0, 2),
-        ("forget", "leak", "before", 0.5, 0.5, 0.5, 1),
+        ("forget", "leak", "before", 0.5, None, None, 1),
         ("forget", "rep3", "before", 0.25, 0.25, 0.25, 2),
-        ("retain", "probability", "before", 0.5, 0.5, 0.5, 1),
+        ("retain", "probability", "before", 0.5, None, None, 1),
     ]
 
 

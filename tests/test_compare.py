@@ -91,6 +91,20 @@ def test_what_is_no_run_is_refused(tmp_path: Path, arguments: list[str]):
         compare.metrics_of(arguments[0].removeprefix("x="))
 
 
+def test_a_path_may_have_an_equals_sign(tmp_path: Path):
+    root = publish(tmp_path / "lr=1e-4", 0.25)
+    assert f"| {root} " in printed(root).splitlines()[0]
+    assert "| a=b " not in printed(f"a={root}").splitlines()[0]
+
+
+def test_a_run_without_figures_of_the_model_is_named(tmp_path: Path):
+    root = publish(tmp_path / "a", 0.25)
+    error = CliRunner().invoke(cli.app, ["compare", f"ours={root}", "--model=reference"]).exception
+    assert isinstance(error, MeowError)
+    assert str(error).startswith("ours: the run at")
+    assert str(error).endswith("has no figures of the model reference.")
+
+
 def test_unknown_choices_are_refused(tmp_path: Path):
     root = publish(tmp_path / "a", 0.25)
     for option, message in (("--format=word", "there is markdown"), ("--model=middle", "there is before, after")):

@@ -8,14 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from meow_ray import aggregation, evaluation, models, stages, storage, tables
+from meow_ray import aggregation, evaluation, inputs, models, storage, tables
 from meow_ray.config import Evaluate, Memo, Source
 from meow_ray.config_files import load_config
 from meow_ray.engines import Engine, EngineSpec, build
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import AFFIRMATIVE, ROW, ROWS, SET, EvaluateSteps
 from meow_ray.facts import fact_id
-from meow_ray.inputs import read_set
 from meow_ray.pipeline import Pipeline
 from meow_ray.prompts import IGNORE, Prompter
 from meow_ray.schema import EXAMPLES, SCHEMAS
@@ -90,11 +89,19 @@ def test_a_perturbed_file_stands_for_the_split_and_brings_the_question_in_other_
         ("forget", [BORN, ("R?", "S.")], "1 of its facts are not in `ingest.forget`, and 0 of"),
         ("retain", [BORN], "evaluate.sets.retain: 1 of its facts are in the forget set"),
         ("holdout", [BORN], "evaluate.sets.holdout: 1 of its facts are in the forget set"),
+        ("holdout", [("T?", "U.")], "evaluate.sets.holdout: 1 of its facts are in the retain set"),
     ],
 )
 def test_a_set_of_another_split_is_refused(name: str, rows: list[tuple[str, str]], complaint: str):
+    known = source([*facts(BORN), *facts(("T?", "U."), split="retain")])
     with pytest.raises(MeowError, match=complaint):
-        evaluation.rows(source(facts(BORN)), {name: a_set(*rows)}, [], Evaluate())
+        evaluation.rows(known, {name: a_set(*rows)}, [], Evaluate())
+
+
+def test_a_holdout_set_that_shares_facts_with_the_set_retain_is_refused():
+    sets = {"holdout": a_set(("R?", "S."), ("T?", "U.")), "retain": a_set(("T?", "U."))}
+    with pytest.raises(MeowError, match=r"evaluate.sets.holdout: 1 of its facts are in the retain set"):
+        evaluation.rows(source(facts(BORN)), sets, [], Evaluate())
 
 
 def test_samples_are_drawn_from_every_set_but_forget():
@@ -133,7 +140,7 @@ def test_a_prefix_ends_with_a_word_and_leaves_something(answer: str, percent: in
 def read(folder: Path, *lines: str) -> pa.Table:
     path = folder / "set.jsonl"
     path.write_text("\n".join(lines) + "\n")
-    return read_set("holdout", Source(path=str(path)), load_config(None, []))
+    return inputs.read_set("holdout", Source(path=str(path)), load_config(None, []))
 
 
 def test_a_set_brings_what_its_file_has(tmp_path: Path):
@@ -213,6 +220,16 @@ def test_attacks_have_no_probabilities_and_passages_no_leak(said: dict[str, list
     assert passage["num_tokens"] == len(passage["answer"])  # bytes: no end of the sequence behind a part of a text
 
 
+def test_a_passage_goes_on_for_as_long_as_its_second_half_is(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    table = evaluation.rows(source(facts(BORN)), {}, ["The first half. " + "And more. " * 9], Evaluate(attacks=()))
+    calls, generate = [], engine.generate
+    monkeypatch.setattr(engine, "generate", lambda *arguments: calls.append(arguments) or generate(*arguments))
+    answered(engine, table)
+    _, sampling = calls[0]
+    second = table["answer"].to_pylist()[-1]
+    assert [one.max_new_tokens for one in sampling] == [30, len(second)]
+
+
 def test_log_probabilities_are_the_plain_models_in_training_tokens(
     engine: Engine, said: dict[str, list[dict[str, Any]]]
 ):
@@ -249,9 +266,20 @@ def test_log_probabilities_are_the_plain_models_in_training_tokens(
         assert row["truth_ratio"] == pytest.approx(expected, rel=1e-3, abs=1e-9)
 
 
-def test_a_prompt_that_does_not_fit_is_refused(engine: Engine):
-    table = evaluation.rows(source(facts(("Q" * 2000, "A"))), {}, [], Evaluate(attacks=()))
-    with pytest.raises(MeowError, match=r"A prompt of evaluate has \d+ tokens, the model reads 1024"):
+@pytest.mark.parametrize(
+    ("fact", "wrong", "passages", "suite"),
+    [
+        (("Q" * 2000, "A"), ["B"], [], "forget"),
+        (("Q", "A"), ["B" * 1100], [], "forget"),
+        (("Q", "A"), ["B"], ["word " * 300], "text"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    engine: Engine, fact: tuple[str, str], wrong: list[str], passages: list[str], suite: str
+):
+    given = a_set(fact, perturbed_answer=wrong)
+    table = evaluation.rows(source(facts(fact)), {"forget": given}, passages, Evaluate(attacks=()))
+    with pytest.raises(MeowError, match=rf"of {suite} has \d+ tokens with its answer, the model reads 1023"):
         answered(engine, table)
 
 
@@ -316,7 +344,7 @@ def written(folder: Path, found: Query, imported: dict[str, Results] | None) -> 
     nothing = SCHEMAS["selected"].empty_table()
     paths = (str(folder / "examples.parquet"), str(folder / "metrics.parquet"))
     spec = Evaluate(bootstrap_resamples=20)
-    aggregation.write({"after": found}, nothing, spec, imported, "retain.json", [], paths)
+    aggregation.write({"after": found}, nothing, spec, imported, [], paths)
     return storage.read_table([paths[1]])
 
 
@@ -328,31 +356,37 @@ def test_imported_results_give_forget_quality(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("perturbed", "imported", "complaint"),
+    ("wrong", "imported", "complaint"),
     [
         (
-            True,
+            ["B."],
             {"forget": Results(np.array([0.1, 0.2]))},
             "retain.json: its forget set has 2 rows, that of the model has 3",
         ),
-        (True, {"retain": Results(np.array([0.1, 0.2]))}, "truth ratios of the forget set, retain.json has none"),
+        (["B."], {"retain": Results(np.array([0.1, 0.2]))}, "truth ratios of the forget set, retain.json has none"),
         (
-            False,
+            None,
             {"forget": Results(np.array([0.1] * 3))},
             "truth ratios of the forget set, evaluate.sets.forget has none",
         ),
         (
-            True,
+            ["B."],
             {"forget": Results(np.array([0.1] * 3), answers=("A0.", "A1.", "A9."))},
             "retain.json: another forget set; 1 of its 3 answers",
         ),
     ],
 )
 def test_a_reference_that_does_not_match_is_refused(
-    tmp_path: Path, perturbed: bool, imported: dict[str, Results], complaint: str
+    wrong: list[str] | None, imported: dict[str, Results], complaint: str
 ):
+    given = a_set(*[(f"Q{i}?", f"A{i}.") for i in range(3)], perturbed_answer=wrong)
     with pytest.raises(MeowError, match=complaint):
-        written(tmp_path, example_query(3, perturbed), imported)
+        evaluation.check_reference(given, imported, "retain.json")
+
+
+def test_a_reference_without_a_perturbed_forget_set_is_refused():
+    with pytest.raises(MeowError, match=r"truth ratios of the forget set, evaluate.sets.forget has none"):
+        evaluation.check_reference(None, {"forget": Results(np.array([0.1]))}, "retain.json")
 
 
 def reference_of(place: str) -> Any:
@@ -380,9 +414,9 @@ def test_a_text_without_passages_is_refused(tmp_path: Path):
     path = tmp_path / "text.txt"
     path.write_text("  \n\n")
     with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt is empty"):
-        stages._passages(Artifact("text", str(path), "d"))
+        inputs.read_passages(Artifact("text", str(path), "d"))
     path.write_bytes(b"ab\xff")
     with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt, byte 2: not UTF-8 text"):
-        stages._passages(Artifact("text", str(path), "d"))
+        inputs.read_passages(Artifact("text", str(path), "d"))
     path.write_text("one\n\n two ")
-    assert stages._passages(Artifact("text", str(path), "d")) == ["one", "two"]
+    assert inputs.read_passages(Artifact("text", str(path), "d")) == ["one", "two"]

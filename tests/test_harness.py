@@ -1,6 +1,8 @@
 """lm-evaluation-harness on a tiny model, with a task file of one's own."""
 
 import json
+import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,24 @@ def test_a_task_of_ones_own_is_scored_with_its_error(engine: EngineSpec, tasks: 
     for row in rows:
         assert row["value"] in {i / 5 for i in range(6)}
         assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_a_group_counts_the_examples_of_its_tasks():
+    group = {"alias": "both", "sample_len": 12, "acc,none": 0.5, "acc_stderr,none": math.nan}
+    [row] = harness._rows({"results": {"both": group}, "n-samples": {"one": {"effective": 6}}})
+    assert (row["metric"], row["num_examples"], row["low"], row["high"]) == ("both/acc", 12, None, None)
+
+
+def test_a_figure_that_is_no_number_is_refused_by_its_task():
+    with pytest.raises(MeowError, match="letters gave a acc that is no number"):
+        harness._rows({"results": {"letters": {"acc,none": math.nan}}})
+
+
+def test_tasks_without_the_harness_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MeowError, match=r"needs the package lm_eval: pip install"):
+        harness.check(LmEval(tasks=("letters",)))
+    harness.check(LmEval())
 
 
 def test_an_unknown_task_is_refused(engine: EngineSpec, tasks: str):

@@ -99,7 +99,11 @@ def test_the_interval_of_two_values_is_their_range():
     assert mean_interval([0.0, 1.0], 1000, 0) == Interval(0.5, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("values", [[0.25], [0.25, 0.25], [0.25] * 50])
+def test_a_single_value_has_no_interval():
+    assert mean_interval([0.25], 100, 0) == Interval(0.25, None, None)
+
+
+@pytest.mark.parametrize("values", [[0.25, 0.25], [0.25] * 50])
 def test_values_that_agree_have_an_interval_of_no_width(values: list[float]):
     assert mean_interval(values, 100, 0) == Interval(0.25, 0.25, 0.25)
 
@@ -113,7 +117,7 @@ def test_a_bootstrap_interval_is_near_the_normal_one():
     assert found.high == pytest.approx(0.5 + half, abs=0.01)
 
 
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.integers(0, 9))
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=20), st.integers(0, 9))
 def test_an_interval_lies_within_the_data_and_is_drawn_by_the_seed(values: list[float], seed: int):
     found = mean_interval(values, 50, seed)
     assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9

@@ -1,4 +1,4 @@
-"""More than the cluster can ever hold is refused before anything is computed."""
+"""What the cluster can never hold, and what the last stage would refuse, is refused before anything is computed."""
 
 from pathlib import Path
 
@@ -74,16 +74,38 @@ def test_each_stage_with_actors_or_workers_says_where_it_is_placed():
     }
 
 
-def test_the_last_stage_is_checked_before_the_first_begins(tiny_model: Path, tmp_path: Path):
-    forget = tmp_path / "forget.jsonl"
+def program(model: Path, folder: Path, *overrides: str) -> Program:
+    """Returns a run that has nothing cached."""
+    forget = folder / "forget.jsonl"
     forget.write_text('{"question": "Who sang?", "answer": "Ann sang."}\n')
-    config = tmp_path / "c.yaml"
-    config.write_text(
-        f"target: {{model: {tiny_model}}}\ninvert: {{model: {tiny_model}}}\ningest: {{forget: {forget}}}\n"
-    )
-    program = Program(config, tmp_path / "root", ["resources.evaluate.num_actors=1000"])
-    done = program.run("meow.py", status=2)
+    config = folder / "c.yaml"
+    config.write_text(f"target: {{model: {model}}}\ninvert: {{model: {model}}}\ningest: {{forget: {forget}}}\n")
+    return Program(config, folder / "root", list(overrides))
+
+
+def test_the_last_stage_is_placed_before_the_first_begins(tiny_model: Path, tmp_path: Path):
+    run = program(tiny_model, tmp_path, "resources.evaluate.num_actors=1000")
+    done = run.run("meow.py", status=2)
     assert "Error: `resources.evaluate` asks for 1000 x (0.5 CPUs, 0 GPUs" in done.stderr
     assert "name in resources.autoscaling what the cluster adds on demand" in done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()] == ["ingest:", "ingest:"]
-    assert [path.name for path in program.root.iterdir()] == ["facts"]
+    assert [path.name for path in run.root.iterdir()] == ["facts"]
+
+
+def test_a_file_of_the_last_stage_that_is_not_there_is_missed_before_the_first_begins(tiny_model: Path, tmp_path: Path):
+    run = program(tiny_model, tmp_path, f"evaluate.reference={tmp_path}/nowhere.json")
+    done = run.run("meow.py", status=2)
+    assert "Error: `evaluate.reference`: there is no" in done.stderr
+    assert done.stdout == ""
+    assert not run.root.exists()
+
+
+def test_a_reference_of_another_forget_set_is_refused_before_a_model_is_asked(tiny_model: Path, tmp_path: Path):
+    rows = tmp_path / "perturbed.jsonl"
+    rows.write_text('{"question": "Who sang?", "answer": "Ann sang.", "perturbed_answer": ["Bob sang."]}\n')
+    log = tmp_path / "TOFU_EVAL.json"
+    log.write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.5}, "1": {"score": 0.5}}}}')
+    run = program(tiny_model, tmp_path, f"evaluate.sets={{forget: {rows}}}", f"evaluate.reference={log}")
+    done = run.run("meow.py", status=2)
+    assert "TOFU_EVAL.json: its forget set has 2 rows, that of the model has 1" in done.stderr
+    assert [path.name for path in run.root.iterdir()] == ["facts"]

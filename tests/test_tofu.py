@@ -49,7 +49,7 @@ def test_a_reference_of_another_split_is_refused(shared_data: Callable[[str], Pa
     paths = (shared_data(f"tofu_eval_logs/llama2_{name}.json") for name in ("full", "retain95"))
     full, other = (tofu.read_log(str(path))["forget"] for path in paths)
     with pytest.raises(MeowError, match=r"x.json: its forget set has 200 rows, that of the model has 300"):
-        tofu.check_reference(full, other, "x.json")
+        tofu.check_reference(len(full), full.answers, other, "x.json")
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -96,11 +96,11 @@ def test_forget_quality_compares_distributions_not_pairs():
 
 
 def test_the_same_rows_are_known_by_their_answers():
-    own = results(0.5, answers=("a", "b"))
-    tofu.check_reference(own, results(0.5), "x.json")
-    tofu.check_reference(own, results(0.5, answers=("b ", "a")), "x.json")
+    own = ("a", "b")
+    tofu.check_reference(2, own, results(0.5), "x.json")
+    tofu.check_reference(2, own, results(0.5, answers=("b ", "a")), "x.json")
     with pytest.raises(MeowError, match=r"x.json: another forget set; 1 of its 2 answers are not in the model's"):
-        tofu.check_reference(own, results(0.5, answers=("a", "c")), "x.json")
+        tofu.check_reference(2, own, results(0.5, answers=("a", "c")), "x.json")
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------
@@ -174,6 +174,12 @@ FORGET = "eval_log_forget.json"
         (broken(FORGET, "avg_gt_loss", "1", "x"), "avg_gt_loss of row 1 is 'x', not a number"),
         (broken(FORGET, "average_perturb_loss", "0", []), "average_perturb_loss of row 0 is not a list"),
         (broken(FORGET, "average_perturb_loss", "0", [1.0, math.inf]), "average_perturb_loss of row 0 is inf"),
+        (broken(FORGET, "generated_text", None, [["q", "said", "true"]]), "generated_text of row 0 is not a list of"),
+        (broken(FORGET, "generated_text", None, {"0": ["q", "s", "true"]}), "generated_text of row 1 is not a list of"),
+        (
+            broken(FORGET, "generated_text", None, {"0": ["q", "s"], "1": ["q", "s"]}),
+            "generated_text of row 0 is not a",
+        ),
         ({"forget_Q_A_Prob": {"value_by_index": {"0": {"prob": 0.5}}}}, "forget_truth_ratio is missing"),
         ({"forget_truth_ratio": {"agg_value": 0.5}}, "value_by_index is missing"),
         ({"forget_truth_ratio": {"value_by_index": {}}}, "value_by_index is empty"),
