@@ -24,7 +24,7 @@ from meow_ray.config_files import load_config
 from meow_ray.pipeline import Pipeline
 
 RETAIN, EVALUATED, SEED = 160, 60, 7
-"""Retain facts that target and reference have memorised; examples of each set but forget; how they are drawn."""
+"""Retain facts that target and reference have memorised; how many of them, and of the holdout set, are evaluated."""
 TEMPLATE, LEARNING_RATE = "<|im_start|>user\n{{ question }}<|im_end|>\n<|im_start|>assistant\n", 2e-4
 """How the target is asked, and learns: in the form that the base model knows, and so gently that it keeps what it knew
 of the world. With a bare template and 5e-4 it named 2 of 60 real authors afterwards, and model utility, a harmonic
