@@ -47,7 +47,7 @@ def main(
             runs.append(fresh(drive, Path(folder), max_new_tokens))
         print(f"{runs[-1].rows} examples: {runs[-1].seconds:.1f} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
-        fresh(write_inputs, Path(folder), runs[-1].rows // len(MODELS))
+        fresh(write_inputs, Path(folder), size // len(MODELS))
         with suppress(BrokenProcessPool):
             fresh(drive_half, Path(folder), max_new_tokens, runs[-1].rows // 2)
         kept = committed(Path(folder))
