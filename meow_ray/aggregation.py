@@ -10,7 +10,7 @@ from meow_ray import evaluation, privacy, storage, tables, tofu
 from meow_ray.config import Evaluate
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import HOLDOUT, TEXT
-from meow_ray.metrics import BATCH, Interval, mean_interval
+from meow_ray.metrics import Interval, bootstrapped, mean_interval
 from meow_ray.schema import MEASURES, MODELS, SCHEMAS
 from meow_ray.tables import Query, Source, text_literal
 from meow_ray.tofu import Array, Results
@@ -147,12 +147,7 @@ def _model_utility(log: Mapping[str, Results], spec: Evaluate) -> tuple[Interval
     value = tofu.model_utility(log)
     if value is None:
         return None, 0
-    from scipy.stats import bootstrap
-
     parts = [log[suite] for suite in tofu.UTILITY]
-    count = sum(map(len, parts))
-    if min(map(len, parts)) < 2:
-        return Interval(value, None, None), count
 
     def utility(*drawn: Any) -> float:
         means = []
@@ -161,41 +156,19 @@ def _model_utility(log: Mapping[str, Results], spec: Evaluate) -> tuple[Interval
             means += [float(values[rows].mean()) for values in (truth, part.probability, part.rougeL_recall)]  # type: ignore[index]
         return tofu.harmonic_mean(means)
 
-    found = bootstrap(
-        tuple(np.arange(len(part)) for part in parts),
-        utility,
-        n_resamples=spec.bootstrap_resamples,
-        batch=max(1, BATCH // count),
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(spec.seed),
-    ).confidence_interval
-    return Interval(value, float(found.low), float(found.high)), count
+    rows = [np.arange(len(part)) for part in parts]
+    return bootstrapped(value, rows, utility, spec.bootstrap_resamples, spec.seed), sum(map(len, parts))
 
 
 def _perplexity(read: Examples, model: str, spec: Evaluate) -> tuple[Interval, int]:
     """Returns exp of the mean loss of a token; the bootstrap draws passages."""
-    from scipy.stats import bootstrap
-
     losses, counts = (read.column(TEXT, model, name) for name in ("loss", "num_tokens"))
 
     def perplexity(rows: Any) -> float:
         return float(np.exp(np.average(losses[rows], weights=counts[rows])))
 
     rows = np.arange(len(losses))
-    value = perplexity(rows)
-    if len(rows) < 2:
-        return Interval(value, None, None), len(rows)
-    found = bootstrap(
-        (rows,),
-        perplexity,
-        n_resamples=spec.bootstrap_resamples,
-        batch=max(1, BATCH // len(rows)),
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(spec.seed),
-    ).confidence_interval
-    return Interval(value, float(found.low), float(found.high)), len(rows)
+    return bootstrapped(perplexity(rows), (rows,), perplexity, spec.bootstrap_resamples, spec.seed), len(rows)
 
 
 _STATISTICS: dict[str, Callable[[Any, Any], float]] = {"auc": privacy.auc, "tpr": privacy.tpr_at}

@@ -1,7 +1,7 @@
 """What forgetting and utility are measured by; each value is of one example unless said otherwise."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,18 +102,33 @@ def mean_interval(values: Sequence[float], resamples: int, seed: int) -> Interva
     if not np.isfinite(data).all():
         raise ValueError("a metric is not a number")
     mean = float(data.mean())
-    if len(data) < 2:
-        return Interval(mean, None, None)
-    if np.ptp(data) == 0:
+    if len(data) > 1 and np.ptp(data) == 0:
         return Interval(mean, mean, mean)
+    return bootstrapped(mean, (data,), np.mean, resamples, seed)
+
+
+def bootstrapped(
+    value: float, samples: Sequence[Any], statistic: Callable[..., Any], resamples: int, seed: int
+) -> Interval:
+    """Returns a statistic of samples with its 95 % percentile bootstrap interval; none where one has a single example.
+
+    Args:
+        value: the statistic of the samples.
+        samples: arrays, each drawn anew by itself.
+        statistic: of as many arrays.
+        resamples: how often they are drawn.
+        seed: of the draws.
+    """
+    if min(map(len, samples)) < 2:
+        return Interval(value, None, None)
     from scipy.stats import bootstrap
 
     found = bootstrap(
-        (data,),
-        np.mean,
+        tuple(samples),
+        statistic,
         n_resamples=resamples,
-        batch=max(1, BATCH // len(data)),
+        batch=max(1, BATCH // sum(map(len, samples))),
         method="percentile",
         rng=np.random.default_rng(seed),
-    )
-    return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high))
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high))

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from meow_ray.metrics import BATCH, Interval
+from meow_ray import metrics
+from meow_ray.metrics import Interval
 
 LOW_FPR = 0.01
 """The false positive rate at which the true positive rate is reported."""
@@ -95,18 +96,4 @@ def bootstrapped(
         raise ValueError("a score is not a number")
     if not len(inside) or not len(outside):
         raise ValueError("membership inference needs members and non-members")
-    value = statistic(inside, outside)
-    if min(len(inside), len(outside)) < 2:
-        return Interval(value, None, None)
-    from scipy.stats import bootstrap
-
-    found = bootstrap(
-        (inside, outside),
-        statistic,
-        n_resamples=resamples,
-        batch=max(1, BATCH // (len(inside) + len(outside))),
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return Interval(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
+    return metrics.bootstrapped(statistic(inside, outside), (inside, outside), statistic, resamples, seed)

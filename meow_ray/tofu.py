@@ -222,11 +222,13 @@ def _texts(found: Any, order: Sequence[str], where: str) -> tuple[str, ...] | No
     """Returns the true answers, the third text of a row behind the prompt and the reply; None if there are none."""
     if not found:
         return None
-    rows = [found.get(i) for i in order] if isinstance(found, dict) else [None]
-    for i, row in zip(order, rows, strict=False):
+    answers = []
+    for i in order:
+        row = found.get(i) if isinstance(found, dict) else None
         if not isinstance(row, list) or len(row) != 3 or not all(isinstance(text, str) for text in row):
             raise MeowError(f"{where}: generated_text of row {i} is not a list of prompt, reply and true answer.")
-    return tuple(row[2] for row in rows if row)
+        answers.append(row[2])
+    return tuple(answers)
 
 
 def _open_unlearning(data: Mapping[str, Any], keys: tuple[str, str, str], where: str) -> Results:
