@@ -105,7 +105,7 @@ class Tracker:
             import wandb
 
             run = wandb.init(project=config.wandb, name=self.spec.name, config=settings)
-            self._closing.callback(run.finish)
+            self._closing.callback(wandb.teardown)  # finish() alone returns before its process has written the run
             self._sinks.append(lambda figures, step: run.log(figures, step=step))
 
     def _to_tensorboard(self, figures: Mapping[str, float], step: int) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from meow_ray import aggregation, evaluation, inputs, models, storage, tables
-from meow_ray.config import Evaluate, Memo, Source
+from meow_ray import aggregation, evaluation, models, storage, tables
+from meow_ray.config import Evaluate, Memo
 from meow_ray.config_files import load_config
 from meow_ray.engines import Engine, EngineSpec, build
 from meow_ray.errors import MeowError
@@ -18,7 +18,6 @@ from meow_ray.facts import fact_id
 from meow_ray.pipeline import Pipeline
 from meow_ray.prompts import IGNORE, Prompter
 from meow_ray.schema import EXAMPLES, SCHEMAS
-from meow_ray.stage import Artifact
 from meow_ray.tables import Query
 from meow_ray.tofu import Results
 from tests.tiny import KNOWN, memorise
@@ -132,43 +131,6 @@ def test_samples_are_drawn_from_every_set_but_forget():
 )
 def test_a_prefix_ends_with_a_word_and_leaves_something(answer: str, percent: int, start: str):
     assert answer[: evaluation.prefix_length(answer, percent)] == start
-
-
-# --- sets -------------------------------------------------------------------------------------------------------------
-
-
-def read(folder: Path, *lines: str) -> pa.Table:
-    path = folder / "set.jsonl"
-    path.write_text("\n".join(lines) + "\n")
-    return inputs.read_set("holdout", Source(path=str(path)), load_config(None, []))
-
-
-def test_a_set_brings_what_its_file_has(tmp_path: Path):
-    plain = read(tmp_path, '{"question": "Q", "answer": "A"}').to_pylist()
-    assert plain == [dict.fromkeys(SET.names) | {"fact_id": fact_id("Q", "A"), "question": "Q", "answer": "A"}]
-    whole = read(
-        tmp_path, '{"question": "Q", "answer": "A", "paraphrased_answer": "P", "perturbed_answer": ["x", "y"]}'
-    )
-    assert whole["perturbed_answer"].to_pylist() == [["x", "y"]]
-    assert whole["paraphrased_answer"].to_pylist() == ["P"]
-
-
-@pytest.mark.parametrize(
-    ("lines", "complaint"),
-    [
-        (['{"question": "Q", "answer": ""}'], "evaluate.sets.holdout: 1 rows were rejected"),
-        (['{"question": "Q", "answer": "A", "perturbed_answer": []}'], "line 1: perturbed_answer is no list of texts"),
-        (['{"question": "Q", "answer": "A", "perturbed_answer": [1]}'], "line 1: perturbed_answer is no list of texts"),
-        (['{"question": "Q", "answer": "A", "paraphrased_answer": 1}'], "line 1: paraphrased_answer is no text"),
-        (
-            ['{"question": "Q", "answer": "A", "perturbed_answer": ["x"]}', '{"question": "R", "answer": "A"}'],
-            "only 1 of 2 rows have a perturbed_answer",
-        ),
-    ],
-)
-def test_a_set_with_a_bad_row_is_refused(tmp_path: Path, lines: list[str], complaint: str):
-    with pytest.raises(MeowError, match=complaint):
-        read(tmp_path, *lines)
 
 
 # --- a batch ----------------------------------------------------------------------------------------------------------
@@ -322,7 +284,7 @@ def test_examples_say_which_replies_state_an_inverted_fact(tmp_path: Path):
 # --- references -------------------------------------------------------------------------------------------------------
 
 
-def example_query(count: int, perturbed: bool = True) -> Query:
+def example_query(count: int) -> Query:
     rows = evaluation.rows(source(facts(*[(f"Q{i}?", f"A{i}.") for i in range(count)])), {}, [], Evaluate(attacks=()))
     figures: dict[str, Any] = {
         "generated": "x",
@@ -331,7 +293,7 @@ def example_query(count: int, perturbed: bool = True) -> Query:
         "rougeL_recall": 0.5,
         "truth_ratio": 0.5,
     }
-    figures["perturbed_losses"] = [1.0, 2.0] if perturbed else None
+    figures["perturbed_losses"] = [1.0, 2.0]
     values = {
         field.name: pa.array([figures.get(field.name)] * count, field.type)
         for field in EXAMPLES
@@ -408,15 +370,3 @@ def test_a_reference_is_a_model_or_its_results(tmp_path: Path, tiny_model: Path)
 def test_a_reference_that_is_not_there_is_refused_by_its_key(name: str):
     with pytest.raises(MeowError, match=r"`evaluate.reference`: there is no .*nowhere"):
         reference_of(name)
-
-
-def test_a_text_without_passages_is_refused(tmp_path: Path):
-    path = tmp_path / "text.txt"
-    path.write_text("  \n\n")
-    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt is empty"):
-        inputs.read_passages(Artifact("text", str(path), "d"))
-    path.write_bytes(b"ab\xff")
-    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt, byte 2: not UTF-8 text"):
-        inputs.read_passages(Artifact("text", str(path), "d"))
-    path.write_text("one\n\n two ")
-    assert inputs.read_passages(Artifact("text", str(path), "d")) == ["one", "two"]

@@ -7,11 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from meow_ray import inputs, schema, storage
 from meow_ray import pipeline as pipeline_module
-from meow_ray import schema, storage
 from meow_ray.candidates import complete
+from meow_ray.config import Source
 from meow_ray.config_files import load_config
 from meow_ray.errors import MeowError
+from meow_ray.evaluation import SET
 from meow_ray.facts import fact_id
 from meow_ray.pipeline import Pipeline
 from meow_ray.stage import MAIN, Artifact
@@ -207,3 +209,52 @@ def test_missing_settings_are_named(world: World):
 def test_a_target_is_memorised_or_given_but_not_both(world: World):
     with pytest.raises(MeowError, match=r"`target\.model` and `memorize` both name the target"):
         world.pipeline("target.model=x/y", "memorize.model=x/z")
+
+
+# --- sets -------------------------------------------------------------------------------------------------------------
+
+
+def read(folder: Path, *lines: str) -> pa.Table:
+    path = folder / "set.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return inputs.read_set("holdout", Source(path=str(path)), load_config(None, []))
+
+
+def test_a_set_brings_what_its_file_has(tmp_path: Path):
+    plain = read(tmp_path, '{"question": "Q", "answer": "A"}').to_pylist()
+    assert plain == [dict.fromkeys(SET.names) | {"fact_id": fact_id("Q", "A"), "question": "Q", "answer": "A"}]
+    whole = read(
+        tmp_path, '{"question": "Q", "answer": "A", "paraphrased_answer": "P", "perturbed_answer": ["x", "y"]}'
+    )
+    assert whole["perturbed_answer"].to_pylist() == [["x", "y"]]
+    assert whole["paraphrased_answer"].to_pylist() == ["P"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (['{"question": "Q", "answer": ""}'], "evaluate.sets.holdout: 1 rows were rejected"),
+        (['{"question": "Q", "answer": "A", "perturbed_answer": []}'], "line 1: perturbed_answer is no list of texts"),
+        (['{"question": "Q", "answer": "A", "perturbed_answer": [1]}'], "line 1: perturbed_answer is no list of texts"),
+        (['{"question": "Q", "answer": "A", "paraphrased_answer": 1}'], "line 1: paraphrased_answer is no text"),
+        (
+            ['{"question": "Q", "answer": "A", "perturbed_answer": ["x"]}', '{"question": "R", "answer": "A"}'],
+            "only 1 of 2 rows have a perturbed_answer",
+        ),
+    ],
+)
+def test_a_set_with_a_bad_row_is_refused(tmp_path: Path, lines: list[str], complaint: str):
+    with pytest.raises(MeowError, match=complaint):
+        read(tmp_path, *lines)
+
+
+def test_a_text_without_passages_is_refused(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("  \n\n")
+    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt is empty"):
+        inputs.read_passages(Artifact("text", str(path), "d"))
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt, byte 2: not UTF-8 text"):
+        inputs.read_passages(Artifact("text", str(path), "d"))
+    path.write_text("one\n\n two ")
+    assert inputs.read_passages(Artifact("text", str(path), "d")) == ["one", "two"]
