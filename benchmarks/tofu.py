@@ -109,7 +109,7 @@ def run(
 
 @app.command()
 def table() -> None:
-    """Prints one table of what there is."""
+    """Prints what there is: the methods at the learning rates that were taken, and the whole grid of seed 0."""
     found = finished()
     rows = [[name, "", "", *_cells([figures])] for name, figures in found.models.items()]
     for name, method in METHODS.items():
@@ -119,6 +119,9 @@ def table() -> None:
             rows.append([name, retain, rate, *_cells(list(found.runs[name][rate].values()))])
     heads = ("method", "retain data", "learning rate", *COLUMNS, "minutes", "seeds")
     print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
+    print("\nForget quality / model utility of seed 0 at each learning rate:\n")
+    rows = [[name, *(_pair(found.runs.get(name, {}).get(rate, {}).get("0")) for rate in RATES)] for name in METHODS]
+    print(tabulate(rows, ("method", *RATES), tablefmt="github", disable_numparse=True))
 
 
 COLUMNS = {
@@ -140,6 +143,12 @@ def _cells(found: list[Any]) -> list[str]:
         return compare.number(fmean(values)) + spread
 
     return [*(cell(name) for name in COLUMNS), cell("minutes"), str(len(found))]
+
+
+def _pair(figures: Figures | None) -> str:
+    if figures is None:
+        return "–"
+    return " / ".join(compare.number(figures[name]) for name in ("forget quality", "model utility"))
 
 
 def write_config(root: Path) -> Path:
