@@ -1,4 +1,4 @@
-"""What the stage `evaluate` costs with a tiny model: `python -m benchmarks.evaluation`."""
+"""What the stage `evaluate` costs with a tiny model: `python -m benchmarks.evaluation grow` and `kill`."""
 
 import os
 import signal
@@ -31,28 +31,24 @@ FORGET = 10
 """Forget facts; the others are the retain set."""
 
 
-def main(
-    sizes: Annotated[str, typer.Option(help="Examples, growing, with commas.")] = "1000,10000,100000",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 8,
-    output: Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results/evaluation.json].")] = None,
-) -> None:
-    """Runs the stage through Ray at several sizes; prints time a further example and the driver's memory.
+app = typer.Typer(add_completion=False)
+MaxNewTokens = Annotated[int, typer.Option(help="Longest reply.")]
+Output = Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results/evaluation_COMMAND.json].")]
 
-    At the largest size it runs again, with its driver killed when half is done, and once more to the end.
-    """
+
+@app.command()
+def grow(
+    sizes: Annotated[str, typer.Option(help="Examples, growing, with commas.")] = "1000,10000,100000",
+    max_new_tokens: MaxNewTokens = 8,
+    output: Output = None,
+) -> None:
+    """Runs the stage through Ray at several sizes; prints time a further example and the driver's memory."""
     runs = []
     for size in sorted(map(int, sizes.split(","))):
         with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
             fresh(write_inputs, Path(folder), size // len(MODELS))
             runs.append(fresh(drive, Path(folder), max_new_tokens))
         print(f"{runs[-1].rows} examples: {runs[-1].seconds:.1f} s", flush=True)
-    with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
-        fresh(write_inputs, Path(folder), size // len(MODELS))
-        with suppress(BrokenProcessPool):
-            fresh(drive_half, Path(folder), max_new_tokens, runs[-1].rows // 2)
-        kept = committed(Path(folder))
-        rest = fresh(drive, Path(folder), max_new_tokens)
-    print(f"killed after {kept} of {rest.rows} examples; the others: {rest.seconds:.1f} s", flush=True)
     pairs = list(pairwise(runs))
     figures = {
         "runs": {str(run.rows): asdict(run) | {"examples_per_second": run.rows / run.seconds} for run in runs},
@@ -60,15 +56,33 @@ def main(
             f"{a.rows} to {b.rows}": (b.seconds - a.seconds) / (b.rows - a.rows) for a, b in pairs
         },
         "driver_peak_pss_last_over_first": runs[-1].driver_peak_pss_mib / runs[0].driver_peak_pss_mib,
-        "killed": {
-            "examples_kept": kept,
-            "examples": rest.rows,
-            "seconds_for_the_others": rest.seconds,
-            "share_of_examples_left": 1 - kept / rest.rows,
-            "share_of_seconds_left": rest.seconds / runs[-1].seconds,
-        },
     }
-    report("evaluation", {"max_new_tokens": max_new_tokens}, figures, output)
+    report("evaluation_grow", {"max_new_tokens": max_new_tokens}, figures, output)
+
+
+@app.command()
+def kill(
+    examples: Annotated[int, typer.Option(help="Examples, of which the driver does half.")] = 100_000,
+    max_new_tokens: MaxNewTokens = 8,
+    output: Output = None,
+) -> None:
+    """Kills the stage's driver when half of its examples are done, and runs it again: the other half is left."""
+    with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
+        fresh(write_inputs, Path(folder), examples // len(MODELS))
+        start = time.perf_counter()
+        with suppress(BrokenProcessPool):
+            fresh(drive_half, Path(folder), max_new_tokens, examples // 2)
+        seconds, kept = time.perf_counter() - start, committed(Path(folder))
+        print(f"killed after {kept} examples and {seconds:.1f} s", flush=True)
+        rest = fresh(drive, Path(folder), max_new_tokens)
+    figures = {
+        "examples_kept": kept,
+        "seconds_until_killed": seconds,
+        "examples": rest.rows,
+        "seconds_for_the_others": rest.seconds,
+        "seconds_an_example_after_over_before": rest.seconds / (rest.rows - kept) / (seconds / kept),
+    }
+    report("evaluation_kill", {"max_new_tokens": max_new_tokens}, figures, output)
 
 
 def write_inputs(folder: Path, facts: int) -> None:
@@ -130,8 +144,11 @@ def drive_half(folder: Path, max_new_tokens: int, examples: int) -> None:
     """As `drive`, but kills its own process once so many examples are finished."""
 
     def watch() -> None:
-        while committed(folder) < examples:
+        done = 0
+        while done < examples:
             time.sleep(1)
+            with suppress(FileNotFoundError):  # a pending commit was renamed while it was counted
+                done = committed(folder)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -145,4 +162,4 @@ def committed(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
