@@ -153,6 +153,7 @@ def drive_half(folder: Path, max_new_tokens: int, examples: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     drive(folder, max_new_tokens)
+    raise RuntimeError("the stage ended before its driver was killed")
 
 
 def committed(folder: Path) -> int:
