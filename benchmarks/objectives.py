@@ -13,9 +13,8 @@ from tabulate import tabulate
 
 from benchmarks.common import PROJECT, metrics_of, report, run_script
 from meow_ray import compare
-from meow_ray.config_files import load_config
 from meow_ray.objectives import PRESETS
-from meow_ray.pipeline import Pipeline
+from meow_ray.pipeline import Pipeline, load_config
 from meow_ray.rounds import parts
 
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"

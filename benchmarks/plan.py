@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.common import PROJECT, report, run_script
-from meow_ray.config_files import load_config
-from meow_ray.pipeline import Pipeline
+from meow_ray.pipeline import Pipeline, load_config
 
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"
 

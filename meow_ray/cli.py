@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from meow_ray import compare, plan, program, ray_cluster, rounds, schema, show, storage, tofu, workload
-from meow_ray.config_files import explain, load_config
+from meow_ray.config_files import explain
 from meow_ray.errors import MeowError
-from meow_ray.pipeline import Event, Pipeline
+from meow_ray.pipeline import Event, Pipeline, load_config
 from meow_ray.rounds import Part
 from meow_ray.stage import MAIN, Artifact, State, leftovers
 from meow_ray.stages import STAGES

@@ -4,12 +4,15 @@ Every field is sorted by what it does to a result. The fields of the stage secti
 are *spec*: they change results and enter fingerprints. Fields marked `content` name something
 outside (a model, a data file): they enter fingerprints by content, never by path. The sections
 `storage` and `resources` change where and how fast, never what.
+
+Names that other modules define (objectives, validity rules) are checked where a validation context lists them; see
+`config_files.Names`.
 """
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from meow_ray.resources import Resources
 from meow_ray.sections import Section, content, field
@@ -136,12 +139,11 @@ class Invert(ModelSection):
 
     @field_validator("skip_rules")
     @classmethod
-    def _known_rules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from meow_ray.rules import RULES
-
-        unknown = [name for name in value if name not in RULES]
+    def _known_rules(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = (info.context or {}).get("rules")
+        unknown = [name for name in value if known is not None and name not in known]
         if unknown:
-            raise ValueError(f"no rule {unknown[0]!r}; there are {', '.join(RULES)}")
+            raise ValueError(f"no rule {unknown[0]!r}; there are {', '.join(known)}")
         return value
 
 
@@ -219,6 +221,10 @@ class FineTuning(Section):
     deepspeed: str | None = content(None, "JSON file of further DeepSpeed settings; what contradicts ours is an error")
 
 
+OWN_OBJECTIVE = r".+\.py:[^\W\d]\w*"
+"""Matches `FILE.py:FUNCTION`, which names a user's own objective."""
+
+
 class Train(FineTuning):
     """Fine-tunes the target so that it forgets.
 
@@ -260,12 +266,11 @@ class Train(FineTuning):
 
     @field_validator("objective")
     @classmethod
-    def _known_objective(cls, value: str) -> str:
-        from meow_ray.objectives import PRESETS
-
-        if value in PRESETS or re.fullmatch(r".+\.py:[^\W\d]\w*", value):
+    def _known_objective(cls, value: str, info: ValidationInfo) -> str:
+        known = (info.context or {}).get("objectives")
+        if known is None or value in known or re.fullmatch(OWN_OBJECTIVE, value):
             return value
-        raise ValueError(f"no objective {value!r}; there are {', '.join(PRESETS)}, or one's own as FILE.py:FUNCTION")
+        raise ValueError(f"no objective {value!r}; there are {', '.join(known)}, or your own as FILE.py:FUNCTION")
 
 
 class Memorize(FineTuning):

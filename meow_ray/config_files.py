@@ -1,7 +1,7 @@
 """Configuration files: reading them, overriding single keys, explaining every key."""
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -26,8 +26,17 @@ def _package_folder(name: str) -> str:
 OmegaConf.register_resolver("package", _package_folder, replace=True)
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+Names = Mapping[str, Collection[str]]
+"""The names that other modules define and a configuration may use: `objectives` and `rules`."""
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, names: Names | None = None) -> Config:
     """Reads a YAML file, applies overrides such as `select.top_k=2`, and checks the whole.
+
+    Args:
+        path: the YAML file; None starts from the defaults.
+        overrides: dotted keys with values, applied in order.
+        names: known objectives and rules; names of a kind that is not listed are not checked here.
 
     Raises:
         MeowError: names every mistake at once, each with file, line, key, value and the nearest valid key.
@@ -59,7 +68,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise MeowError(f"{path or 'overrides'}: {error}") from None
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context=names)
     except ValidationError as error:
         overridden = {item.split("=", 1)[0] for item in overrides}
         mistakes = dict.fromkeys(_mistake(item, path, lines, overridden) for item in _merged(error))

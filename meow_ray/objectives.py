@@ -1,5 +1,6 @@
 """Methods by name: which objective a name stands for, what is added to it, and users' own."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from types import ModuleType
 from typing import Any, Literal, cast, get_args
 
 from meow_ray import storage
-from meow_ray.config import Train
+from meow_ray.config import OWN_OBJECTIVE, Train
 from meow_ray.errors import MeowError
 
 Role = Literal["inverted", "forget", "retain", "idk"]
@@ -107,10 +108,15 @@ def source_of(name: str) -> str | None:
     """Returns the text of the user's file that an objective `FILE.py:FUNCTION` stands in; None for a preset.
 
     Raises:
-        MeowError: there is no such file.
+        MeowError: there is no objective of that name, or no such file.
     """
     if name in PRESETS:
         return None
+    if not re.fullmatch(OWN_OBJECTIVE, name):
+        raise MeowError(
+            f"`train.objective`: no objective {name!r}; there are {', '.join(PRESETS)}, "
+            "or your own as FILE.py:FUNCTION."
+        )
     uri = storage.absolute(name.rpartition(":")[0])
     if not storage.exists(uri):
         raise MeowError(f"`train.objective`: there is no file {storage.display(uri)}.")

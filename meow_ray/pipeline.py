@@ -1,11 +1,24 @@
 """The whole as a graph: which stage runs, which is cached, where its inputs come from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from meow_ray import candidates, models, objectives, ray_cluster, schema, stage, storage, tables, tofu, zero
+from meow_ray import (
+    candidates,
+    config_files,
+    models,
+    objectives,
+    ray_cluster,
+    rules,
+    schema,
+    stage,
+    storage,
+    tables,
+    tofu,
+    zero,
+)
 from meow_ray.config import Config
 from meow_ray.config import Source as DataSource
 from meow_ray.errors import MeowError
@@ -16,6 +29,16 @@ from meow_ray.tables import Source
 
 MODELS = ("base", "target", "generator", "model", "retain_model")
 """Inputs that are models, not tables."""
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration, applies overrides such as `select.top_k=2`, and checks the whole.
+
+    Raises:
+        MeowError: names every mistake at once, each with file, line, key, value and the nearest valid key.
+    """
+    names = {"objectives": objectives.PRESETS, "rules": rules.RULES}
+    return config_files.load_config(path, overrides, names=names)
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,7 @@ class Pipeline:
         self.config, self.verify = config, verify
         self.overrides = dict(overrides or {})
         self.objective = objectives.resolve(config.train, objectives.source_of(config.train.objective))
+        rules.check_names(config.invert.skip_rules)
         self.stages = stages_of(config, self.objective)
         self._found: dict[str, Artifact | None] = dict(given or {})
         elsewhere = {*self.overrides, *self._found}

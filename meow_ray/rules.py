@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from meow_ray.config import Invert
+from meow_ray.errors import MeowError
 from meow_ray.text import STOP_WORDS, novel_words, rouge, share_of, words
 from meow_ray.values import Values, bare_words, states_value
 
@@ -101,6 +102,13 @@ RULES: dict[str, Rule] = {}
 def _rule(function: Rule) -> Rule:
     RULES[function.__name__] = function
     return function
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises MeowError if one of the names is no rule."""
+    for name in names:
+        if name not in RULES:
+            raise MeowError(f"`invert.skip_rules`: no rule {name!r}; there are {', '.join(RULES)}.")
 
 
 def fault(proposal: Proposal, fact: Fact, spec: Invert) -> str | None:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from meow_ray.config import Invert
-from meow_ray.rules import RULES, Fact, Proposal, fault
+from meow_ray.config import Config, Invert
+from meow_ray.errors import MeowError
+from meow_ray.pipeline import Pipeline
+from meow_ray.rules import RULES, Fact, Proposal, check_names, fault
 from meow_ray.values import Date, Values
 
 REEF = ("Who wrote The Silent Reef?", "The Silent Reef was written by Jaime Vasquez.")
@@ -215,8 +216,10 @@ def test_a_rule_can_be_skipped():
 
 
 def test_a_rule_that_does_not_exist_cannot_be_skipped():
-    with pytest.raises(ValidationError, match="no rule 'loops'; there are empty, unfinished"):
-        Invert(skip_rules=("loops",))
+    with pytest.raises(MeowError, match="skip_rules`: no rule 'loops'; there are empty, unfinished"):
+        check_names(["loop", "loops"])
+    with pytest.raises(MeowError, match="no rule 'loops'; there are empty, unfinished"):
+        Pipeline(Config(invert=Invert(skip_rules=("loops",))))
 
 
 def test_every_rule_says_what_breaks_it():
