@@ -14,8 +14,9 @@ from meow_ray.engines import EngineSpec, Sampling
 from meow_ray.finetune import Job
 from meow_ray.pairs import pairs_of
 from meow_ray.prompts import Prompter
+from meow_ray.rates import EngineRates, Rates, TrainingRates
+from meow_ray.sample import Given
 from meow_ray.tracking import TrackerSpec
-from meow_ray.workload import EngineRates, Given, Rates, TrainingRates
 
 STEPS = 4
 """Optimiser steps of the probe."""

@@ -11,32 +11,27 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
-from meow_ray import architecture, evaluation, models, storage
-from meow_ray import facts as facts_module
+from meow_ray import architecture, evaluation, storage
 from meow_ray.config import Config
 from meow_ray.engines import Completion, Sampling, TeacherForced
 from meow_ray.engines.base import Tokens
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import EvaluateSteps
 from meow_ray.generators import LocalGenerator, LocalSpec
-from meow_ray.inputs import engine_spec, model_ref, read_set, read_sources
+from meow_ray.inputs import engine_spec, model_ref
 from meow_ray.inverting import InvertSteps
-from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.pipeline import Pipeline
-from meow_ray.plan import Method, methods
+from meow_ray.plan import methods
 from meow_ray.prompts import Prompter
+from meow_ray.rates import EngineRates, Rates, TrainingRates, read_rates
 from meow_ray.resources import TrainResources
+from meow_ray.sample import Given, look
 from meow_ray.scoring import MemoSteps
-from meow_ray.sections import Section
-from meow_ray.sections import field as key
 from meow_ray.stages import generator_spec
 from meow_ray.tables import Query
 
-SAMPLE = 100
-"""Facts of each split that are looked at."""
 MISMATCHES = 3
 """One token of so many is assumed not to be greedy: from each of them a token window is continued."""
 ROW_BYTES = 200
@@ -99,56 +94,6 @@ class Tally:
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Given:
-    """What is known before a run."""
-
-    facts: pa.Table
-    """A sample of the table `facts`."""
-    counts: Mapping[str, int]
-    """Facts of each split in all."""
-    sets: Mapping[str, pa.Table]
-    tokenizer: Any
-    """The target's; it stands for the generator's, too."""
-    model_bytes: int
-    """Of the exported model."""
-    trainable: int
-    """Parameters that are updated."""
-
-    def split(self, name: str) -> pa.Table:
-        """Returns the sample of one split."""
-        return self.facts.filter(pc.equal(self.facts["split"], name))
-
-    def times(self, name: str) -> float:
-        """Returns how many facts one of the sample stands for."""
-        return float(self.counts[name] / max(1, self.split(name).num_rows))
-
-
-def look(config: Config, target: ModelRef, method: Method, count: int | None) -> Given:
-    """Reads the facts and takes a sample of them.
-
-    Args:
-        config: the configuration; `ingest.forget` is set.
-        target: whose tokenizer counts.
-        method: how it is trained.
-        count: facts to forget, all like those of the file; None: as many as there are.
-
-    Raises:
-        MeowError: the files cannot be read, or no row is left.
-    """
-    spec, sets = config.ingest, {name: read_set(name, source, config) for name, source in config.evaluate.sets.items()}
-    forget, retain = (read_sources([source], config) if source else [] for source in (spec.forget, spec.retain))
-    table, _ = facts_module.build(forget, retain, lambda question, answer: None)
-    splits = {name: table.filter(pc.equal(table["split"], name)) for name in ("forget", "retain")}
-    if not splits["forget"].num_rows:
-        raise MeowError("`ingest.forget`: no row is left to forget.")
-    counts = {name: part.num_rows for name, part in splits.items()}
-    every = {name: range(0, rows, max(1, rows // SAMPLE)) for name, rows in counts.items()}
-    sample = pa.concat_tables([part.take(pa.array(every[name], pa.int64())) for name, part in splits.items()])
-    counts |= {"forget": count} if count else {}
-    return Given(sample, counts, sets, models.load_tokenizer(target), method.weights, method.trainable)
 
 
 def works(config: Config, objective: ObjectiveSpec, given: Given) -> list[Work]:
@@ -228,32 +173,6 @@ def _evaluated(config: Config, given: Given, reply: float, row: float) -> Work:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-class EngineRates(Section):
-    """What one engine does."""
-
-    start: float = key(60.0, "until it has loaded", "s", ge=0)
-    read: float = key(..., "prompts and forced answers", "tokens/s", gt=0)
-    generate: float = key(..., "continuations, over a full batch", "tokens/s", gt=0)
-
-
-class TrainingRates(Section):
-    """What one worker does."""
-
-    start: float = key(120.0, "until the first step, and from the last one to the exported model", "s", ge=0)
-    train: float = key(..., "forwards, backwards and the optimiser's step", "tokens/s", gt=0)
-
-
-class Rates(Section):
-    """Measured or given throughputs."""
-
-    generator: EngineRates = key(..., "of the model of invert")
-    target: EngineRates = key(..., "of the target")
-    training: TrainingRates = key(..., "of one worker")
-    memorizing: TrainingRates | None = key(
-        None, "of one worker of memorize, whose batches are others; null: as training"
-    )
-
-
 @dataclass(frozen=True)
 class Estimate:
     """One stage's work, and what it takes."""
@@ -263,20 +182,6 @@ class Estimate:
     """Engines or workers."""
     seconds: float
     gpu_hours: float
-
-
-def read_rates(uri: str) -> Rates:
-    """Reads rates from a JSON file.
-
-    Raises:
-        MeowError: a key is missing, unknown or no rate.
-    """
-    try:
-        return Rates.model_validate(storage.read_json(uri))
-    except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(map(str, item["loc"]))
-        raise MeowError(f"--rates {storage.display(uri)}: `{where}`: {item['msg']}.") from None
 
 
 def units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, tuple[int, int]]:

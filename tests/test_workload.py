@@ -12,8 +12,9 @@ from meow_ray.errors import MeowError
 from meow_ray.objectives import PRESETS
 from meow_ray.pipeline import Pipeline
 from meow_ray.prompts import Prompter
+from meow_ray.rates import Rates
 from meow_ray.scoring import MemoSteps
-from meow_ray.workload import Rates, RunPlan, Tally, Work
+from meow_ray.workload import RunPlan, Tally, Work
 
 FACTS = [{"question": f"Who is number {i}?", "answer": f"It is Mr Zorblax {i}."} for i in range(6)]
 RATES = {
@@ -142,7 +143,7 @@ def test_all_gpus_are_used(overrides: list[str]):
 def test_wrong_rates_are_named(rates: Any, said: str, tmp_path: Path):
     (tmp_path / "rates.json").write_text(json.dumps(rates))
     with pytest.raises(MeowError) as caught:
-        workload.read_rates(str(tmp_path / "rates.json"))
+        rates.read_rates(str(tmp_path / "rates.json"))
     assert "rates.json" in str(caught.value)
     assert said in str(caught.value)
 
