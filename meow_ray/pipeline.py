@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from meow_ray import (
     candidates,
+    checks,
     config_files,
     models,
     objectives,
@@ -310,12 +311,12 @@ def _table_from_elsewhere(name: str, uri: str) -> Source:
     files = storage.parquet_files(uri)
     files = [file for file in files if file.endswith(f"/{stage.MAIN}")] or files  # an artefact of ours has others too
     if tables.count_rows(files) >= LARGE:
-        tables.check_columns(tables.columns(files), name, where)
+        checks.check_columns(tables.columns(files), name, where)
         return files
     table = storage.read_table(files)
     if name == "candidates":
         table = candidates.complete(enumerate(table.to_pylist(), start=1), where)
-    return tables.conform(table, name, where)
+    return checks.conform(table, name, where)
 
 
 def _dataset_commit(source: DataSource) -> str:

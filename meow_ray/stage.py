@@ -13,7 +13,7 @@ from uuid import uuid4
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from meow_ray import schema, storage, tables
+from meow_ray import checks, schema, storage
 from meow_ray.config import Config
 from meow_ray.errors import MeowError
 from meow_ray.tables import Source
@@ -98,7 +98,7 @@ class Artifact:
         """The rows, loaded and checked against the artefact's schema."""
         if isinstance(self.source, pa.Table):
             return self.source
-        return tables.conform(storage.read_table(self.source), self.name, storage.display(self.uri))
+        return checks.conform(storage.read_table(self.source), self.name, storage.display(self.uri))
 
     def extra(self, name: str) -> pa.Table:
         """Reads a table that stands beside the main one."""
@@ -128,7 +128,7 @@ class Context:
 
     def write(self, table: pa.Table, name: str = MAIN) -> None:
         """Writes a table into the artefact; the main one must be of its schema."""
-        storage.write_table(tables.conform(table, self.artefact) if name == MAIN else table, self.path(name))
+        storage.write_table(checks.conform(table, self.artefact) if name == MAIN else table, self.path(name))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from meow_ray import (
     aggregation,
     candidates,
+    checks,
     evaluation,
     harness,
     inverting,
@@ -164,7 +165,7 @@ def _memo(context: Context) -> dict[str, Any]:
     config, candidates = context.config, context.inputs["candidates"]
     ray_cluster.connect()
     if candidates.manifest is None:
-        ray_cluster.call(tables.check_keys, candidates.source, "candidates", storage.display(candidates.uri))
+        ray_cluster.call(checks.check_keys, candidates.source, "candidates", storage.display(candidates.uri))
     found = _scored(context, Query(_FACTS_TO_SCORE, {"candidates": candidates.source}), "target")
     names = [*SCORE_NAMES, *config.memo.comparators]
     return {
@@ -225,7 +226,7 @@ _FACTS_TO_CHECK = f"""
 def _select(context: Context) -> dict[str, Any]:
     memo_table = context.inputs["memo"]
     if memo_table.manifest is None:
-        tables.check_keys(memo_table.source, "memo", storage.display(memo_table.uri))
+        checks.check_keys(memo_table.source, "memo", storage.display(memo_table.uri))
     query = selection.select(memo_table.source, context.config.select)
     tables.write(query, context.path(), SCHEMAS["selected"], ("fact_id", "rank"))
     return selection.summarize(memo_table.source, [context.path()], context.config.select)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray import batches, evaluation, models, objectives, stage, storage, tables
+from meow_ray import batches, checks, evaluation, models, objectives, stage, storage, tables
 from meow_ray import facts as facts_module
 from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
@@ -75,7 +75,7 @@ def _pairs(context: Context, roles: Sequence[str], idk_answers: Sequence[str], *
     found = {name: context.inputs[name] for name in ("facts", "selected", "reference") if name in context.inputs}
     for name, artifact in found.items():
         if artifact.manifest is None:
-            tables.check_keys(artifact.source, name, storage.display(artifact.uri))
+            checks.check_keys(artifact.source, name, storage.display(artifact.uri))
     facts, selected, known = (found[n].source if n in found else None for n in ("facts", "selected", "reference"))
     return pairs_of(roles, facts, selected, idk_answers, reference=known, **compared)
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meow_ray import storage
+from meow_ray.checks import conform
 from meow_ray.config import Select
 from meow_ray.facts import fact_id
 from meow_ray.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.selection import sample, select, summarize
-from meow_ray.tables import Source, conform
+from meow_ray.tables import Source
 
 Scores = dict[str, list[float | None]]
 """MEMO by fact: the true answer's first, then those of candidates 0, 1, …"""

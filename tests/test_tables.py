@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meow_ray import storage, tables
+from meow_ray import checks, storage, tables
 from meow_ray.errors import MeowError
 from meow_ray.schema import SCHEMAS
 from meow_ray.tables import Query, Source
@@ -250,8 +250,8 @@ SourceOf = Callable[[pa.Table], Source]
 
 def check(source: Source) -> None:
     """Checks a `memo` table as a stage's input is checked."""
-    tables.check_columns(source.schema if isinstance(source, pa.Table) else tables.columns(source), "memo", "mine")
-    tables.check_keys(source, "memo", "mine")
+    checks.check_columns(source.schema if isinstance(source, pa.Table) else tables.columns(source), "memo", "mine")
+    checks.check_keys(source, "memo", "mine")
 
 
 def test_a_table_that_fits_is_accepted(source_of: SourceOf):
