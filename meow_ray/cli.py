@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from meow_ray import compare, plan, program, ray_cluster, rounds, schema, show, storage, tofu, workload
+from meow_ray import compare, plan, program, progress, ray_cluster, rounds, schema, show, storage, tofu, workload
 from meow_ray.config_files import explain
 from meow_ray.errors import MeowError
 from meow_ray.pipeline import Event, Pipeline, load_config
@@ -317,18 +317,18 @@ def _pairs(items: list[str] | None) -> dict[str, str]:
 def _events_alone() -> Iterator[None]:
     """Keeps the output for events; all else goes to the log, what Ray passes on from its workers too."""
     with program.libraries_to_log():
-        ray_cluster.EVENTS = sys.stdout
+        progress.EVENTS = sys.stdout
         with redirect_stdout(sys.stderr):
             try:
                 yield
             finally:
-                ray_cluster.EVENTS = None
+                progress.EVENTS = None
                 ray_cluster.leave()
 
 
 def _run(part: Part, force: bool, as_json: bool = False) -> list[State]:
     def say(event: Event) -> None:
-        print(json.dumps(event.as_row()) if as_json else event, file=ray_cluster.EVENTS, flush=True)
+        print(json.dumps(event.as_row()) if as_json else event, file=progress.EVENTS, flush=True)
 
     with program.libraries_to_log():
         return part.pipeline.run(part.stages, force=force, say=say, label=part.label)

@@ -11,6 +11,7 @@ from meow_ray import (
     config_files,
     models,
     objectives,
+    placement,
     ray_cluster,
     rules,
     schema,
@@ -188,7 +189,7 @@ class Pipeline:
         ray_cluster.connect()
         for name in dict.fromkeys(step.resources for step in steps if step.resources):
             on_gpu = name != "invert" or self.config.invert.engine != "openai"
-            ray_cluster.require(name, self.config.resources, on_gpu=on_gpu)
+            placement.require(name, self.config.resources, on_gpu=on_gpu)
 
     def _from_elsewhere(self, name: str, place: str) -> Artifact:
         if name in MODELS:

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray import batches, objectives, ray_cluster, ray_data, ray_train, storage
+from meow_ray import batches, objectives, placement, ray_cluster, ray_data, ray_train, storage
 from meow_ray.config import Config, FineTuning
 from meow_ray.engines import EngineSpec, Sampling
 from meow_ray.finetune import Job
@@ -27,7 +27,7 @@ def rates(config: Config, generator: EngineSpec, target: EngineSpec, given: Give
     """Loads each engine once and trains a few steps; needs about the time of starting as many stages."""
     ray_cluster.connect()
     for name in ("invert", "memo", "train", *(("memorize",) if config.memorize else ())):
-        ray_cluster.require(name, config.resources)
+        placement.require(name, config.resources)
     return Rates(
         generator=engine_rates(config, "invert", generator, given),
         target=engine_rates(config, "memo", target, given),
@@ -44,7 +44,7 @@ def engine_rates(config: Config, stage: str, spec: EngineSpec, given: Given) -> 
     rows = [rows[i % len(rows)] for i in range(own.batch_size)]
     prompts = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
     answers = [prompter.encode_answer(row["answer"]) for row in rows]
-    gpus = ray_cluster.gpus_per_actor(stage, config.resources)
+    gpus = placement.gpus_per_actor(stage, config.resources)
     began = perf_counter()
     generated, generating, reading = ray_cluster.call(
         _use,

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
-from meow_ray import models, ray_cluster, storage, tables
+from meow_ray import models, placement, progress, ray_cluster, storage, tables
 from meow_ray.engines import Engine
 from meow_ray.models import ModelRef
-from meow_ray.ray_cluster import Figures
+from meow_ray.progress import Figures
 from meow_ray.resources import EngineResources, Resources
 from meow_ray.tables import Query
 
@@ -53,7 +53,7 @@ class Work:
     model: ModelRef | None = None
     """Whose tokenizer `prepare` and `finish` get."""
     observe: Callable[[pa.Table], Figures] | None = None
-    """What is shown of a batch that took all steps; see `ray_cluster.Figures`."""
+    """What is shown of a batch that took all steps; see `progress.Figures`."""
 
     def in_one(self, engine: Engine, batch: pa.Table) -> pa.Table:
         """Takes all steps in the actor."""
@@ -176,7 +176,7 @@ def map_rows(
     ray_cluster.connect()
     total, done = ray_cluster.call(ledger.begin, rows)
     if done < total:
-        with ray_cluster.progress(name, total - done) as board:
+        with progress.progress(name, total - done) as board:
             # in a task: Ray Data's bookkeeping grows with blocks and hours, and a task that dies is started again
             ray_cluster.call(_stream, ledger, total - done, spec, work, name, all_resources, board, cpus=0)
         done = ray_cluster.call(ledger.count_finished)
@@ -191,7 +191,7 @@ def _stream(
     from ray.data.checkpoint import CheckpointConfig
 
     resources: EngineResources = getattr(all_resources, name)
-    gpus = ray_cluster.gpus_per_actor(name, all_resources) if spec.needs_gpu else 0
+    gpus = placement.gpus_per_actor(name, all_resources) if spec.needs_gpu else 0
     least, most = resources.actors
     if resources.cpu_tasks is False or (resources.cpu_tasks == "auto" and not gpus):
         work = Work(work.in_one, observe=work.observe)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from meow_ray import finetune, ray_cluster, storage, zero
+from meow_ray import finetune, placement, progress, ray_cluster, storage, zero
 from meow_ray.finetune import Hooks, Job
 from meow_ray.resources import Resources, TrainResources
 from meow_ray.tracking import Tracker, TrackerSpec
@@ -28,15 +28,15 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
     ray_cluster.connect()
     resources: TrainResources = getattr(all_resources, name)
     data = job.load()  # before any worker starts: a mistake in the data is not worth a retry
-    workers = ray_cluster.num_workers(name, all_resources)
-    on_gpu = ray_cluster.has_gpus(all_resources, resources.node_labels)
+    workers = placement.num_workers(name, all_resources)
+    on_gpu = placement.has_gpus(all_resources, resources.node_labels)
     zero.settings(job.spec, resources, job.accumulation(workers), on_gpu=on_gpu, own=job.deepspeed)
     zero.check_quantization(job.spec, on_gpu=on_gpu)
     tracker.check()
-    least = ray_cluster.least_workers(name, all_resources)
+    least = placement.least_workers(name, all_resources)
     storage.make_folder(work)
     fs, path = storage.filesystem(work)
-    with ray_cluster.progress(name, data.num_steps) as board:
+    with progress.progress(name, data.num_steps) as board:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"job": job, "board": board, "tracker": tracker},

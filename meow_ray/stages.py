@@ -281,7 +281,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
 
 def _task_scores(context: Context, engine: EngineSpec, folder: str) -> list[dict[str, Any]]:
     """Returns what lm-evaluation-harness says of a model; kept in the folder of its work."""
-    from meow_ray import ray_cluster
+    from meow_ray import placement, ray_cluster
 
     spec, resources, done = context.config.evaluate, context.config.resources, storage.join(folder, "lm_eval")
     if not spec.lm_eval.tasks:
@@ -289,7 +289,7 @@ def _task_scores(context: Context, engine: EngineSpec, folder: str) -> list[dict
     if not storage.exists(done):
         arguments = (engine, spec.lm_eval, storage.display(context.inputs["task_folder"].uri) or None)
         own = resources.evaluate
-        gpus, labels = ray_cluster.gpus_per_actor("evaluate", resources), own.node_labels
+        gpus, labels = placement.gpus_per_actor("evaluate", resources), own.node_labels
         rows = ray_cluster.call(harness.run, *arguments, own.batch_size, spec.seed, gpus=gpus, labels=labels)
         storage.write_json(done, rows)
     return list(storage.read_json(done))

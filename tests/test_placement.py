@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from meow_ray import ray_cluster
+from meow_ray import placement
 from meow_ray.config_files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.stages import STAGES
@@ -14,7 +14,7 @@ GROWS = "resources.autoscaling=[{cpus: 8, gpus: 2, max_nodes: 2, labels: {group:
 
 
 def require(section: str, *overrides: str) -> None:
-    ray_cluster.require(section, load_config(None, [GROWS, *overrides]).resources)
+    placement.require(section, load_config(None, [GROWS, *overrides]).resources)
 
 
 @pytest.mark.parametrize(
