@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from meow_ray import evaluation, privacy, storage, tables, tofu
+from meow_ray import privacy, storage, tables, tofu
 from meow_ray.config import Evaluate
 from meow_ray.errors import MeowError
-from meow_ray.evaluation import HOLDOUT, TEXT
 from meow_ray.metrics import Interval, bootstrapped, mean_interval
 from meow_ray.schema import MEASURES, MODELS, SCHEMAS
+from meow_ray.sets import HOLDOUT
+from meow_ray.suites import TEXT
 from meow_ray.tables import Query, Source, text_literal
 from meow_ray.tofu import Array, Results
 
@@ -42,7 +43,7 @@ def write(
         paths: URIs of the examples and of the metrics.
     """
     examples, metrics = paths
-    evaluation.write_examples(found, selected, examples)
+    examples.write_examples(found, selected, examples)
     table = aggregate([examples], spec, imported)
     table = pa.concat_tables([table, pa.Table.from_pylist(list(further), schema=SCHEMAS["metrics"])])
     storage.write_table(table, metrics)

@@ -11,9 +11,9 @@ from meow_ray import storage
 from meow_ray.config import Config, Invert, Source, Target
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
-from meow_ray.evaluation import SET
 from meow_ray.models import ModelRef
 from meow_ray.resources import EngineResources
+from meow_ray.sets import SET
 from meow_ray.stage import Artifact
 
 

@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+from meow_ray.schema import EXAMPLES
+
 SCHEMAS: dict[str, pa.Schema] = {
     "facts": pa.schema(
         [("fact_id", pa.string()), ("split", pa.string()), ("question", pa.string()), ("answer", pa.string())]
@@ -131,3 +133,7 @@ CANDIDATE_REJECTS = pa.schema(
 
 SHORTFALL = pa.schema([("fact_id", pa.string()), ("num_candidates", pa.int32()), ("reasons", pa.string())])
 """Facts with too few candidates, and why their other proposals were refused."""
+
+
+ROW = "row_id"
+"""Column that names a row of an engine stage's work."""

@@ -1,9 +1,6 @@
 """Chooses by MEMO which inverted facts are trained on (MEOW, arXiv 2409.11844, section 3.3)."""
 
-import hashlib
 from typing import Any
-
-import pyarrow as pa
 
 from meow_ray.config import Select
 from meow_ray.schema import TRUE_ANSWER
@@ -54,15 +51,3 @@ def summarize(memo: Source, selected: Source, spec: Select, most: int = 100) -> 
         "facts_with_none": found["facts"] - found["chosen"],
         "fewer": {row["fact_id"]: row["n"] for row in Query(short, {"selected": selected}).rows()},
     }
-
-
-def sample(facts: pa.Table, count: int | None, seed: int) -> pa.Table:
-    """Returns `count` facts drawn by seed, the same whatever the order of the rows; all if there are no more."""
-    if count is None or facts.num_rows <= count:
-        return facts
-    lots = pa.array([_lot(seed, fact) for fact in facts["fact_id"].to_pylist()], pa.string())
-    return facts.append_column("lot", lots).sort_by("lot").slice(0, count).drop_columns(["lot"])
-
-
-def _lot(seed: int, fact_id: str) -> str:
-    return hashlib.sha256(f"{seed}/{fact_id}".encode()).hexdigest()

@@ -14,13 +14,13 @@ from meow_ray import (
     aggregation,
     candidates,
     checks,
-    evaluation,
     harness,
     inverting,
     memo,
     models,
     selection,
     storage,
+    suites,
     tables,
     training,
 )
@@ -28,13 +28,13 @@ from meow_ray import facts as facts_module
 from meow_ray.config import Config
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
-from meow_ray.evaluation import ROW, EvaluateSteps
+from meow_ray.evaluation import EvaluateSteps
 from meow_ray.generators import EndpointSpec, LocalSpec, endpoint_spec
 from meow_ray.inputs import engine_spec, model_ref, read_passages, read_sets, read_sources, rejects_text
 from meow_ray.inverting import InvertSteps
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
-from meow_ray.schema import KEYS, SCHEMAS, TRUE_ANSWER
+from meow_ray.schema import KEYS, ROW, SCHEMAS, TRUE_ANSWER
 from meow_ray.scoring import SCORE_NAMES, MemoSteps
 from meow_ray.stage import EXAMPLES, MAIN, REJECTS, SHORTFALL, Artifact, Context, Stage
 from meow_ray.tables import Query
@@ -241,9 +241,9 @@ def _check_evaluate(config: Config, inputs: Mapping[str, Artifact]) -> None:
     read_passages(inputs["text"])
     sets, reference = read_sets(inputs["sets"].value, config), inputs["retain_model"]
     if isinstance(reference.value, dict):
-        evaluation.check_reference(sets.get("forget"), reference.value, storage.display(reference.uri))
+        sets.check_reference(sets.get("forget"), reference.value, storage.display(reference.uri))
     if "facts" in inputs:
-        evaluation.check_sets(Query("SELECT * FROM facts", {"facts": inputs["facts"].source}), sets)
+        sets.check_sets(Query("SELECT * FROM facts", {"facts": inputs["facts"].source}), sets)
 
 
 def _evaluate(context: Context) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
     ray_cluster.connect()
     if not storage.exists(rows):
         sets, passages = read_sets(context.inputs["sets"].value, config), read_passages(context.inputs["text"])
-        ray_cluster.call(evaluation.write_rows, context.inputs["facts"].source, sets, passages, spec, rows)
+        ray_cluster.call(suites.write_rows, context.inputs["facts"].source, sets, passages, spec, rows)
     steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
     order = Query(f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}", {"rows": [rows]})
     found, scores = {}, []

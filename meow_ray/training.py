@@ -10,18 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray import batches, checks, evaluation, models, objectives, stage, storage, tables
+from meow_ray import batches, checks, models, objectives, stage, storage, tables, train_steps
 from meow_ray import facts as facts_module
 from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
-from meow_ray.evaluation import ROW
 from meow_ray.finetune import Job
 from meow_ray.inputs import engine_spec, model_ref, read_sources, rejects_text
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.pairs import pairs_of
 from meow_ray.prompts import Prompter
-from meow_ray.schema import KEYS, SCHEMAS
+from meow_ray.schema import KEYS, ROW, SCHEMAS
 from meow_ray.stage import Artifact, Context
 from meow_ray.tables import Query
 from meow_ray.tracking import TrackerSpec
@@ -91,7 +90,7 @@ def reference(context: Context) -> dict[str, Any]:
     twice = f"SELECT fact_id FROM ({rows.sql}) GROUP BY {keys} HAVING count(*) > 1 LIMIT 1"
     for row in Query(twice, rows.sources).rows():
         raise MeowError(f"The fact {row['fact_id']} has the same answer to several questions in `selected`.")
-    work = partial(evaluation.log_probs_batch, template=config.target.template, system=config.target.system)
+    work = partial(train_steps.log_probs_batch, template=config.target.template, system=config.target.system)
     engine = engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
     found = ray_data.map_rows(rows, ROW, engine, ray_data.Work(work), context.work, "memo", config.resources)
     schema = SCHEMAS["reference"]

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray import architecture, evaluation, storage
+from meow_ray import architecture, storage, suites
 from meow_ray.config import Config
 from meow_ray.engines import Completion, Sampling, TeacherForced
 from meow_ray.engines.base import Tokens
@@ -154,7 +154,7 @@ def _evaluated(config: Config, given: Given, reply: float, row: float) -> Work:
     spec, models = config.evaluate, 3 if config.evaluate.reference else 2
     out = Work("evaluate", "target")
     sets = {name: table for name, table in given.sets.items() if name not in ("forget", "retain")}
-    rows = evaluation.rows(Query("SELECT * FROM facts", {"facts": given.facts}), sets, (), spec)
+    rows = suites.rows(Query("SELECT * FROM facts", {"facts": given.facts}), sets, (), spec)
     steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
     for suite in rows["suite"].unique().to_pylist():
         part = rows.filter(pc.equal(rows["suite"], suite))

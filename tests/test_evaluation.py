@@ -8,16 +8,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from meow_ray import aggregation, evaluation, models, storage, tables
+from meow_ray import aggregation, examples, models, sets, storage, suites, tables
 from meow_ray.config import Evaluate, Memo
 from meow_ray.config_files import load_config
 from meow_ray.engines import Engine, EngineSpec, build
 from meow_ray.errors import MeowError
-from meow_ray.evaluation import AFFIRMATIVE, ROW, ROWS, SET, EvaluateSteps
+from meow_ray.evaluation import EvaluateSteps
 from meow_ray.facts import fact_id
 from meow_ray.pipeline import Pipeline
 from meow_ray.prompts import IGNORE, Prompter
-from meow_ray.schema import EXAMPLES, SCHEMAS
+from meow_ray.schema import EXAMPLES, ROW, SCHEMAS
+from meow_ray.sets import SET
+from meow_ray.suites import AFFIRMATIVE, ROWS
 from meow_ray.tables import Query
 from meow_ray.tofu import Results
 from tests.tiny import KNOWN, memorise
@@ -42,7 +44,7 @@ def a_set(*rows: tuple[str, str], **columns: Any) -> pa.Table:
 
 def test_each_split_and_set_is_a_suite_and_each_attack_is_one_of_the_forget_set():
     sets = {"world_facts": a_set(("Capital of Peru?", "It is Lima."), perturbed_answer=["Quito", "Bogota"])}
-    table = evaluation.rows(source([*facts(BORN), *facts(("R?", "S."), split="retain")]), sets, [], Evaluate())
+    table = suites.rows(source([*facts(BORN), *facts(("R?", "S."), split="retain")]), sets, [], Evaluate())
     assert table.schema == ROWS
     rows = {row["suite"]: row for row in table.to_pylist()}
     assert [row["suite"] for row in table.to_pylist()] == list(rows)  # one each
@@ -63,7 +65,7 @@ def test_a_perturbed_file_stands_for_the_split_and_brings_the_question_in_other_
     given = a_set(
         BORN, paraphrased_question="Which city?", paraphrased_answer="Kuwait City.", perturbed_answer=["Cairo."]
     )
-    table = evaluation.rows(source(facts(BORN)), {"forget": given}, [], Evaluate(attacks=("paraphrase",)))
+    table = suites.rows(source(facts(BORN)), {"forget": given}, [], Evaluate(attacks=("paraphrase",)))
     first, second = table.to_pylist()
     assert (first["suite"], first["perturbed_answer"], first["paraphrased_answer"]) == (
         "forget",
@@ -94,21 +96,19 @@ def test_a_perturbed_file_stands_for_the_split_and_brings_the_question_in_other_
 def test_a_set_of_another_split_is_refused(name: str, rows: list[tuple[str, str]], complaint: str):
     known = source([*facts(BORN), *facts(("T?", "U."), split="retain")])
     with pytest.raises(MeowError, match=complaint):
-        evaluation.rows(known, {name: a_set(*rows)}, [], Evaluate())
+        suites.rows(known, {name: a_set(*rows)}, [], Evaluate())
 
 
 def test_a_holdout_set_that_shares_facts_with_the_set_retain_is_refused():
     sets = {"holdout": a_set(("R?", "S."), ("T?", "U.")), "retain": a_set(("T?", "U."))}
     with pytest.raises(MeowError, match=r"evaluate.sets.holdout: 1 of its facts are in the retain set"):
-        evaluation.rows(source(facts(BORN)), sets, [], Evaluate())
+        suites.rows(source(facts(BORN)), sets, [], Evaluate())
 
 
 def test_samples_are_drawn_from_every_set_but_forget():
     many = [(f"Q{i}?", f"A{i}.") for i in range(20)]
     spec = Evaluate(sample=5, memo_sample=2, attacks=())
-    table = evaluation.rows(
-        source([*facts(*many), *facts(*[(q + "r", a) for q, a in many], split="retain")]), {}, [], spec
-    )
+    table = suites.rows(source([*facts(*many), *facts(*[(q + "r", a) for q, a in many], split="retain")]), {}, [], spec)
     counts: dict[str, list[bool]] = {}
     for row in table.to_pylist():
         counts.setdefault(row["suite"], []).append(row["with_memo"])
@@ -130,7 +130,7 @@ def test_samples_are_drawn_from_every_set_but_forget():
     ],
 )
 def test_a_prefix_ends_with_a_word_and_leaves_something(answer: str, percent: int, start: str):
-    assert answer[: evaluation.prefix_length(answer, percent)] == start
+    assert answer[: suites.prefix_length(answer, percent)] == start
 
 
 # --- a batch ----------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def said(engine: Engine) -> dict[str, list[dict[str, Any]]]:
         "world_facts": a_set(("Who?", "Nobody knows"), perturbed_answer=wrong),
     }
     spec = Evaluate(membership=("min_k", "min_k_pp"))
-    table = evaluation.rows(source(facts(*KNOWN)), sets, ["The first half. The other half of it."], spec)
+    table = suites.rows(source(facts(*KNOWN)), sets, ["The first half. The other half of it."], spec)
     out: dict[str, list[dict[str, Any]]] = {}
     for row in answered(engine, table, membership=("min_k", "min_k_pp")):
         out.setdefault(row["suite"], []).append(row)
@@ -168,7 +168,7 @@ def test_a_fact_known_by_heart_is_found_so_by_every_figure(said: dict[str, list[
         assert row["rougeL_recall"] == row["leak"] == row["exact_memorization"] == 1.0
         assert row["extraction_strength"] == 1.0
         assert row["probability"] > 0.5
-    for percent in evaluation.PREFIXES:
+    for percent in suites.PREFIXES:
         assert all(row["rougeL_recall"] == 1.0 for row in said[f"forget_prefix{percent}"])
     assert said["world_facts"][0]["extraction_strength"] < 0.5
 
@@ -183,7 +183,7 @@ def test_attacks_have_no_probabilities_and_passages_no_leak(said: dict[str, list
 
 
 def test_a_passage_goes_on_for_as_long_as_its_second_half_is(engine: Engine, monkeypatch: pytest.MonkeyPatch):
-    table = evaluation.rows(source(facts(BORN)), {}, ["The first half. " + "And more. " * 9], Evaluate(attacks=()))
+    table = suites.rows(source(facts(BORN)), {}, ["The first half. " + "And more. " * 9], Evaluate(attacks=()))
     calls, generate = [], engine.generate
     monkeypatch.setattr(engine, "generate", lambda *arguments: calls.append(arguments) or generate(*arguments))
     answered(engine, table)
@@ -240,7 +240,7 @@ def test_what_does_not_fit_is_refused(
     engine: Engine, fact: tuple[str, str], wrong: list[str], passages: list[str], suite: str
 ):
     given = a_set(fact, perturbed_answer=wrong)
-    table = evaluation.rows(source(facts(fact)), {"forget": given}, passages, Evaluate(attacks=()))
+    table = suites.rows(source(facts(fact)), {"forget": given}, passages, Evaluate(attacks=()))
     with pytest.raises(MeowError, match=rf"of {suite} has \d+ tokens with its answer, the model reads 1023"):
         answered(engine, table)
 
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_examples_say_which_replies_state_an_inverted_fact(tmp_path: Path):
-    rows = evaluation.rows(source(facts(BORN, ("R?", "S."))), {}, [], Evaluate(attacks=()))
+    rows = suites.rows(source(facts(BORN, ("R?", "S."))), {}, [], Evaluate(attacks=()))
 
     def reply(text: str) -> Query:
         values = {"generated": pa.array([text] * rows.num_rows)}
@@ -266,7 +266,7 @@ def test_examples_say_which_replies_state_an_inverted_fact(tmp_path: Path):
     ]
     path = str(tmp_path / "examples.parquet")
     selected = pa.Table.from_pylist(chosen, schema=SCHEMAS["selected"])
-    evaluation.write_examples({"before": reply("Kuwait City"), "after": reply("In Oslo")}, selected, path)
+    examples.write_examples({"before": reply("Kuwait City"), "after": reply("In Oslo")}, selected, path)
     table = storage.read_table([path])
     assert table.schema.remove_metadata() == EXAMPLES
     found = {(row["question"], row["model"]): row["states_inverted"] for row in table.to_pylist()}
@@ -285,7 +285,7 @@ def test_examples_say_which_replies_state_an_inverted_fact(tmp_path: Path):
 
 
 def example_query(count: int) -> Query:
-    rows = evaluation.rows(source(facts(*[(f"Q{i}?", f"A{i}.") for i in range(count)])), {}, [], Evaluate(attacks=()))
+    rows = suites.rows(source(facts(*[(f"Q{i}?", f"A{i}.") for i in range(count)])), {}, [], Evaluate(attacks=()))
     figures: dict[str, Any] = {
         "generated": "x",
         "loss": 0.5,
@@ -343,12 +343,12 @@ def test_a_reference_that_does_not_match_is_refused(
 ):
     given = a_set(*[(f"Q{i}?", f"A{i}.") for i in range(3)], perturbed_answer=wrong)
     with pytest.raises(MeowError, match=complaint):
-        evaluation.check_reference(given, imported, "retain.json")
+        sets.check_reference(given, imported, "retain.json")
 
 
 def test_a_reference_without_a_perturbed_forget_set_is_refused():
     with pytest.raises(MeowError, match=r"truth ratios of the forget set, evaluate.sets.forget has none"):
-        evaluation.check_reference(None, {"forget": Results(np.array([0.1]))}, "retain.json")
+        sets.check_reference(None, {"forget": Results(np.array([0.1]))}, "retain.json")
 
 
 def reference_of(place: str) -> Any:

@@ -16,7 +16,8 @@ from meow_ray.checks import conform
 from meow_ray.config import Select
 from meow_ray.facts import fact_id
 from meow_ray.schema import SCHEMAS, TRUE_ANSWER
-from meow_ray.selection import sample, select, summarize
+from meow_ray.selection import select, summarize
+from meow_ray.suites import sample
 from meow_ray.tables import Source
 
 Scores = dict[str, list[float | None]]
