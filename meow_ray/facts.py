@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from meow_ray import facts as facts_module
 from meow_ray import storage
-from meow_ray.config import Source
+from meow_ray.config import Config, Source
 from meow_ray.errors import MeowError
 from meow_ray.schema import REJECTS, SCHEMAS
 
@@ -215,3 +216,17 @@ def _dataset_records(source: Source) -> Iterator[tuple[int, Any]]:
             f"{source.path}: neither a file nor a Hugging Face dataset that can be loaded: {reason}"
         ) from None
     yield from enumerate(data, start=1)
+
+
+def read_sources(sources: Sequence[Source], config: Config) -> list[facts_module.Row]:
+    """Reads sources with the column names of `ingest`."""
+    spec = config.ingest
+    return [row for source in sources for row in facts_module.read(source, spec.question_columns, spec.answer_columns)]
+
+
+def rejects_text(rejects: pa.Table, most: int = 10) -> str:
+    """Names rejected rows by file, line and reason; no text of facts."""
+    rows = rejects.slice(0, most).to_pylist()
+    more = f"\n  … and {rejects.num_rows - most} more" if rejects.num_rows > most else ""
+    lines = "".join(f"\n  {row['file']}, line {row['line']}: {row['reason']}" for row in rows)
+    return f"{rejects.num_rows} rows were rejected:{lines}{more}"

@@ -11,9 +11,10 @@ from meow_ray import facts as facts_module
 from meow_ray import models
 from meow_ray.config import Config
 from meow_ray.errors import MeowError
-from meow_ray.inputs import read_set, read_sources
+from meow_ray.facts import read_sources
 from meow_ray.models import ModelRef
 from meow_ray.plan import Method
+from meow_ray.sets import read_set
 
 SAMPLE = 100
 """Facts of each split that are looked at."""

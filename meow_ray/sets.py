@@ -2,11 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
-from meow_ray import tofu
+from meow_ray import facts as facts_module
+from meow_ray import storage, tofu
+from meow_ray.config import Config, Source
 from meow_ray.errors import MeowError
+from meow_ray.facts import read_sources, rejects_text
+from meow_ray.sets import SET
+from meow_ray.stage import Artifact
 from meow_ray.tables import Query
 from meow_ray.tofu import Results
 
@@ -82,3 +88,55 @@ def check_reference(forget: pa.Table | None, imported: Mapping[str, Results], wh
             "Give TOFU's perturbed file of the split as evaluate.sets.forget."
         )
     tofu.check_reference(forget.num_rows, forget["answer"].to_pylist(), imported["forget"], where)
+
+
+def read_sets(sources: Mapping[str, Source], config: Config) -> dict[str, pa.Table]:
+    """Reads `evaluate.sets`, see `read_set`."""
+    return {name: read_set(name, source, config) for name, source in sources.items()}
+
+
+def read_set(name: str, source: Source, config: Config) -> pa.Table:
+    """Reads a set of `evaluate.sets`: a table of `evaluation.SET`, with what TOFU's perturbed files have.
+
+    Raises:
+        MeowError: a row is refused, or a paraphrase or a wrong answer is no text.
+    """
+    rows = read_sources([source], config)
+    table, rejects = facts_module.build(rows, [], lambda question, answer: None)
+    if rejects.num_rows:
+        raise MeowError(f"evaluate.sets.{name}: {rejects_text(rejects)}")
+    more = [{column: _further(row, column) for column in SET.names[3:]} for row in rows]
+    facts = [fact | extra for fact, extra in zip(table.to_pylist(), more, strict=True)]
+    for column in SET.names[4:]:
+        count = sum(fact[column] is not None for fact in facts)
+        if 0 < count < len(facts):
+            raise MeowError(f"{storage.display(source.path)}: only {count} of {len(facts)} rows have a {column}.")
+    return pa.Table.from_pylist(facts, schema=SET)
+
+
+def _further(row: facts_module.Row, column: str) -> Any:
+    value = row.record.get(column)
+    if column == "perturbed_answer" and isinstance(value, str):
+        value = [value]
+    wanted = pa.types.is_list(SET.field(column).type)
+    texts = [] if value is None else list(value) if wanted and isinstance(value, list) else [value]
+    if any(not isinstance(text, str) or not text.strip() for text in texts) or (wanted and value == []):
+        raise MeowError(f"{row.file}, line {row.line}: {column} is {'no list of texts' if wanted else 'no text'}.")
+    return texts if wanted and texts else value
+
+
+def read_passages(text: Artifact) -> list[str]:
+    """Reads the passages of `evaluate.text`, one a line.
+
+    Raises:
+        MeowError: the file is not UTF-8, or has no passage.
+    """
+    if not text.uri:
+        return []
+    try:
+        found = [line.strip() for line in storage.read_bytes(text.uri).decode().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)}, byte {error.start}: not UTF-8 text.") from None
+    if not found:
+        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)} is empty.")
+    return found

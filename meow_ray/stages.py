@@ -29,13 +29,15 @@ from meow_ray.config import Config
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import EvaluateSteps
+from meow_ray.facts import read_sources, rejects_text
 from meow_ray.generators import EndpointSpec, LocalSpec, endpoint_spec
-from meow_ray.inputs import engine_spec, model_ref, read_passages, read_sets, read_sources, rejects_text
+from meow_ray.inputs import engine_spec, model_ref
 from meow_ray.inverting import InvertSteps
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.schema import KEYS, ROW, SCHEMAS, TRUE_ANSWER
 from meow_ray.scoring import SCORE_NAMES, MemoSteps
+from meow_ray.sets import read_passages, read_sets
 from meow_ray.stage import EXAMPLES, MAIN, REJECTS, SHORTFALL, Artifact, Context, Stage
 from meow_ray.tables import Query
 

@@ -14,8 +14,9 @@ from meow_ray import batches, checks, models, objectives, stage, storage, tables
 from meow_ray import facts as facts_module
 from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
+from meow_ray.facts import read_sources, rejects_text
 from meow_ray.finetune import Job
-from meow_ray.inputs import engine_spec, model_ref, read_sources, rejects_text
+from meow_ray.inputs import engine_spec, model_ref
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.pairs import pairs_of

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import inputs, schema, storage
 from meow_ray import pipeline as pipeline_module
+from meow_ray import schema, sets, storage
 from meow_ray.candidates import complete
 from meow_ray.config import Source
 from meow_ray.config_files import load_config
@@ -217,7 +217,7 @@ def test_a_target_is_memorised_or_given_but_not_both(world: World):
 def read(folder: Path, *lines: str) -> pa.Table:
     path = folder / "set.jsonl"
     path.write_text("\n".join(lines) + "\n")
-    return inputs.read_set("holdout", Source(path=str(path)), load_config(None, []))
+    return sets.read_set("holdout", Source(path=str(path)), load_config(None, []))
 
 
 def test_a_set_brings_what_its_file_has(tmp_path: Path):
@@ -252,9 +252,9 @@ def test_a_text_without_passages_is_refused(tmp_path: Path):
     path = tmp_path / "text.txt"
     path.write_text("  \n\n")
     with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt is empty"):
-        inputs.read_passages(Artifact("text", str(path), "d"))
+        sets.read_passages(Artifact("text", str(path), "d"))
     path.write_bytes(b"ab\xff")
     with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt, byte 2: not UTF-8 text"):
-        inputs.read_passages(Artifact("text", str(path), "d"))
+        sets.read_passages(Artifact("text", str(path), "d"))
     path.write_text("one\n\n two ")
-    assert inputs.read_passages(Artifact("text", str(path), "d")) == ["one", "two"]
+    assert sets.read_passages(Artifact("text", str(path), "d")) == ["one", "two"]
