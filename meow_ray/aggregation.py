@@ -9,6 +9,7 @@ import pyarrow as pa
 from meow_ray import privacy, storage, tables, tofu
 from meow_ray.config import Evaluate
 from meow_ray.errors import MeowError
+from meow_ray.examples import write_examples
 from meow_ray.metrics import Interval, bootstrapped, mean_interval
 from meow_ray.schema import MEASURES, MODELS, SCHEMAS
 from meow_ray.sets import HOLDOUT
@@ -43,7 +44,7 @@ def write(
         paths: URIs of the examples and of the metrics.
     """
     examples, metrics = paths
-    examples.write_examples(found, selected, examples)
+    write_examples(found, selected, examples)
     table = aggregate([examples], spec, imported)
     table = pa.concat_tables([table, pa.Table.from_pylist(list(further), schema=SCHEMAS["metrics"])])
     storage.write_table(table, metrics)

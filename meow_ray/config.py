@@ -140,8 +140,8 @@ class Invert(ModelSection):
     @field_validator("skip_rules")
     @classmethod
     def _known_rules(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known = (info.context or {}).get("rules")
-        unknown = [name for name in value if known is not None and name not in known]
+        known = (info.context or {}).get("rules", value)
+        unknown = [name for name in value if name not in known]
         if unknown:
             raise ValueError(f"no rule {unknown[0]!r}; there are {', '.join(known)}")
         return value

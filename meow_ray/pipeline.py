@@ -39,7 +39,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         MeowError: names every mistake at once, each with file, line, key, value and the nearest valid key.
     """
-    names = {"objectives": objectives.PRESETS, "rules": rules.RULES}
+    names: config_files.Names = {"objectives": objectives.PRESETS, "rules": rules.RULES}
     return config_files.load_config(path, overrides, names=names)
 
 

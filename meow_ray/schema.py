@@ -2,8 +2,6 @@
 
 import pyarrow as pa
 
-from meow_ray.schema import EXAMPLES
-
 SCHEMAS: dict[str, pa.Schema] = {
     "facts": pa.schema(
         [("fact_id", pa.string()), ("split", pa.string()), ("question", pa.string()), ("answer", pa.string())]

@@ -37,7 +37,7 @@ from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.schema import KEYS, ROW, SCHEMAS, TRUE_ANSWER
 from meow_ray.scoring import SCORE_NAMES, MemoSteps
-from meow_ray.sets import read_passages, read_sets
+from meow_ray.sets import check_reference, check_sets, read_passages, read_sets
 from meow_ray.stage import EXAMPLES, MAIN, REJECTS, SHORTFALL, Artifact, Context, Stage
 from meow_ray.tables import Query
 
@@ -243,9 +243,9 @@ def _check_evaluate(config: Config, inputs: Mapping[str, Artifact]) -> None:
     read_passages(inputs["text"])
     sets, reference = read_sets(inputs["sets"].value, config), inputs["retain_model"]
     if isinstance(reference.value, dict):
-        sets.check_reference(sets.get("forget"), reference.value, storage.display(reference.uri))
+        check_reference(sets.get("forget"), reference.value, storage.display(reference.uri))
     if "facts" in inputs:
-        sets.check_sets(Query("SELECT * FROM facts", {"facts": inputs["facts"].source}), sets)
+        check_sets(Query("SELECT * FROM facts", {"facts": inputs["facts"].source}), sets)
 
 
 def _evaluate(context: Context) -> dict[str, Any]:

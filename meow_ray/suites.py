@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray import selection, storage, tables
+from meow_ray import storage, tables
 from meow_ray.config import Evaluate
 from meow_ray.schema import ROW
 from meow_ray.sets import as_set, check_sets
@@ -66,8 +66,8 @@ def rows(facts: Query, sets: Mapping[str, pa.Table], passages: Sequence[str], sp
     out = []
     for name, table in suites.items():
         if name != "forget":
-            table = selection.sample(table, spec.sample, spec.seed)
-        scored = table if name == "forget" else selection.sample(table, spec.memo_sample, spec.seed)
+            table = sample(table, spec.sample, spec.seed)
+        scored = table if name == "forget" else sample(table, spec.memo_sample, spec.seed)
         with_memo = pc.is_in(table["fact_id"], value_set=scored["fact_id"])
         out.append(_rows(name, table.drop_columns(["paraphrased_question"]), with_memo=with_memo))
     out += [_rows(name, table, scored=False) for name, table in attacks(suites["forget"], spec.attacks).items()]
