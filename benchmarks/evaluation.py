@@ -19,7 +19,7 @@ import typer
 from benchmarks import overhead
 from benchmarks.common import SMALL_MODEL, fresh, peak_rss_mib, report
 from benchmarks.overhead import Run
-from meow_ray import models, stages, storage
+from meow_ray import models, stage_evaluate, storage
 from meow_ray.config import Config
 from meow_ray.models import ModelRef
 from meow_ray.schema import SCHEMAS
@@ -136,7 +136,7 @@ def drive(folder: Path, max_new_tokens: int) -> Run:
         uri = str(folder / name)
         ref = ModelRef(uri, storage.content_digest(uri))
         inputs[name] = Artifact(name, uri, ref.digest, value=ref)
-    manifest, seconds, pss = overhead.measured(stages.EVALUATE, config, inputs)
+    manifest, seconds, pss = overhead.measured(stage_evaluate.EVALUATE, config, inputs)
     return Run(manifest.summary["examples"], seconds, pss, peak_rss_mib())
 
 

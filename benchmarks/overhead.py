@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import peak_rss_mib, sampled, stopwatch
-from meow_ray import models, stage, stages, storage
+from meow_ray import models, stage, stage_invert, stage_memo, stages, storage
 from meow_ray.config import Config, ModelSection
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.generators import Ask
@@ -118,7 +118,7 @@ def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
         "candidates": stage.Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
         "target": stage.Artifact("target", ref.uri, ref.digest, value=ref),
     }
-    manifest, seconds, pss = measured(stages.MEMO, config, inputs)
+    manifest, seconds, pss = measured(stage_memo.MEMO, config, inputs)
     assert manifest.rows is not None
     return Run(manifest.rows, seconds, pss, peak_rss_mib())
 
@@ -164,11 +164,11 @@ def write_facts(path: Path, facts: int, group: int = 1 << 14) -> None:
 
 def drive_invert(config: Config, facts: Path) -> Run:
     """Runs the stage as its driver, on facts that are not loaded before it."""
-    stages.generator_spec = lambda generator, config: InstantGeneratorSpec()  # type: ignore[assignment,return-value]
+    stage_invert.generator_spec = lambda generator, config: InstantGeneratorSpec()  # type: ignore[assignment,return-value]
     files = [str(facts)]
     inputs = {
         "facts": stage.Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
         "generator": stage.Artifact("generator", "instant", "instant", value=ModelRef("instant", "instant")),
     }
-    manifest, seconds, pss = measured(stages.INVERT, config, inputs)
+    manifest, seconds, pss = measured(stage_invert.INVERT, config, inputs)
     return Run(manifest.summary["candidates"], seconds, pss, peak_rss_mib())

@@ -28,3 +28,9 @@ def engine_spec(ref: ModelRef, section: Target | Invert, resources: EngineResour
         kv_cache_gib=resources.kv_cache_gib,
         gpu_memory_utilization=resources.gpu_memory_utilization,
     )
+
+
+TEMPLATE = ("target.template", "target.system")
+
+
+COLUMNS = ("ingest.question_columns", "ingest.answer_columns")

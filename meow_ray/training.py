@@ -10,19 +10,29 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray import batches, checks, models, objectives, stage, storage, tables, train_steps
+from meow_ray import (
+    batches,
+    checks,
+    models,
+    objectives,
+    stage,
+    storage,
+    tables,
+    train_steps,
+    training,
+)
 from meow_ray import facts as facts_module
 from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
 from meow_ray.facts import read_sources, rejects_text
 from meow_ray.finetune import Job
-from meow_ray.inputs import engine_spec, model_ref
+from meow_ray.inputs import COLUMNS, TEMPLATE, engine_spec, model_ref
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.pairs import pairs_of
 from meow_ray.prompts import Prompter
 from meow_ray.schema import KEYS, ROW, SCHEMAS
-from meow_ray.stage import Artifact, Context
+from meow_ray.stage import Artifact, Context, Stage
 from meow_ray.tables import Query
 from meow_ray.tracking import TrackerSpec
 
@@ -133,3 +143,36 @@ def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any
         "target": target.digest,
     }
     return [*before, request]
+
+
+MEMORIZE = Stage(
+    "memorize",
+    "target",
+    3,
+    ("memorize", *COLUMNS, *TEMPLATE),
+    ("memorize_data", "base"),
+    training.memorize,
+    "memorize",
+)
+
+
+REFERENCE = Stage(
+    "reference",
+    "reference",
+    1,
+    ("target",),
+    ("target", "roles"),
+    training.reference,
+    "memo",
+)
+
+
+TRAIN = Stage(
+    "train",
+    "model",
+    3,
+    ("train", *TEMPLATE, "target.trust_remote_code"),
+    ("target", "objective"),
+    training.train,
+    "train",
+)

@@ -29,7 +29,7 @@ from meow_ray.rates import EngineRates, Rates, TrainingRates, read_rates
 from meow_ray.resources import TrainResources
 from meow_ray.sample import Given, look
 from meow_ray.scoring import MemoSteps
-from meow_ray.stages import generator_spec
+from meow_ray.stage_invert import generator_spec
 from meow_ray.tables import Query
 
 MISMATCHES = 3
