@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import psutil
 
 from meow_ray import storage
+from meow_ray.manifest import LIBRARIES, Manifest, latest
 from meow_ray.pipeline import Pipeline
-from meow_ray.stage import LIBRARIES, Manifest, latest
 
 T = TypeVar("T")
 

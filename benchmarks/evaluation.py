@@ -21,9 +21,9 @@ from benchmarks.common import SMALL_MODEL, fresh, peak_rss_mib, report
 from benchmarks.overhead import Run
 from meow_ray import models, stage_evaluate, storage
 from meow_ray.config import Config
+from meow_ray.manifest import Artifact
 from meow_ray.models import ModelRef
 from meow_ray.schema import SCHEMAS
-from meow_ray.stage import Artifact
 
 MODELS = ("target", "model")
 """Both are asked, so that a fact gives two examples."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import peak_rss_mib, sampled, stopwatch
-from meow_ray import models, stage, stage_invert, stage_memo, stages, storage
+from meow_ray import manifest, models, stage, stage_invert, stage_memo, stages, storage
 from meow_ray.config import Config, ModelSection
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.generators import Ask
@@ -93,8 +93,8 @@ class Run:
 
 
 def measured(
-    step: stage.Stage, config: Config, inputs: dict[str, stage.Artifact]
-) -> tuple[stage.Manifest, float, float]:
+    step: stage.Stage, config: Config, inputs: dict[str, manifest.Artifact]
+) -> tuple[manifest.Manifest, float, float]:
     """Runs a stage as its driver; returns its manifest, its seconds (Ray had started), and this process's peak PSS."""
     import ray
 
@@ -115,8 +115,8 @@ def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
     stages.engine_spec = instant_spec  # type: ignore[attr-defined]
     files = [str(candidates)]
     inputs = {
-        "candidates": stage.Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
-        "target": stage.Artifact("target", ref.uri, ref.digest, value=ref),
+        "candidates": manifest.Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
+        "target": manifest.Artifact("target", ref.uri, ref.digest, value=ref),
     }
     manifest, seconds, pss = measured(stage_memo.MEMO, config, inputs)
     assert manifest.rows is not None
@@ -167,8 +167,8 @@ def drive_invert(config: Config, facts: Path) -> Run:
     stage_invert.generator_spec = lambda generator, config: InstantGeneratorSpec()  # type: ignore[assignment,return-value]
     files = [str(facts)]
     inputs = {
-        "facts": stage.Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
-        "generator": stage.Artifact("generator", "instant", "instant", value=ModelRef("instant", "instant")),
+        "facts": manifest.Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
+        "generator": manifest.Artifact("generator", "instant", "instant", value=ModelRef("instant", "instant")),
     }
     manifest, seconds, pss = measured(stage_invert.INVERT, config, inputs)
     return Run(manifest.summary["candidates"], seconds, pss, peak_rss_mib())

@@ -10,8 +10,8 @@ import pyarrow as pa
 from meow_ray import schema, tables
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
+from meow_ray.manifest import MAIN, REJECTS, SHORTFALL
 from meow_ray.schema import KEYS, SCHEMAS, TRUE_ANSWER
-from meow_ray.stage import MAIN, REJECTS, SHORTFALL
 from meow_ray.tables import Query
 
 

@@ -15,9 +15,10 @@ from rich.table import Table
 from meow_ray import compare, plan, program, progress, ray_cluster, rounds, schema, show, storage, tofu, workload
 from meow_ray.config_files import explain
 from meow_ray.errors import MeowError
+from meow_ray.manifest import MAIN, Artifact, leftovers
 from meow_ray.pipeline import Event, Pipeline, load_config
 from meow_ray.rounds import Part
-from meow_ray.stage import MAIN, Artifact, State, leftovers
+from meow_ray.stage import State
 from meow_ray.stages import STAGES
 
 SHOWN = {"candidates": show.show_candidates, "memo": show.show_memo}

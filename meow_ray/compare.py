@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 from tabulate import tabulate
 
-from meow_ray import stage, storage
+from meow_ray import manifest, storage
 from meow_ray.errors import MeowError
+from meow_ray.manifest import Artifact
 from meow_ray.metrics import Interval
-from meow_ray.stage import Artifact
 
 Format = Literal["markdown", "csv", "latex"]
 
@@ -40,7 +40,7 @@ def metrics_of(place: str) -> Artifact:
         MeowError: there are none.
     """
     uri = storage.absolute(place)
-    found = stage.latest(uri, "metrics") or stage.load(uri) or stage.load(uri.rstrip("/").rpartition("/")[0])
+    found = manifest.latest(uri, "metrics") or manifest.load(uri) or manifest.load(uri.rstrip("/").rpartition("/")[0])
     if found is None or found.name != "metrics":
         raise MeowError(f"{place}: neither the storage root of a run that was evaluated, nor a folder of its metrics.")
     return found

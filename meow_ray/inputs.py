@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from meow_ray.config import Invert, Target
 from meow_ray.engines import EngineSpec
+from meow_ray.manifest import Artifact
 from meow_ray.models import ModelRef
 from meow_ray.resources import EngineResources
-from meow_ray.stage import Artifact
 
 
 def model_ref(artifact: Artifact) -> ModelRef:

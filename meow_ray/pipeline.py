@@ -9,6 +9,7 @@ from meow_ray import (
     candidates,
     checks,
     config_files,
+    manifest,
     models,
     objectives,
     placement,
@@ -25,7 +26,8 @@ from meow_ray.config import Config
 from meow_ray.config import Source as DataSource
 from meow_ray.errors import MeowError
 from meow_ray.facts import is_file, read_records
-from meow_ray.stage import Artifact, Stage, State
+from meow_ray.manifest import Artifact
+from meow_ray.stage import Stage, State
 from meow_ray.stages import stages_of
 from meow_ray.tables import Source
 
@@ -255,7 +257,7 @@ class Pipeline:
         """Returns the model that must forget; the storage root of another run stands for the model that it made."""
         place = self.config.target.model
         if place and storage.exists(storage.join(storage.absolute(place), "model")):
-            made = stage.latest(storage.absolute(place), "model")
+            made = manifest.latest(storage.absolute(place), "model")
             if made is None:
                 raise MeowError(f"`target.model`: the run at {place} has not finished its model.")
             return made
@@ -310,7 +312,9 @@ def _table_from_elsewhere(name: str, uri: str) -> Source:
     if name == "candidates" and is_file(DataSource(path=uri)) and not where.endswith(".parquet"):
         return candidates.complete(read_records(uri), where)
     files = storage.parquet_files(uri)
-    files = [file for file in files if file.endswith(f"/{stage.MAIN}")] or files  # an artefact of ours has others too
+    files = [
+        file for file in files if file.endswith(f"/{manifest.MAIN}")
+    ] or files  # an artefact of ours has others too
     if tables.count_rows(files) >= LARGE:
         checks.check_columns(tables.columns(files), name, where)
         return files

@@ -11,8 +11,8 @@ from meow_ray import storage
 from meow_ray.compare import number
 from meow_ray.config import Report
 from meow_ray.finetune import HISTORY
+from meow_ray.manifest import EXAMPLES, Artifact
 from meow_ray.schema import MODELS
-from meow_ray.stage import EXAMPLES, Artifact
 
 MAX_DUMBBELLS = 60
 """Facts up to which each has its own row in the plot of MEMO."""

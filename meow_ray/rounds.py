@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from meow_ray import storage
 from meow_ray.config import Config
 from meow_ray.errors import MeowError
+from meow_ray.manifest import Artifact
 from meow_ray.pipeline import Pipeline
-from meow_ray.stage import Artifact, Stage
+from meow_ray.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from meow_ray import storage, tofu
 from meow_ray.config import Config, Source
 from meow_ray.errors import MeowError
 from meow_ray.facts import read_sources, rejects_text
-from meow_ray.stage import Artifact
+from meow_ray.manifest import Artifact
 from meow_ray.tables import Query
 from meow_ray.tofu import Results
 

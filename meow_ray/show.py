@@ -11,9 +11,10 @@ from meow_ray import plan, storage
 from meow_ray.compare import number
 from meow_ray.errors import MeowError
 from meow_ray.inversion import OTHER_RULES
+from meow_ray.manifest import REJECTS, Artifact
 from meow_ray.rules import RULES
 from meow_ray.schema import MODELS
-from meow_ray.stage import REJECTS, Artifact, State
+from meow_ray.stage import State
 from meow_ray.workload import RunPlan
 
 BARS = " ▁▂▃▄▅▆▇█"

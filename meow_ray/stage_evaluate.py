@@ -13,10 +13,11 @@ from meow_ray.config import Config
 from meow_ray.engines import EngineSpec
 from meow_ray.evaluation import EvaluateSteps
 from meow_ray.inputs import COLUMNS, engine_spec, model_ref
+from meow_ray.manifest import EXAMPLES, Artifact
 from meow_ray.models import ModelRef
 from meow_ray.schema import ROW
 from meow_ray.sets import check_reference, check_sets, read_passages, read_sets
-from meow_ray.stage import EXAMPLES, Artifact, Context, Stage
+from meow_ray.stage import Context, Stage
 from meow_ray.tables import Query
 
 

@@ -13,8 +13,9 @@ from meow_ray import (
 from meow_ray.errors import MeowError
 from meow_ray.facts import read_sources, rejects_text
 from meow_ray.inputs import model_ref
+from meow_ray.manifest import REJECTS
 from meow_ray.models import ModelRef
-from meow_ray.stage import REJECTS, Context, Stage
+from meow_ray.stage import Context, Stage
 
 
 def _ingest(context: Context) -> dict[str, Any]:

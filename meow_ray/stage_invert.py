@@ -14,8 +14,9 @@ from meow_ray.errors import MeowError
 from meow_ray.generators import EndpointSpec, LocalSpec, endpoint_spec
 from meow_ray.inputs import engine_spec, model_ref
 from meow_ray.inverting import InvertSteps
+from meow_ray.manifest import MAIN, REJECTS, SHORTFALL, Artifact
 from meow_ray.models import ModelRef
-from meow_ray.stage import MAIN, REJECTS, SHORTFALL, Artifact, Context, Stage
+from meow_ray.stage import Context, Stage
 from meow_ray.tables import Query
 
 

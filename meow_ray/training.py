@@ -10,29 +10,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray import (
-    batches,
-    checks,
-    models,
-    objectives,
-    stage,
-    storage,
-    tables,
-    train_steps,
-    training,
-)
+from meow_ray import batches, checks, models, objectives, storage, tables, train_steps, training
 from meow_ray import facts as facts_module
 from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
 from meow_ray.facts import read_sources, rejects_text
 from meow_ray.finetune import Job
 from meow_ray.inputs import COLUMNS, TEMPLATE, engine_spec, model_ref
+from meow_ray.manifest import Artifact
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.pairs import pairs_of
 from meow_ray.prompts import Prompter
 from meow_ray.schema import KEYS, ROW, SCHEMAS
-from meow_ray.stage import Artifact, Context, Stage
+from meow_ray.stage import Context, Stage
 from meow_ray.tables import Query
 from meow_ray.tracking import TrackerSpec
 
@@ -132,7 +123,7 @@ def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any
     manifest = target.manifest
     if manifest is None and target.uri:  # a folder that another run exported
         with suppress(MeowError):  # what lies above may be another's
-            made = stage.load(target.uri.rstrip("/").rpartition("/")[0])
+            made = manifest.load(target.uri.rstrip("/").rpartition("/")[0])
             manifest = made.manifest if made else None
     before = manifest.summary.get("chain", []) if manifest else []
     request = {

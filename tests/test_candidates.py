@@ -8,9 +8,9 @@ import pytest
 from meow_ray.candidates import complete, write
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
+from meow_ray.manifest import MAIN, REJECTS
+from meow_ray.manifest import SHORTFALL as SHORTFALL_FILE
 from meow_ray.schema import CANDIDATE_REJECTS, SCHEMAS, SHORTFALL, TRUE_ANSWER
-from meow_ray.stage import MAIN, REJECTS
-from meow_ray.stage import SHORTFALL as SHORTFALL_FILE
 from meow_ray.tables import Query
 
 # --- what a generator wrote -------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from meow_ray import storage
 from meow_ray.finetune import HISTORY
+from meow_ray.manifest import MAIN, Artifact, latest
 from meow_ray.rules import RULES
-from meow_ray.stage import MAIN, Artifact, latest
 from tests import counting
 from tests.runs import PROJECT, has_title, kill_node, processes_of
 

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from meow_ray import cli, compare, storage
 from meow_ray.errors import MeowError
+from meow_ray.manifest import MAIN, MANIFEST, FileEntry, Manifest
 from meow_ray.schema import SCHEMAS
-from meow_ray.stage import MAIN, MANIFEST, FileEntry, Manifest
 
 
 def publish(root: Path, leak: float, interval: bool = True) -> str:

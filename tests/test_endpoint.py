@@ -22,10 +22,10 @@ from meow_ray.engines import Sampling
 from meow_ray.errors import MeowError
 from meow_ray.generators import Ask, EndpointSpec
 from meow_ray.inversion import reply_schema
+from meow_ray.manifest import REJECTS, SHORTFALL
 from meow_ray.ray_data import cpu_env
 from meow_ray.resources import EngineResources
 from meow_ray.rules import RULES
-from meow_ray.stage import REJECTS, SHORTFALL
 from tests.runs import Program
 
 KEY = "key-of-the-test-7fd1"

@@ -14,9 +14,9 @@ from meow_ray.config import Source
 from meow_ray.config_files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
+from meow_ray.manifest import MAIN, Artifact
 from meow_ray.pipeline import Pipeline
 from meow_ray.sets import SET
-from meow_ray.stage import MAIN, Artifact
 from tests.world import World
 
 # --- inputs from elsewhere --------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from meow_ray import storage
+from meow_ray.manifest import MAIN, latest
 from meow_ray.rules import RULES
 from meow_ray.schema import SCHEMAS
-from meow_ray.stage import MAIN, latest
 from tests.runs import BIN, PROJECT
 
 TOKEN = "not-a-secret-of-anyone-but-this-test"

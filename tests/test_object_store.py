@@ -16,7 +16,7 @@ import pytest
 
 from meow_ray import storage
 from meow_ray.errors import MeowError
-from meow_ray.stage import MANIFEST
+from meow_ray.manifest import MANIFEST
 from tests.world import World
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]})

@@ -10,10 +10,10 @@ import pytest
 from meow_ray import aggregation, memo, report, storage
 from meow_ray.config import Evaluate, Report
 from meow_ray.finetune import HISTORY
+from meow_ray.manifest import MAIN, Artifact, FileEntry, Manifest
 from meow_ray.models import ModelRef
 from meow_ray.privacy import ATTACKS
 from meow_ray.schema import EXAMPLES, MEASURES, SCHEMAS
-from meow_ray.stage import MAIN, Artifact, FileEntry, Manifest
 
 PLANTED = "planted fact text"
 VOID = {"meta", "link", "br", "img", "input", "hr"}

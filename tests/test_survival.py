@@ -18,9 +18,9 @@ import pytest
 
 from meow_ray import storage
 from meow_ray.config import Memo
+from meow_ray.manifest import MAIN, latest
 from meow_ray.rules import RULES
 from meow_ray.scoring import MemoSteps
-from meow_ray.stage import MAIN, latest
 from tests import counting
 from tests.runs import PROJECT, kill_node, wait_for
 

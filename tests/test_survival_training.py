@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from meow_ray import storage
 from meow_ray.finetune import HISTORY
+from meow_ray.manifest import latest
 from meow_ray.schema import SCHEMAS
-from meow_ray.stage import latest
 from tests.runs import PROJECT, has_title, kill_node, processes_of, wait_for
 
 pytestmark = pytest.mark.slow
