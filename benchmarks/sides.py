@@ -19,12 +19,11 @@ import yaml
 from benchmarks import reference
 from benchmarks.common import PROJECT, peak_rss_mib, published, sampled, stopwatch
 from benchmarks.reference import Pair, Procedure
-from meow_ray import candidates as candidates_module
-from meow_ray import memo, models
+from meow_ray import memo, models, own_candidates
 from meow_ray.config import Memo
 from meow_ray.engines import Completion, Engine, EngineSpec, Sampling, TeacherForced
-from meow_ray.facts import read_records
 from meow_ray.prompts import Prompter
+from meow_ray.readers import read_records
 from meow_ray.resources import Resources
 from meow_ray.schema import TRUE_ANSWER
 from meow_ray.scoring import MemoSteps
@@ -74,7 +73,7 @@ class Case:
 
 def candidates(path: Path, count: int | None) -> pa.Table:
     """Reads a file of facts, with or without inverted ones, as a candidates table; the first `count` facts of it."""
-    table = candidates_module.complete(read_records(str(path)), path.name)
+    table = own_candidates.complete(read_records(str(path)), path.name)
     kept = list(dict.fromkeys(table["fact_id"].to_pylist()))[:count]
     return table.filter(pc.is_in(table["fact_id"], value_set=pa.array(kept)))
 

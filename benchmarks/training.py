@@ -19,16 +19,16 @@ import pyarrow.compute as pc
 import typer
 
 from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, peak_rss_mib, report, together
-from meow_ray import batches, candidates, finetune, models, zero
+from meow_ray import batches, finetune, layout, models, own_candidates, zero
 from meow_ray.batches import Dataset, Pair
-from meow_ray.config import Lora, Train
-from meow_ray.facts import read_records
+from meow_ray.config_training import Lora, Train
 from meow_ray.finetune import Hooks, Job
 from meow_ray.models import ModelRef
 from meow_ray.objectives import PRESETS
 from meow_ray.pairs import pairs_of
 from meow_ray.prompts import IGNORE, Prompter
 from meow_ray.ray_train import CPU_ENV
+from meow_ray.readers import read_records
 from meow_ray.resources import TrainResources
 
 PAPER_WIDTH = 200
@@ -194,7 +194,7 @@ def pairs(
 def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder: str) -> Job:
     """Writes the pairs, the same ones again if there are too few, and returns the job that learns them."""
     path = SHARED_DATA / "meow" / "inverted_forget01.json"
-    table = candidates.complete(read_records(str(path)), path.name)
+    table = own_candidates.complete(read_records(str(path)), path.name)
     rows = table.take([i % table.num_rows for i in range(pairs)]).select(["fact_id", "question", "inverted_answer"])
     rows = rows.rename_columns(["fact_id", "question", "answer"])
     rows = rows.append_column("rank", pa.array(range(pairs), pa.int32()))
@@ -262,7 +262,7 @@ def plain(case: Case, turn: Turn) -> Measured:
             if case.width:
                 logits, labels = _paper_forward(network, [item["inverted"] for item in items], case.width, pad)
             else:
-                found = batches.layout(items, pad, "cpu", packed=packed)
+                found = layout.layout(items, pad, "cpu", packed=packed)
                 model = zero.Model(None, None, pad, keeps_logits=True, half=False)
                 logits, labels = finetune.forward(network, found, model, None)[0], found.labels
             loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / tokens

@@ -12,11 +12,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from meow_ray import compare, plan, program, progress, ray_cluster, rounds, schema, show, storage, tofu, workload
+from meow_ray import (
+    compare,
+    plan,
+    program,
+    progress,
+    ray_cluster,
+    rounds,
+    schema,
+    show,
+    storage,
+    tofu,
+    tofu_logs,
+    workload,
+)
 from meow_ray.config_files import explain
 from meow_ray.errors import MeowError
+from meow_ray.events import Event
 from meow_ray.manifest import MAIN, Artifact, leftovers
-from meow_ray.pipeline import Event, Pipeline, load_config
+from meow_ray.pipeline import Pipeline, load_config
 from meow_ray.rounds import Part
 from meow_ray.stage import State
 from meow_ray.stages import STAGES
@@ -221,8 +235,8 @@ def aggregate_tofu(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Aggregates per-example logs as TOFU does: model utility, and with a reference forget quality."""
-    results = tofu.read_log(storage.absolute(log))
-    against = tofu.read_log(storage.absolute(reference)) if reference else None
+    results = tofu_logs.read_log(storage.absolute(log))
+    against = tofu_logs.read_log(storage.absolute(reference)) if reference else None
     if against is not None:
         for name, found in ((log, results), (reference, against)):
             if "forget" not in found:

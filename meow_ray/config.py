@@ -9,11 +9,12 @@ Names that other modules define (objectives, validity rules) are checked where a
 `config_files.Names`.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from meow_ray.config_evaluation import Evaluate, Report
+from meow_ray.config_training import Memorize, Train
 from meow_ray.resources import Resources
 from meow_ray.sections import Section, content, field
 
@@ -188,157 +189,6 @@ class Select(Section):
     top_k: int = field(3, "candidates chosen for each fact", "answers", gt=0)
     order: Literal["largest", "smallest", "random"] = field("largest", "which end of MEMO is chosen")
     seed: int = field(0, "seed of order random, combined with the fact", ge=0)
-
-
-class Lora(Section):
-    """Low-rank adapters (LoRA, arXiv 2106.09685) through the library PEFT."""
-
-    rank: int = field(16, "rank of an adapter", gt=0)
-    alpha: float = field(32.0, "adapters are scaled by alpha / rank", gt=0)
-    dropout: float = field(0.0, "dropout in front of an adapter", ge=0, lt=1)
-    layers: tuple[str, ...] = field((), "names of the linear layers that get one; empty is all of them")
-    output: Literal["merged", "adapter"] = field("merged", "export a whole model, or the adapter and its base's name")
-    quantize: Literal["none", "nf4"] = field(
-        "none", "hold the base model in 4 bits (QLoRA, arXiv 2305.14314); needs a GPU and bitsandbytes"
-    )
-
-
-class FineTuning(Section):
-    """What `train` and `memorize` share."""
-
-    learning_rate: float = field(2e-5, "peak learning rate of AdamW", gt=0)
-    epochs: int = field(5, "passes over the pairs", "epochs", gt=0)
-    batch_size: int = field(8, "pairs in one optimiser step over all workers", "pairs", gt=0)
-    warmup_ratio: float = field(
-        0.1, "share of the steps with a rising learning rate; a linear decay follows", ge=0, lt=1
-    )
-    weight_decay: float = field(0.0, "decoupled weight decay of AdamW", ge=0)
-    max_grad_norm: float = field(1.0, "gradient norm is clipped to this", gt=0)
-    max_length: int = field(512, "longest prompt with answer; longer pairs are an error", "tokens", gt=0)
-    train_dtype: Literal["float32", "bfloat16"] = field("float32", "arithmetic of training; AdamW's states are float32")
-    seed: int = field(0, "order of the pairs", ge=0)
-    lora: Lora | None = field(None, "train low-rank adapters instead of all weights")
-    deepspeed: str | None = content(None, "JSON file of further DeepSpeed settings; what contradicts ours is an error")
-
-
-OWN_OBJECTIVE = r".+\.py:[^\W\d]\w*"
-"""Matches `FILE.py:FUNCTION`, which names a user's own objective."""
-
-
-class Train(FineTuning):
-    """Fine-tunes the target so that it forgets.
-
-    What makes the objective enters by what it comes to, not by how it was said.
-    """
-
-    objective: str = content("meow", "what is minimised: a method's name, or FILE.py:FUNCTION")
-    settings: dict[str, int | float] = content({}, "the objective's own settings, such as beta")
-    forget_weight: float | None = content(None, "weight of the objective itself; null is the method's own", ge=0)
-    retain_weight: float | None = content(
-        None, "weight of cross-entropy on the retain set; null is the method's own", ge=0
-    )
-    kl_weight: float | None = content(
-        None,
-        "weight of the KL divergence to the model before training on the retain set; null is the method's own",
-        ge=0,
-    )
-    trainable: str | None = content(
-        None, "regular expression of the parameters that are updated; null is the method's own, or all"
-    )
-    num_batch: int | None = field(
-        None,
-        "each fact so many times side by side, its candidates in turn (paper); null is each pair once",
-        "pairs",
-        gt=0,
-    )
-    idk_answers: tuple[str, ...] = content(
-        (
-            "I don't know.",
-            "I'm not sure about that.",
-            "I have no information on that.",
-            "That is not something I know.",
-            "I can't say, I never learned it.",
-            "I'm afraid I don't have an answer to that.",
-        ),
-        "refusals that objectives with the role idk learn, one of them for each fact",
-        min_length=1,
-    )
-
-    @field_validator("objective")
-    @classmethod
-    def _known_objective(cls, value: str, info: ValidationInfo) -> str:
-        known = (info.context or {}).get("objectives")
-        if known is None or value in known or re.fullmatch(OWN_OBJECTIVE, value):
-            return value
-        raise ValueError(f"no objective {value!r}; there are {', '.join(known)}, or your own as FILE.py:FUNCTION")
-
-
-class Memorize(FineTuning):
-    """Fine-tunes a base model on facts, to make a target or a reference model."""
-
-    model: str | None = content(None, "base model: folder, .gguf file or hub name")
-    revision: str | None = content(None, "hub revision: branch, tag or commit")
-    trust_remote_code: bool = field(False, "run Python code that comes with the model")
-    data: tuple[Source, ...] = content((), "question–answer data to memorise, columns as in `ingest`")
-
-
-class LmEval(Section):
-    """Tasks of lm-evaluation-harness, before and after; needs `meow_ray[lm-eval]`."""
-
-    tasks: tuple[str, ...] = field((), "its tasks, such as arc_challenge, arc_easy, piqa, mmlu")
-    num_fewshot: int | None = field(None, "examples in the prompt; null is the task's own", "examples", ge=0)
-    limit: int | None = field(None, "first examples of each task; null is all", "examples", gt=0)
-    backend: Literal["hf", "vllm"] = field("hf", "what runs the model: transformers or vLLM")
-
-
-class Evaluate(Section):
-    """Measures forgetting and utility before and after.
-
-    Sets of some names have a meaning: forget and retain stand for the splits of `ingest`, with the columns of TOFU's
-    perturbed files; real_authors and world_facts make model utility; holdout is what no model has seen.
-    """
-
-    sets: dict[str, Source] = content({}, "further sets of questions and answers, by suite name")
-    reference: str | None = content(
-        None,
-        "model that never saw the forget set: folder, hub name, or its results as eval_log_aggregated.json (TOFU) "
-        "or TOFU_EVAL.json (open-unlearning)",
-    )
-    text: str | None = content(
-        None, "text file, a passage a line: perplexity and BLEU of the second halves behind the first"
-    )
-    attacks: tuple[Literal["paraphrase", "prefix", "affirmative"], ...] = field(
-        ("paraphrase", "prefix", "affirmative"),
-        "ask the forget set in other words, from 10, 30, 50 % of the true answer on, after an affirmative start",
-    )
-    membership: tuple[Literal["loss", "zlib", "min_k", "min_k_pp", "reference"], ...] = field(
-        ("loss", "zlib", "min_k", "reference"),
-        "membership inference against the set holdout; min_k_pp needs target.engine transformers",
-    )
-    min_k_share: float = field(0.2, "share of the tokens that min_k and min_k_pp look at", gt=0, le=1)
-    lm_eval: LmEval = LmEval()
-    task_folder: str | None = content(None, "folder with task files of one's own for lm_eval, which all nodes reach")
-    max_new_tokens: int = field(64, "longest greedy answer; passages of `text` have their own length", "tokens", gt=0)
-    sample: int | None = field(None, "facts evaluated in each set but forget; null is all", "facts", gt=0)
-    memo_sample: int | None = field(None, "facts scored with MEMO in each set but forget; null is all", "facts", gt=0)
-    bootstrap_resamples: int = field(1000, "resamples behind a 95 % interval", gt=0)
-    seed: int = field(0, "seed of samples and bootstrap", ge=0)
-
-    @field_validator("sets")
-    @classmethod
-    def _suite_names(cls, value: dict[str, Source]) -> dict[str, Source]:
-        for name in value:
-            if name in ("text", "tofu", "membership", "lm_eval") or name.startswith("forget_"):
-                raise ValueError(f"the suite name {name!r} is taken by figures of our own")
-        return value
-
-
-class Report(Section):
-    """One self-contained page for people."""
-
-    title: str = field("MEOW unlearning report", "heading of the page")
-    show_text: bool = field(False, "print questions and answers of the forget set on the page")
-    note: str = field("", "a sentence printed under the heading")
 
 
 class PipelineSection(Section):

@@ -1,10 +1,8 @@
 """One worker's fine-tuning: step, save, export. Knows no Ray."""
 
-import json
 import math
 import random
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,19 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from meow_ray import batches, models, storage, zero
-from meow_ray.batches import Dataset, Item, Layout
-from meow_ray.config import FineTuning
+from meow_ray import batches, checkpoints, layout, storage, zero
+from meow_ray.batches import Dataset, Item
+from meow_ray.config_training import FineTuning
 from meow_ray.errors import MeowError
+from meow_ray.export import _export
+from meow_ray.layout import Layout
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.resources import TrainResources
 from meow_ray.zero import Model
-
-HISTORY = "training.json"
-"""Stands in the exported folder: one record a step."""
-_BESIDE = (".json", ".txt", ".model", ".jinja", ".py", ".md")
-"""What goes along with an exported model: its tokenizer, templates, code and texts; never another's weights."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ def run(job: Job, hooks: Hooks) -> None:
         _check_packing(model, data)
     step, history = 0, list[dict[str, Any]]()
     if resume is not None:
-        state = zero.restore(model.engine, resume)
+        state = checkpoints.restore(model.engine, resume)
         step, history = state["meow_step"], state["meow_history"]
         if resume != hooks.resume:
             _barrier()
@@ -138,7 +133,7 @@ def run(job: Job, hooks: Hooks) -> None:
         hooks.progress(record)
         if step % (data.per_epoch * job.resources.checkpoint_every) == 0 and step < data.num_steps:
             with TemporaryDirectory() as folder:
-                zero.save(model.engine, Path(folder), {"meow_step": step, "meow_history": history}, cut)
+                checkpoints.save(model.engine, Path(folder), {"meow_step": step, "meow_history": history}, cut)
                 hooks.save(Path(folder), {"step": step, "loss": record["loss"]})
     _export(job, model.engine, hooks.rank, history)
 
@@ -150,12 +145,12 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
 
 def _checkpoint(hooks: Hooks, cut: dict[str, int]) -> Path | None:
     """Returns the checkpoint to go on from; one of other workers is converted, once a node."""
-    if hooks.resume is None or zero.fits(hooks.resume, cut):
+    if hooks.resume is None or checkpoints.fits(hooks.resume, cut):
         return hooks.resume
     if hooks.local_rank == 0:
-        zero.convert(hooks.resume)
+        checkpoints.convert(hooks.resume)
     _barrier()
-    return zero.converted(hooks.resume)
+    return checkpoints.converted(hooks.resume)
 
 
 def _check_packing(model: Model, data: Dataset) -> None:
@@ -172,7 +167,7 @@ def _check_packing(model: Model, data: Dataset) -> None:
     network.eval()
     with torch.no_grad():
         together, alone = (
-            forward(network, batches.layout(part, model.pad, model.engine.device, packed=True), model, None)[0].float()
+            forward(network, layout.layout(part, model.pad, model.engine.device, packed=True), model, None)[0].float()
             for part in (items, items[1:])
         )
     network.train()
@@ -200,7 +195,7 @@ def _terms(
     from meow_ray import losses
 
     spec = job.objective
-    found = batches.layout(items, model.pad, model.engine.device, packed=job.resources.packing)
+    found = layout.layout(items, model.pad, model.engine.device, packed=job.resources.packing)
     logits, hidden = forward(model.engine, found, model, spec.layer)
     reference_logits = reference_hidden = None
     if spec.needs_frozen:
@@ -250,96 +245,3 @@ def forward(network: Any, found: Layout, model: Model, layer: int | None) -> tup
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
-
-
-def _export(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> None:
-    """Writes one Hugging Face folder; every worker takes part in gathering the weights."""
-    import deepspeed
-    import torch
-
-    module, lora, dtype = engine.module, job.spec.lora, getattr(torch, models.stored_dtype(job.model))
-    state = _buffers(module)
-    for name, parameter in module.named_parameters():  # tied weights once, as the source has them
-        if lora is not None and not parameter.requires_grad:
-            continue
-        with deepspeed.zero.GatheredParameters([parameter], enabled=job.resources.zero_stage == 3):
-            if rank == 0:
-                state[name] = parameter.detach().to("cpu", torch.float32 if lora else dtype, copy=True)
-    if rank == 0:
-        with TemporaryDirectory() as name:
-            folder = Path(name)
-            if lora is None:
-                _save(module, state, job.model, folder)
-            else:
-                _save_lora(module, state, job, folder)
-            (folder / HISTORY).write_text(json.dumps(history))
-            storage.copy_folder(str(folder), job.out)
-
-
-def _buffers(module: Any) -> dict[str, Any]:
-    """Returns the buffers that are stored with a model."""
-    kept = set(module.state_dict())
-    return {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in kept}
-
-
-def _save(module: Any, state: dict[str, Any], source: ModelRef, folder: Path) -> None:
-    """Writes a model and all that stands beside the one it came from."""
-    module.save_pretrained(folder, state_dict=state)
-    module.config.dtype = models.stored_dtype(source)  # transformers has put that of training there
-    module.config.save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    _copy_others(source.folder, folder)
-    tied = set(getattr(module, "_tied_weights_keys", None) or ())  # some sources store both names of one weight
-    before, after = ({k: v for k, v in shapes(one).items() if k not in tied} for one in (source.folder, folder))
-    if before.keys() == after.keys():
-        wrong = [name for name in after if before[name] != after[name]]
-    else:  # old files have other names, and masks that no model loads any more
-        left = Counter(map(tuple, before.values()))
-        left.subtract(map(tuple, after.values()))
-        wrong = [str(shape) for shape, count in left.items() if count < 0]
-    if wrong:
-        raise MeowError(f"The exported weights differ from the source's in shape: {', '.join(sorted(wrong)[:3])}.")
-
-
-def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> None:
-    """Writes the adapter, or the model that it was merged into."""
-    import torch
-
-    assert job.spec.lora is not None
-    adapter = folder
-    if job.spec.lora.output == "merged":
-        adapter = folder / "adapter"
-    module.save_pretrained(adapter, state_dict=state)
-    models.write_base(job.model, adapter)
-    if adapter == folder:
-        _copy_others(job.model.folder, folder)
-        return
-    merged = models.merged(job.model, adapter)
-    shutil.rmtree(adapter)
-    dtype = getattr(torch, models.stored_dtype(job.model))
-    state = _buffers(merged) | {name: value.detach().to(dtype) for name, value in merged.named_parameters()}
-    _save(merged, state, job.model, folder)
-
-
-def _copy_others(source: Path, folder: Path) -> None:
-    for file in source.iterdir():
-        beside = file.suffix in _BESIDE or file.stem.upper() in ("LICENSE", "NOTICE")
-        ours = file.name.endswith(".index.json") or file.name in ("config.json", HISTORY, models.BASE, models.ADAPTER)
-        if file.is_file() and beside and not ours:
-            shutil.copy(file, folder)
-
-
-def shapes(folder: Path) -> dict[str, list[int]]:
-    """Returns the names and shapes of a folder's weights."""
-    from safetensors import safe_open
-
-    out: dict[str, list[int]] = {}
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():  # other copies of the weights may lie beside those that are loaded
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-    else:
-        files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
-    for file in files:
-        with safe_open(file, "pt") as weights:
-            out |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - not a dict
-    return out

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from meow_ray import inversion, prompts
 from meow_ray.config import Invert
+from meow_ray.endpoint import EndpointSpec
 from meow_ray.engines import Completion, Sampling
-from meow_ray.generators import Ask, EndpointSpec, Generator
+from meow_ray.generators import Ask, Generator
 from meow_ray.rules import Fact, Proposal
 from meow_ray.tables import Query, Source
 from meow_ray.text import novel_words, rouge, written_words

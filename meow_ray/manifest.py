@@ -175,3 +175,7 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return out
+
+
+HISTORY = "training.json"
+"""Stands in the exported folder: one record a step."""

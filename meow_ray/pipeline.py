@@ -1,17 +1,17 @@
 """The whole as a graph: which stage runs, which is cached, where its inputs come from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from meow_ray import (
-    candidates,
     checks,
     config_files,
     manifest,
     models,
     objectives,
+    own_candidates,
     placement,
     ray_cluster,
     rules,
@@ -19,14 +19,16 @@ from meow_ray import (
     stage,
     storage,
     tables,
-    tofu,
+    tofu_logs,
     zero,
 )
 from meow_ray.config import Config
 from meow_ray.config import Source as DataSource
 from meow_ray.errors import MeowError
-from meow_ray.facts import is_file, read_records
+from meow_ray.events import Event
+from meow_ray.facts import is_file
 from meow_ray.manifest import Artifact
+from meow_ray.readers import read_records
 from meow_ray.stage import Stage, State
 from meow_ray.stages import stages_of
 from meow_ray.tables import Source
@@ -43,29 +45,6 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     names: config_files.Names = {"objectives": objectives.PRESETS, "rules": rules.RULES}
     return config_files.load_config(path, overrides, names=names)
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happens to a stage in a run; as text a line for people."""
-
-    stage: str
-    number: int
-    of: int
-    what: Literal["cached", "started", "finished"]
-    state: State
-
-    def __str__(self) -> str:
-        said: str = self.what
-        if self.what == "started":
-            said = self.state.reason or "forced"
-        elif self.what == "finished" and self.state.artifact and self.state.artifact.manifest:
-            said = f"{_describe(self.state.artifact)} in {self.state.artifact.manifest.seconds:.0f} s"
-        return f"[{self.number}/{self.of}] {self.stage}: {said}"
-
-    def as_row(self) -> dict[str, Any]:
-        """Returns the event for programs."""
-        return {"event": self.what, **self.state.as_row(), "stage": self.stage}
 
 
 class Pipeline:
@@ -240,7 +219,7 @@ class Pipeline:
         place = self.config.evaluate.reference
         if place is None or PurePosixPath(storage.display(place)).suffix == ".json":
             found = self._path(name, "evaluate.reference", place)
-            return found if place is None else replace(found, value=tofu.read_log(found.uri))
+            return found if place is None else replace(found, value=tofu_logs.read_log(found.uri))
         ref = models.reference(place, None, "evaluate.reference", verify=self.verify)
         return Artifact(name, ref.uri, ref.digest, value=ref)
 
@@ -310,7 +289,7 @@ def _table_from_elsewhere(name: str, uri: str) -> Source:
     """Returns a user's table: loaded and completed if it is small, else its files, whose columns are checked."""
     where = storage.display(uri)
     if name == "candidates" and is_file(DataSource(path=uri)) and not where.endswith(".parquet"):
-        return candidates.complete(read_records(uri), where)
+        return own_candidates.complete(read_records(uri), where)
     files = storage.parquet_files(uri)
     files = [
         file for file in files if file.endswith(f"/{manifest.MAIN}")
@@ -320,7 +299,7 @@ def _table_from_elsewhere(name: str, uri: str) -> Source:
         return files
     table = storage.read_table(files)
     if name == "candidates":
-        table = candidates.complete(enumerate(table.to_pylist(), start=1), where)
+        table = own_candidates.complete(enumerate(table.to_pylist(), start=1), where)
     return checks.conform(table, name, where)
 
 
@@ -334,11 +313,3 @@ def _dataset_commit(source: DataSource) -> str:
         raise MeowError(
             f"{source.path}: there is no such file, and no Hugging Face dataset of that name can be reached."
         ) from None
-
-
-def _describe(artifact: Artifact) -> str:
-    manifest = artifact.manifest
-    assert manifest is not None
-    if manifest.rows is not None:
-        return f"{manifest.rows} rows"
-    return f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from meow_ray import finetune, placement, progress, ray_cluster, storage, zero
+from meow_ray import finetune, manifest, placement, progress, ray_cluster, storage, zero
 from meow_ray.finetune import Hooks, Job
 from meow_ray.resources import Resources, TrainResources
 from meow_ray.tracking import Tracker, TrackerSpec
@@ -59,7 +59,7 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
         )
         trainer.fit()
         pace = ray.get(board.pace.options(max_task_retries=-1).remote())  # its node may just have died
-    history = storage.read_json(storage.join(job.out, finetune.HISTORY))
+    history = storage.read_json(storage.join(job.out, manifest.HISTORY))
     return {
         "pairs": data.pairs.num_rows,
         "steps": data.num_steps,

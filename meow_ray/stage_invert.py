@@ -10,8 +10,9 @@ from meow_ray import (
     storage,
 )
 from meow_ray.config import Config
+from meow_ray.endpoint import EndpointSpec, endpoint_spec
 from meow_ray.errors import MeowError
-from meow_ray.generators import EndpointSpec, LocalSpec, endpoint_spec
+from meow_ray.generators import LocalSpec
 from meow_ray.inputs import engine_spec, model_ref
 from meow_ray.inverting import InvertSteps
 from meow_ray.manifest import MAIN, REJECTS, SHORTFALL, Artifact

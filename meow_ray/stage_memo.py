@@ -6,12 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray import (
-    checks,
-    memo,
-    storage,
-    tables,
-)
+from meow_ray import checks, memo_summary, storage, tables
 from meow_ray.inputs import engine_spec, model_ref
 from meow_ray.schema import KEYS, SCHEMAS, TRUE_ANSWER
 from meow_ray.scoring import SCORE_NAMES, MemoSteps
@@ -70,7 +65,7 @@ def _write_memo(found: Query, names: Sequence[str], path: str) -> dict[str, Any]
     """
     tables.write(Query(answers, found.sources), path, SCHEMAS["memo"], KEYS["memo"])
     generations = Query(f"SELECT sum(generations)::BIGINT AS n FROM ({found.sql})", found.sources).rows()[0]["n"]
-    return memo.summarize([path]) | {"generations": generations or 0}
+    return memo_summary.summarize([path]) | {"generations": generations or 0}
 
 
 def _remain(context: Context) -> dict[str, Any]:

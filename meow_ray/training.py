@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from meow_ray import batches, checks, models, objectives, storage, tables, train_steps, training
 from meow_ray import facts as facts_module
-from meow_ray.config import FineTuning
+from meow_ray.config_training import FineTuning
 from meow_ray.errors import MeowError
 from meow_ray.facts import read_sources, rejects_text
 from meow_ray.finetune import Job

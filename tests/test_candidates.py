@@ -5,11 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meow_ray.candidates import complete, write
+from meow_ray.candidates import write
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
 from meow_ray.manifest import MAIN, REJECTS
 from meow_ray.manifest import SHORTFALL as SHORTFALL_FILE
+from meow_ray.own_candidates import complete
 from meow_ray.schema import CANDIDATE_REJECTS, SCHEMAS, SHORTFALL, TRUE_ANSWER
 from meow_ray.tables import Query
 

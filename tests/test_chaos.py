@@ -19,8 +19,7 @@ import pytest
 from safetensors.torch import load_file
 
 from meow_ray import storage
-from meow_ray.finetune import HISTORY
-from meow_ray.manifest import MAIN, Artifact, latest
+from meow_ray.manifest import HISTORY, MAIN, Artifact, latest
 from meow_ray.rules import RULES
 from tests import counting
 from tests.runs import PROJECT, has_title, kill_node, processes_of

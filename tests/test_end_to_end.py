@@ -108,7 +108,7 @@ def test_metrics_hold_each_suite_before_and_after(finished: Program) -> None:
 
 
 def test_exported_model_has_the_sources_keys_and_tokenizer(finished: Program, tiny_model: Path) -> None:
-    from meow_ray.finetune import shapes
+    from meow_ray.export import shapes
 
     folder = Path(finished.artifact("model").uri)
     assert shapes(folder) == shapes(tiny_model)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray import facts, storage
+from meow_ray import facts, readers, storage
 from meow_ray.config import Ingest, Source
 from meow_ray.errors import MeowError
 from meow_ray.facts import Row
@@ -91,7 +91,7 @@ def test_records_are_the_rows_with_all_their_columns(tmp_path: Path, suffix: str
     rows = [{"question": "Who?", "answer_0": "He.", "note": "x"}, {"question": "Émile?", "answer_0": "", "note": "y"}]
     path = tmp_path / f"facts{suffix}"
     path.write_bytes(WRITERS[suffix](rows))
-    found = list(facts.read_records(str(path)))
+    found = list(readers.read_records(str(path)))
     assert [record for _, record in found] == rows
     assert [line for line, _ in found] == sorted({line for line, _ in found})
 

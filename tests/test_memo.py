@@ -20,10 +20,10 @@ from meow_ray.memo import (
     extraction_strength,
     memorization_accuracy,
     score,
-    summarize,
     token_cuts,
     windows,
 )
+from meow_ray.memo_summary import summarize
 from meow_ray.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.text import ROUGE_TYPES, rouge
 

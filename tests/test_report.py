@@ -7,10 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import aggregation, memo, report, storage
-from meow_ray.config import Evaluate, Report
-from meow_ray.finetune import HISTORY
-from meow_ray.manifest import MAIN, Artifact, FileEntry, Manifest
+from meow_ray import aggregation, memo_summary, report, storage
+from meow_ray.config_evaluation import Evaluate, Report
+from meow_ray.manifest import HISTORY, MAIN, Artifact, FileEntry, Manifest
 from meow_ray.models import ModelRef
 from meow_ray.privacy import ATTACKS
 from meow_ray.schema import EXAMPLES, MEASURES, SCHEMAS
@@ -119,7 +118,7 @@ def artefacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
     inverted |= {"facts_short": {"x": 1}, "rejected_by_rule": {"too_long": 5}}
     scores = [("x", -1, 0.87654), ("x", 0, 0.25), ("y", -1, 0.5), ("y", 0, None)]
     measured_memo = [{"fact_id": f, "candidate_id": c, "memo": value, "num_windows": 3} for f, c, value in scores]
-    scored = memo.summarize(pa.Table.from_pylist(measured_memo, schema=SCHEMAS["memo"])) | {"generations": 9}
+    scored = memo_summary.summarize(pa.Table.from_pylist(measured_memo, schema=SCHEMAS["memo"])) | {"generations": 9}
     chosen = {"facts": 3, "facts_with_top_k": 1, "facts_with_fewer": 1, "facts_with_none": 1}
     model = publish(folder, "model", "train", {}, {})
     assert model.manifest is not None

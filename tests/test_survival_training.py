@@ -14,8 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from meow_ray import storage
-from meow_ray.finetune import HISTORY
-from meow_ray.manifest import latest
+from meow_ray.manifest import HISTORY, latest
 from meow_ray.schema import SCHEMAS
 from tests.runs import PROJECT, has_title, kill_node, processes_of, wait_for
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from meow_ray import cli, tofu
+from meow_ray import cli, tofu, tofu_logs
 from meow_ray.errors import MeowError
 from meow_ray.tofu import Results
 
@@ -32,7 +32,7 @@ def close(found: dict[str, float], expected: dict[str, float]) -> bool:
 def test_official_logs_give_the_official_figures(shared_data: Callable[[str], Path], name: str):
     expected = json.loads(shared_data("tofu_eval_logs/expected.json").read_text())[name]
     paths = [str(shared_data(f"tofu_eval_logs/llama2_{part}.json")) for part in name.split(" vs ")]
-    assert close(tofu.figures(*(tofu.read_log(path) for path in paths)), expected)
+    assert close(tofu.figures(*(tofu_logs.read_log(path) for path in paths)), expected)
     program = CliRunner().invoke(cli.app, ["tofu", paths[0], "--reference", paths[1], "--json"])
     assert close(json.loads(program.output), expected)
 
@@ -47,7 +47,7 @@ def test_without_a_reference_there_is_no_forget_quality(shared_data: Callable[[s
 
 def test_a_reference_of_another_split_is_refused(shared_data: Callable[[str], Path]):
     paths = (shared_data(f"tofu_eval_logs/llama2_{name}.json") for name in ("full", "retain95"))
-    full, other = (tofu.read_log(str(path))["forget"] for path in paths)
+    full, other = (tofu_logs.read_log(str(path))["forget"] for path in paths)
     with pytest.raises(MeowError, match=r"x.json: its forget set has 200 rows, that of the model has 300"):
         tofu.check_reference(len(full), full.answers, other, "x.json")
 
@@ -125,7 +125,7 @@ def write(folder: Path, data: Any) -> str:
 def test_a_log_with_texts_knows_its_answers(tmp_path: Path):
     data = official()
     data["eval_log_forget.json"]["generated_text"] = {"0": ["q", "said", "true"], "1": ["q", "said", "too"]}
-    assert tofu.read_log(write(tmp_path, data))["forget"].answers == ("true", "too")
+    assert tofu_logs.read_log(write(tmp_path, data))["forget"].answers == ("true", "too")
 
 
 def test_open_unlearnings_results_are_read(tmp_path: Path):
@@ -142,7 +142,7 @@ def test_open_unlearnings_results_are_read(tmp_path: Path):
         data[f"{suite}_Q_A_Prob_normalised"] = rows(prob=0.5)
         data[f"{suite}_Q_A_ROUGE"] = rows(rougeL_recall=0.5)
         data[f"{suite}_Truth_Ratio"] = rows(score=0.5)
-    log = tofu.read_log(write(tmp_path, data))
+    log = tofu_logs.read_log(write(tmp_path, data))
     assert list(log) == list(tofu.SUITES)
     assert tofu.model_utility(log) == pytest.approx(0.5)
     assert tofu.forget_quality(log["forget"], log["forget"])[0] == 1.0
@@ -189,14 +189,14 @@ FORGET = "eval_log_forget.json"
 )
 def test_a_log_that_lacks_something_is_refused_by_name(tmp_path: Path, data: Any, complaint: str):
     with pytest.raises(MeowError) as caught:
-        tofu.read_log(write(tmp_path, data))
+        tofu_logs.read_log(write(tmp_path, data))
     assert "log.json" in str(caught.value)
     assert complaint in str(caught.value)
 
 
 def test_a_log_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(MeowError, match=r"nowhere\.json"):
-        tofu.read_log(str(tmp_path / "nowhere.json"))
+        tofu_logs.read_log(str(tmp_path / "nowhere.json"))
 
 
 def test_forget_quality_needs_a_forget_set_on_both_sides(tmp_path: Path):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from meow_ray import models, zero
-from meow_ray.config import Lora, Train
+from meow_ray.config_training import Lora, Train
 from meow_ray.errors import MeowError
 from meow_ray.objectives import PRESETS
 from meow_ray.resources import TrainResources
@@ -274,7 +274,7 @@ def test_lora_learns_with_the_same_curve_on_any_stage(variants: Any):
 
 
 def test_a_merged_adapter_is_a_whole_model_and_equals_the_adapter(variants: Any, tiny_model: Path):
-    from meow_ray.finetune import shapes
+    from meow_ray.export import shapes
 
     merged = Path(variants["lora"][0].out)
     assert shapes(merged) == shapes(tiny_model)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from meow_ray import zero
-from meow_ray.config import FineTuning, Lora
+from meow_ray import checkpoints, zero
+from meow_ray.config_training import FineTuning, Lora
 from meow_ray.errors import MeowError
 from meow_ray.resources import TrainResources
 
@@ -127,8 +127,8 @@ def test_a_checkpoint_without_room_says_so_and_leaves_none(tmp_path: Path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
     try:
         with pytest.raises(MeowError, match=r"checkpoint cannot be written.*GiB are free.*TMPDIR"):
-            zero.save(Engine(), tmp_path, {}, {"zero_stage": 2, "workers": 1})
+            checkpoints.save(Engine(), tmp_path, {}, {"zero_stage": 2, "workers": 1})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
-    assert not (tmp_path / zero.LAYOUT).exists(), "what has no layout is no checkpoint"
+    assert not (tmp_path / checkpoints.LAYOUT).exists(), "what has no layout is no checkpoint"

@@ -13,8 +13,9 @@ from typing import Any
 
 from meow_ray import batches, finetune, storage
 from meow_ray.batches import Pair
-from meow_ray.config import Train
-from meow_ray.finetune import HISTORY, Hooks, Job
+from meow_ray.config_training import Train
+from meow_ray.finetune import Hooks, Job
+from meow_ray.manifest import HISTORY
 from meow_ray.models import load_tokenizer, reference
 from meow_ray.objectives import resolve
 from meow_ray.pairs import pairs_of
