@@ -17,11 +17,10 @@ from benchmarks import sides
 from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, report
 from benchmarks.sides import Case
 from meow_ray import models
-from meow_ray.config import Config, Memo, Select
+from meow_ray.config import Config, EngineResources, Memo, Resources, Select
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.ray_data import ENV, cpu_env
-from meow_ray.resources import EngineResources, Resources
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 

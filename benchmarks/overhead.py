@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import peak_rss_mib, sampled, stopwatch
-from meow_ray import manifest, models, stage, stage_invert, stage_memo, stages, storage
-from meow_ray.config import Config, ModelSection
+from meow_ray import models, stage, stage_invert, stage_memo, stages, storage
+from meow_ray.config import Config, EngineResources, ModelSection
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.generators import Ask
+from meow_ray.manifest import Artifact, Manifest
 from meow_ray.models import ModelRef
-from meow_ray.resources import EngineResources
 from meow_ray.schema import SCHEMAS
 
 Tokens = Sequence[int]
@@ -92,9 +92,7 @@ class Run:
     driver_peak_rss_mib: float
 
 
-def measured(
-    step: stage.Stage, config: Config, inputs: dict[str, manifest.Artifact]
-) -> tuple[manifest.Manifest, float, float]:
+def measured(step: stage.Stage, config: Config, inputs: dict[str, Artifact]) -> tuple[Manifest, float, float]:
     """Runs a stage as its driver; returns its manifest, its seconds (Ray had started), and this process's peak PSS."""
     import ray
 
@@ -115,8 +113,8 @@ def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
     stages.engine_spec = instant_spec  # type: ignore[attr-defined]
     files = [str(candidates)]
     inputs = {
-        "candidates": manifest.Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
-        "target": manifest.Artifact("target", ref.uri, ref.digest, value=ref),
+        "candidates": Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
+        "target": Artifact("target", ref.uri, ref.digest, value=ref),
     }
     manifest, seconds, pss = measured(stage_memo.MEMO, config, inputs)
     assert manifest.rows is not None
@@ -167,8 +165,8 @@ def drive_invert(config: Config, facts: Path) -> Run:
     stage_invert.generator_spec = lambda generator, config: InstantGeneratorSpec()  # type: ignore[assignment,return-value]
     files = [str(facts)]
     inputs = {
-        "facts": manifest.Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
-        "generator": manifest.Artifact("generator", "instant", "instant", value=ModelRef("instant", "instant")),
+        "facts": Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
+        "generator": Artifact("generator", "instant", "instant", value=ModelRef("instant", "instant")),
     }
     manifest, seconds, pss = measured(stage_invert.INVERT, config, inputs)
     return Run(manifest.summary["candidates"], seconds, pss, peak_rss_mib())

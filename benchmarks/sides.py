@@ -20,11 +20,10 @@ from benchmarks import reference
 from benchmarks.common import PROJECT, peak_rss_mib, published, sampled, stopwatch
 from benchmarks.reference import Pair, Procedure
 from meow_ray import memo, models, own_candidates
-from meow_ray.config import Memo
+from meow_ray.config import Memo, Resources
 from meow_ray.engines import Completion, Engine, EngineSpec, Sampling, TeacherForced
 from meow_ray.prompts import Prompter
 from meow_ray.readers import read_records
-from meow_ray.resources import Resources
 from meow_ray.schema import TRUE_ANSWER
 from meow_ray.scoring import MemoSteps
 

@@ -21,15 +21,15 @@ import typer
 from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, peak_rss_mib, report, together
 from meow_ray import batches, finetune, layout, models, own_candidates, zero
 from meow_ray.batches import Dataset, Pair
-from meow_ray.config_training import Lora, Train
-from meow_ray.finetune import Hooks, Job
+from meow_ray.config import Lora, Train, TrainResources
+from meow_ray.finetune import Hooks
+from meow_ray.job import Job
 from meow_ray.models import ModelRef
 from meow_ray.objectives import PRESETS
 from meow_ray.pairs import pairs_of
 from meow_ray.prompts import IGNORE, Prompter
 from meow_ray.ray_train import CPU_ENV
 from meow_ray.readers import read_records
-from meow_ray.resources import TrainResources
 
 PAPER_WIDTH = 200
 """Tokens that the MEOW authors' code pads each pair to."""

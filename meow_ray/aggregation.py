@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from meow_ray import privacy, storage, tables, tofu
-from meow_ray.config_evaluation import Evaluate
+from meow_ray.config import Evaluate
 from meow_ray.errors import MeowError
 from meow_ray.examples import write_examples
 from meow_ray.metrics import Interval, bootstrapped, mean_interval

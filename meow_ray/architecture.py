@@ -10,8 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from meow_ray import models, storage
-from meow_ray.config import Config, ModelSection
-from meow_ray.config_training import Memorize
+from meow_ray.config import Config, Memorize, ModelSection
 from meow_ray.errors import MeowError
 from meow_ray.models import ModelRef
 

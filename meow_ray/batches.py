@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from meow_ray import storage, tables
-from meow_ray.config_training import FineTuning, Train
+from meow_ray.config import FineTuning, Train
 from meow_ray.errors import MeowError
 from meow_ray.prompts import IGNORE, Prompter
 from meow_ray.tables import Query

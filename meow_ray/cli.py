@@ -26,7 +26,7 @@ from meow_ray import (
     tofu_logs,
     workload,
 )
-from meow_ray.config_files import explain
+from meow_ray.config.files import explain
 from meow_ray.errors import MeowError
 from meow_ray.events import Event
 from meow_ray.manifest import MAIN, Artifact, leftovers

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from meow_ray.config import InvertResources
 from meow_ray.engines import Completion
 from meow_ray.errors import MeowError
 from meow_ray.generators import Ask
-from meow_ray.resources import InvertResources
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from meow_ray import metrics, privacy, tofu
-from meow_ray.config import Memo
-from meow_ray.config_evaluation import Evaluate
+from meow_ray.config import Evaluate, Memo
 from meow_ray.engines import Engine, Sampling, TeacherForced
 from meow_ray.errors import MeowError
 from meow_ray.memo import extraction_strength, memorization_accuracy

@@ -9,7 +9,7 @@ from typing import Any
 
 from meow_ray import models, storage
 from meow_ray.errors import MeowError
-from meow_ray.finetune import Job
+from meow_ray.job import Job
 from meow_ray.manifest import HISTORY
 from meow_ray.models import ModelRef
 
@@ -17,7 +17,7 @@ _BESIDE = (".json", ".txt", ".model", ".jinja", ".py", ".md")
 """What goes along with an exported model: its tokenizer, templates, code and texts; never another's weights."""
 
 
-def _export(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> None:
+def export_model(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> None:
     """Writes one Hugging Face folder; every worker takes part in gathering the weights."""
     import deepspeed
     import torch

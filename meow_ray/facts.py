@@ -4,16 +4,14 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from meow_ray import facts as facts_module
 from meow_ray import storage
 from meow_ray.config import Config, Source
 from meow_ray.errors import MeowError
-from meow_ray.readers import FORMATS, _dataset_records, read_records
+from meow_ray.readers import read_source
 from meow_ray.schema import REJECTS, SCHEMAS
 
 
@@ -35,18 +33,13 @@ def fact_id(question: str, answer: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_file(source: Source) -> bool:
-    """Tells whether a source is a file that we read ourselves, and not a Hugging Face dataset."""
-    return PurePosixPath(storage.display(source.path).removesuffix(".gz")).suffix in FORMATS
-
-
 def read(source: Source, questions: Sequence[str], answers: Sequence[str]) -> list[Row]:
     """Reads the rows of a source; `questions` and `answers` are the names that the columns may have.
 
     Raises:
         MeowError: the file cannot be read, is empty or malformed, or has none of the columns.
     """
-    records = read_records(storage.absolute(source.path)) if is_file(source) else _dataset_records(source)
+    records = read_source(source)
     found: set[str] = set()
     rows, name = [], storage.display(source.path)
     for line, record in records:
@@ -115,10 +108,10 @@ def _column(record: dict[str, Any], names: Sequence[str]) -> Any:
     return next((record[name] for name in names if name in record), None)
 
 
-def read_sources(sources: Sequence[Source], config: Config) -> list[facts_module.Row]:
+def read_sources(sources: Sequence[Source], config: Config) -> list[Row]:
     """Reads sources with the column names of `ingest`."""
     spec = config.ingest
-    return [row for source in sources for row in facts_module.read(source, spec.question_columns, spec.answer_columns)]
+    return [row for source in sources for row in read(source, spec.question_columns, spec.answer_columns)]
 
 
 def rejects_text(rejects: pa.Table, most: int = 10) -> str:

@@ -5,52 +5,18 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from meow_ray import batches, checkpoints, layout, storage, zero
+from meow_ray import batches, checkpoints, layout, zero
 from meow_ray.batches import Dataset, Item
-from meow_ray.config_training import FineTuning
 from meow_ray.errors import MeowError
-from meow_ray.export import _export
+from meow_ray.export import export_model
+from meow_ray.job import Job
 from meow_ray.layout import Layout
-from meow_ray.models import ModelRef
-from meow_ray.objectives import ObjectiveSpec
-from meow_ray.resources import TrainResources
 from meow_ray.zero import Model
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker needs to know; the same for each."""
-
-    model: ModelRef
-    pairs: str
-    """URI of a Parquet file of `batches.TOKENS`."""
-    spec: FineTuning
-    objective: ObjectiveSpec
-    resources: TrainResources
-    out: str
-    """URI of the folder that the model is exported to."""
-    deepspeed: dict[str, Any] = field(default_factory=dict)
-    """A user's further settings."""
-
-    def load(self) -> Dataset:
-        """Reads the pairs.
-
-        Raises:
-            MeowError: there are none.
-        """
-        data = Dataset(storage.read_table([self.pairs]), self.spec)
-        if not data.roles:
-            raise MeowError("There is nothing to train on: no pair of question and answer came through.")
-        return data
-
-    def accumulation(self, world_size: int) -> int:
-        """Returns the micro-batches of one worker in an optimiser step."""
-        return -(-self.spec.batch_size // (world_size * self.resources.micro_batch_size))
 
 
 @dataclass(frozen=True)
@@ -135,7 +101,7 @@ def run(job: Job, hooks: Hooks) -> None:
             with TemporaryDirectory() as folder:
                 checkpoints.save(model.engine, Path(folder), {"meow_step": step, "meow_history": history}, cut)
                 hooks.save(Path(folder), {"step": step, "loss": record["loss"]})
-    _export(job, model.engine, hooks.rank, history)
+    export_model(job, model.engine, hooks.rank, history)
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

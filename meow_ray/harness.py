@@ -4,7 +4,7 @@ import importlib.util
 import math
 from typing import Any
 
-from meow_ray.config_evaluation import LmEval
+from meow_ray.config import LmEval
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 

@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-from meow_ray.config import Invert, Target
+from meow_ray.config import EngineResources, Invert, Target
 from meow_ray.engines import EngineSpec
 from meow_ray.manifest import Artifact
 from meow_ray.models import ModelRef
-from meow_ray.resources import EngineResources
 
 
 def model_ref(artifact: Artifact) -> ModelRef:

@@ -157,7 +157,8 @@ def leftovers(root: str, artefact: str) -> list[str]:
     return out
 
 
-def _entry(uri: str) -> FileEntry:
+def file_entry(uri: str) -> FileEntry:
+    """Returns size, digest and, of a Parquet file, the number of rows."""
     fs, path = storage.filesystem(uri)
     rows = None
     if path.endswith(".parquet"):
@@ -167,7 +168,8 @@ def _entry(uri: str) -> FileEntry:
     return FileEntry(bytes=fs.get_file_info(path).size, sha256=storage.file_digest(uri), rows=rows)
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Returns the versions of the libraries that results depend on."""
     out = {}
     for name in LIBRARIES:
         try:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, Literal, cast, get_args
 
 from meow_ray import storage
-from meow_ray.config_training import OWN_OBJECTIVE, Train
+from meow_ray.config import OWN_OBJECTIVE, Train
 from meow_ray.errors import MeowError
 
 Role = Literal["inverted", "forget", "retain", "idk"]

@@ -7,7 +7,6 @@ from typing import Any
 
 from meow_ray import (
     checks,
-    config_files,
     manifest,
     models,
     objectives,
@@ -22,11 +21,10 @@ from meow_ray import (
     tofu_logs,
     zero,
 )
-from meow_ray.config import Config
+from meow_ray.config import Config, files
 from meow_ray.config import Source as DataSource
 from meow_ray.errors import MeowError
 from meow_ray.events import Event
-from meow_ray.facts import is_file
 from meow_ray.manifest import Artifact
 from meow_ray.readers import read_records
 from meow_ray.stage import Stage, State
@@ -43,8 +41,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         MeowError: names every mistake at once, each with file, line, key, value and the nearest valid key.
     """
-    names: config_files.Names = {"objectives": objectives.PRESETS, "rules": rules.RULES}
-    return config_files.load_config(path, overrides, names=names)
+    names: files.Names = {"objectives": objectives.PRESETS, "rules": rules.RULES}
+    return files.load_config(path, overrides, names=names)
 
 
 class Pipeline:
@@ -274,7 +272,7 @@ class Pipeline:
         return Artifact(name, "", storage.json_digest(digests), value=dict(sources))
 
     def _source_digest(self, source: DataSource) -> list[str | None]:
-        if is_file(source) or storage.exists(source.path):
+        if source.is_file or storage.exists(source.path):
             content = storage.content_digest(storage.absolute(source.path), verify=self.verify)
         else:
             content = f"{source.path}@{_dataset_commit(source)}"
@@ -288,7 +286,7 @@ LARGE = 100_000
 def _table_from_elsewhere(name: str, uri: str) -> Source:
     """Returns a user's table: loaded and completed if it is small, else its files, whose columns are checked."""
     where = storage.display(uri)
-    if name == "candidates" and is_file(DataSource(path=uri)) and not where.endswith(".parquet"):
+    if name == "candidates" and DataSource(path=uri).is_file and not where.endswith(".parquet"):
         return own_candidates.complete(read_records(uri), where)
     files = storage.parquet_files(uri)
     files = [

@@ -4,8 +4,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 
+from meow_ray.config import EngineResources, Resources, TrainResources
 from meow_ray.errors import MeowError
-from meow_ray.resources import EngineResources, Resources, TrainResources
 
 
 def capacity(resources: Resources, labels: Mapping[str, str]) -> list[tuple[float, float]]:

@@ -12,8 +12,7 @@ from typing import Literal
 
 from meow_ray import architecture
 from meow_ray.architecture import Architecture
-from meow_ray.config import Config
-from meow_ray.config_training import Lora
+from meow_ray.config import Config, Lora
 from meow_ray.errors import MeowError
 from meow_ray.objectives import ObjectiveSpec, resolve, source_of
 from meow_ray.plan_engines import EngineRow, engines

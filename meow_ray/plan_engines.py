@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from meow_ray import architecture
 from meow_ray.architecture import Architecture
-from meow_ray.config import Config, ModelSection
+from meow_ray.config import Config, EngineResources, ModelSection
 from meow_ray.errors import MeowError
-from meow_ray.resources import EngineResources
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 from io import StringIO
-from typing import Any
+from typing import Any, NamedTuple
 
 from meow_ray.manifest import Artifact
-from meow_ray.report import _SUITES, Pair, _facts, _place
 
 MAX_DUMBBELLS = 60
 """Facts up to which each has its own row in the plot of MEMO."""
@@ -21,15 +20,38 @@ _MARKERS = "os^D"
 _GREY = "#808080"  # readable on white and on black
 
 
-def _memo_plot(pairs: Sequence[Pair]) -> str:
-    ordered = sorted(pairs, key=lambda p: (_place(p.suite, _SUITES), p.suite, -p.before["memo"], p.fact_id))
-    label = f"MEMO before and after unlearning, {_facts(len(ordered))}"
+SUITE_ORDER = ("forget", "retain", "tofu", "membership")
+
+
+class ExamplePair(NamedTuple):
+    """One example; `before` and `after` are rows of `schema.EXAMPLES`."""
+
+    suite: str
+    fact_id: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def count_of_facts(count: int) -> str:
+    """Returns a number of facts in words."""
+    return "1 fact" if count == 1 else f"{count} facts"
+
+
+def rank_in(name: str, order: Sequence[str]) -> int:
+    """Returns the position of a name in an order; names that are not in it come last."""
+    return order.index(name) if name in order else len(order)
+
+
+def memo_plot(pairs: Sequence[ExamplePair]) -> str:
+    """Returns the plot of MEMO before and after: a row per fact, or points if there are many facts."""
+    ordered = sorted(pairs, key=lambda p: (rank_in(p.suite, SUITE_ORDER), p.suite, -p.before["memo"], p.fact_id))
+    label = f"MEMO before and after unlearning, {count_of_facts(len(ordered))}"
     if len(ordered) > MAX_DUMBBELLS:
         return _svg("memo", label, 6.0, lambda axes: _scatter(axes, ordered))
     return _svg("memo", label, 1.2 + 0.2 * len(ordered), lambda axes: _dumbbells(axes, ordered))
 
 
-def _dumbbells(axes: Any, pairs: Sequence[Pair]) -> None:
+def _dumbbells(axes: Any, pairs: Sequence[ExamplePair]) -> None:
     for suite, colour, marker in _styles(pairs):
         places = [i for i, pair in enumerate(pairs) if pair.suite == suite]
         before, after = ([getattr(pairs[i], when)["memo"] for i in places] for when in ("before", "after"))
@@ -42,7 +64,7 @@ def _dumbbells(axes: Any, pairs: Sequence[Pair]) -> None:
     axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
 
 
-def _scatter(axes: Any, pairs: Sequence[Pair]) -> None:
+def _scatter(axes: Any, pairs: Sequence[ExamplePair]) -> None:
     axes.axline((0, 0), slope=1, color=_GREY, linestyle="--", linewidth=1)
     for suite, colour, marker in _styles(pairs):
         points = [(p.before["memo"], p.after["memo"]) for p in pairs if p.suite == suite]
@@ -52,13 +74,14 @@ def _scatter(axes: Any, pairs: Sequence[Pair]) -> None:
     axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
 
 
-def _styles(pairs: Sequence[Pair]) -> list[tuple[str, str, str]]:
+def _styles(pairs: Sequence[ExamplePair]) -> list[tuple[str, str, str]]:
     """Returns (suite, colour, marker) in the order of the pairs."""
     suites = dict.fromkeys(pair.suite for pair in pairs)
     return [(suite, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, suite in enumerate(suites)]
 
 
-def _distribution_plot(memo: Artifact) -> str | None:
+def distribution_plot(memo: Artifact) -> str | None:
+    """Returns the histograms of MEMO before unlearning; None if `memo` was made elsewhere or is empty."""
     if memo.manifest is None or not memo.manifest.summary["answers"]:
         return None
     summary = memo.manifest.summary
@@ -77,7 +100,9 @@ def _distribution_plot(memo: Artifact) -> str | None:
     return _svg("distribution", f"Distribution of MEMO over {summary['answers']} answers", 3.0, draw)
 
 
-def _loss_plot(history: Sequence[dict[str, float]]) -> str:
+def loss_plot(history: Sequence[dict[str, float]]) -> str:
+    """Returns the plot of the training loss by optimiser step."""
+
     def draw(axes: Any) -> None:
         marker = "o" if len(history) < 50 else None
         axes.plot([r["step"] for r in history], [r["loss"] for r in history], _COLOURS[1], marker=marker, markersize=3)

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from meow_ray import batches, objectives, placement, ray_cluster, ray_data, ray_train, storage
-from meow_ray.config import Config
-from meow_ray.config_training import FineTuning
+from meow_ray.config import Config, FineTuning
 from meow_ray.engines import EngineSpec, Sampling
-from meow_ray.finetune import Job
+from meow_ray.job import Job
 from meow_ray.pairs import pairs_of
 from meow_ray.prompts import Prompter
 from meow_ray.rates import EngineRates, Rates, TrainingRates

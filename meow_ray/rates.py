@@ -3,9 +3,9 @@
 from pydantic import ValidationError
 
 from meow_ray import storage
+from meow_ray.config.fields import Section
+from meow_ray.config.fields import field as key
 from meow_ray.errors import MeowError
-from meow_ray.sections import Section
-from meow_ray.sections import field as key
 
 
 class EngineRates(Section):

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 
 from meow_ray import models, placement, progress, ray_cluster, storage, tables
+from meow_ray.config import EngineResources, Resources
 from meow_ray.engines import Engine
 from meow_ray.models import ModelRef
 from meow_ray.progress import Figures
-from meow_ray.resources import EngineResources, Resources
 from meow_ray.tables import Query
 
 ENV = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}

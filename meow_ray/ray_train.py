@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from meow_ray import finetune, manifest, placement, progress, ray_cluster, storage, zero
-from meow_ray.finetune import Hooks, Job
-from meow_ray.resources import Resources, TrainResources
+from meow_ray.config import Resources, TrainResources
+from meow_ray.finetune import Hooks
+from meow_ray.job import Job
 from meow_ray.tracking import Tracker, TrackerSpec
 
 CPU_ENV = {

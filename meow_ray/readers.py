@@ -12,10 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from meow_ray import storage
-from meow_ray.config import Source
+from meow_ray.config import FORMATS, Source
 from meow_ray.errors import MeowError
 
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+
+def read_source(source: Source) -> Iterator[tuple[int, Any]]:
+    """Reads a file or a Hugging Face dataset; yields (line, row).
+
+    Raises:
+        MeowError: it cannot be read, is empty or malformed.
+    """
+    return read_records(storage.absolute(source.path)) if source.is_file else _dataset_records(source)
 
 
 def read_records(uri: str) -> Iterator[tuple[int, Any]]:

@@ -7,9 +7,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from meow_ray import storage
 from meow_ray.compare import number
-from meow_ray.config_evaluation import Report
+from meow_ray.config import Report
 from meow_ray.manifest import EXAMPLES, HISTORY, Artifact
-from meow_ray.plots import MAX_DUMBBELLS, _distribution_plot, _loss_plot, _memo_plot
+from meow_ray.plots import (
+    MAX_DUMBBELLS,
+    SUITE_ORDER,
+    ExamplePair,
+    count_of_facts,
+    distribution_plot,
+    loss_plot,
+    memo_plot,
+    rank_in,
+)
 from meow_ray.schema import MODELS
 
 MAX_EXAMPLES = 200
@@ -51,8 +60,6 @@ for _name, _by in (
     MEANINGS[f"{_name}_auc"] = f"{_ATTACK.format(_by)}: area under the ROC curve, .5 is not at all"
     MEANINGS[f"{_name}_tpr"] = f"{_ATTACK.format(_by)}: true positives at 1 % false positives"
 
-_SUITES = ("forget", "retain", "tofu", "membership")
-
 
 class MetricRow(NamedTuple):
     """One suite and metric; `before`, `after` and `reference` are rows of the `metrics` table."""
@@ -62,15 +69,6 @@ class MetricRow(NamedTuple):
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     reference: dict[str, Any] | None
-
-
-class Pair(NamedTuple):
-    """One example; `before` and `after` are rows of `schema.EXAMPLES`."""
-
-    suite: str
-    fact_id: str
-    before: dict[str, Any]
-    after: dict[str, Any]
 
 
 def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
@@ -101,10 +99,10 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
             has_reference=any(row.reference for row in rows),
             has_quality=any(row.metric == "forget_quality" for row in rows),
             rows=rows,
-            memo_plot=_memo_plot(scored) if scored else None,
-            distribution_plot=_distribution_plot(inputs["memo"]),
+            memo_plot=memo_plot(scored) if scored else None,
+            distribution_plot=distribution_plot(inputs["memo"]),
             dumbbells=len(scored) <= MAX_DUMBBELLS,
-            loss_plot=_loss_plot(history) if history else None,
+            loss_plot=loss_plot(history) if history else None,
             history=history,
             counts=_counts(inputs),
             examples=forget[:MAX_EXAMPLES],
@@ -121,16 +119,16 @@ def metric_rows(table: Sequence[dict[str, Any]]) -> list[MetricRow]:
     for row in table:
         found.setdefault((row["suite"], row["metric"]), {})[row["model"]] = row
     order = list(MEANINGS)
-    keys = sorted(found, key=lambda key: (_place(key[0], _SUITES), key[0], _place(key[1], order), key[1]))
+    keys = sorted(found, key=lambda key: (rank_in(key[0], SUITE_ORDER), key[0], rank_in(key[1], order), key[1]))
     return [MetricRow(*key, *(found[key].get(model) for model in MODELS)) for key in keys]
 
 
-def example_pairs(table: Sequence[dict[str, Any]]) -> list[Pair]:
+def example_pairs(table: Sequence[dict[str, Any]]) -> list[ExamplePair]:
     """Returns the examples that were answered before and after."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in table:
         found.setdefault((row["suite"], row["fact_id"]), {})[row["model"]] = row
-    return [Pair(*key, f["before"], f["after"]) for key, f in found.items() if f.keys() >= {"before", "after"}]
+    return [ExamplePair(*key, f["before"], f["after"]) for key, f in found.items() if f.keys() >= {"before", "after"}]
 
 
 def outcome(rows: Sequence[MetricRow]) -> str:
@@ -140,7 +138,7 @@ def outcome(rows: Sequence[MetricRow]) -> str:
     leak, kept = found.get(("forget", "leak")), found.get(("retain", "rougeL_recall"))
     if leak and leak.before and leak.after:
         change = f"{leak.before['value']:.3f} to {leak.after['value']:.3f}"
-        parts.append(f"the leak of the forget set went from {change} over {_facts(leak.after['num_examples'])}")
+        parts.append(f"the leak of the forget set went from {change} over {count_of_facts(leak.after['num_examples'])}")
     if kept and kept.before and kept.after and kept.before["value"] > 0:
         share = kept.after["value"] / kept.before["value"]
         parts.append(f"the retain set kept {share:.1%} of its ROUGE-L recall".replace("%", " %"))
@@ -155,15 +153,7 @@ def outcome(rows: Sequence[MetricRow]) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _facts(count: int) -> str:
-    return "1 fact" if count == 1 else f"{count} facts"
-
-
-def _place(name: str, order: Sequence[str]) -> int:
-    return order.index(name) if name in order else len(order)
-
-
-def _by_remaining_leak(pair: Pair) -> tuple[float, str]:
+def _by_remaining_leak(pair: ExamplePair) -> tuple[float, str]:
     leak = pair.after["leak"]
     return (1.0 if leak is None else -leak, pair.fact_id)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from meow_ray import checks, schema, storage
 from meow_ray.config import Config
 from meow_ray.errors import MeowError
-from meow_ray.manifest import MAIN, MANIFEST, Artifact, Manifest, _entry, _versions, find, latest, load
+from meow_ray.manifest import MAIN, MANIFEST, Artifact, Manifest, file_entry, find, latest, library_versions, load
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Art
     started, clock = datetime.now(UTC), time.monotonic()
     try:
         summary = stage.run(context)
-        files = {name: _entry(storage.join(out, name)) for name in storage.list_files(out)}
+        files = {name: file_entry(storage.join(out, name)) for name in storage.list_files(out)}
         assert MAIN in files or stage.artefact not in schema.SCHEMAS, f"stage {stage.name} wrote no table"
     except BaseException as error:
         published = load(folder) if isinstance(error, Exception) else None
@@ -187,7 +187,7 @@ def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Art
         summary=summary,
         started=started.isoformat(timespec="microseconds"),
         seconds=time.monotonic() - clock,
-        versions=_versions(),
+        versions=library_versions(),
     )
     storage.write_json(storage.join(folder, MANIFEST), manifest.model_dump(mode="json"), exclusive=True)
     published = load(folder)

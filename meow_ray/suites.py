@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from meow_ray import storage, tables
-from meow_ray.config_evaluation import Evaluate
+from meow_ray.config import Evaluate
 from meow_ray.schema import ROW
 from meow_ray.sets import as_set, check_sets
 from meow_ray.tables import Query, Source

@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from meow_ray import batches, checks, models, objectives, storage, tables, train_steps, training
 from meow_ray import facts as facts_module
-from meow_ray.config_training import FineTuning
+from meow_ray.config import FineTuning
 from meow_ray.errors import MeowError
 from meow_ray.facts import read_sources, rejects_text
-from meow_ray.finetune import Job
 from meow_ray.inputs import COLUMNS, TEMPLATE, engine_spec, model_ref
-from meow_ray.manifest import Artifact
+from meow_ray.job import Job
+from meow_ray.manifest import Artifact, load
 from meow_ray.models import ModelRef
 from meow_ray.objectives import ObjectiveSpec
 from meow_ray.pairs import pairs_of
@@ -123,7 +123,7 @@ def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any
     manifest = target.manifest
     if manifest is None and target.uri:  # a folder that another run exported
         with suppress(MeowError):  # what lies above may be another's
-            made = manifest.load(target.uri.rstrip("/").rpartition("/")[0])
+            made = load(target.uri.rstrip("/").rpartition("/")[0])
             manifest = made.manifest if made else None
     before = manifest.summary.get("chain", []) if manifest else []
     request = {

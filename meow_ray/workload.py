@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from meow_ray import architecture, storage, suites
-from meow_ray.config import Config
+from meow_ray.config import Config, TrainResources
 from meow_ray.engines import Completion, Sampling, TeacherForced
 from meow_ray.engines.base import Tokens
 from meow_ray.errors import MeowError
@@ -26,7 +26,6 @@ from meow_ray.pipeline import Pipeline
 from meow_ray.plan import methods
 from meow_ray.prompts import Prompter
 from meow_ray.rates import EngineRates, Rates, TrainingRates, read_rates
-from meow_ray.resources import TrainResources
 from meow_ray.sample import Given, look
 from meow_ray.scoring import MemoSteps
 from meow_ray.stage_invert import generator_spec

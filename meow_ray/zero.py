@@ -11,10 +11,9 @@ from typing import Any
 from filelock import FileLock
 
 from meow_ray import models
-from meow_ray.config_training import FineTuning
+from meow_ray.config import FineTuning, TrainResources
 from meow_ray.errors import MeowError
 from meow_ray.models import ModelRef
-from meow_ray.resources import TrainResources
 
 _OURS = {
     "optimizer": "`learning_rate` and `weight_decay`",

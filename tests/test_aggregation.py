@@ -10,7 +10,7 @@ import pytest
 from meow_ray import tofu
 from meow_ray.aggregation import Examples, aggregate, results
 from meow_ray.checks import conform
-from meow_ray.config_evaluation import Evaluate
+from meow_ray.config import Evaluate
 from meow_ray.errors import MeowError
 from meow_ray.schema import EXAMPLES
 from meow_ray.tofu import Results

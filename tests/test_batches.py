@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meow_ray.batches import TOKENS, Dataset, Item, Pair, micro_batches, totals
-from meow_ray.config_training import FineTuning, Train
+from meow_ray.config import FineTuning, Train
 from meow_ray.layout import layout
 from meow_ray.prompts import IGNORE
 

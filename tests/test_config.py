@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 import meow_ray
 from meow_ray.config import Config, Source
-from meow_ray.config_files import explain, load_config, nearest_key, valid_keys
+from meow_ray.config.fields import Section
+from meow_ray.config.files import explain, load_config, nearest_key, valid_keys
 from meow_ray.errors import MeowError
-from meow_ray.sections import Section
 from meow_ray.stages import STAGES
 from meow_ray.storage import json_digest
 

@@ -240,7 +240,7 @@ def test_a_run_without_its_inputs_says_what_to_do(program: Program, tmp_path: Pa
 
 def test_a_real_small_model_writes_valid_inverted_facts_through_vllm(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    from meow_ray.config_files import load_config
+    from meow_ray.config.files import load_config
     from meow_ray.facts import build, read
     from meow_ray.rules import Fact, Proposal, fault
 

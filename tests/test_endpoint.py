@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from meow_ray import storage
+from meow_ray.config import EngineResources
 from meow_ray.endpoint import EndpointSpec
 from meow_ray.engines import Sampling
 from meow_ray.errors import MeowError
@@ -25,7 +26,6 @@ from meow_ray.generators import Ask
 from meow_ray.inversion import reply_schema
 from meow_ray.manifest import REJECTS, SHORTFALL
 from meow_ray.ray_data import cpu_env
-from meow_ray.resources import EngineResources
 from meow_ray.rules import RULES
 from tests.runs import Program
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from meow_ray import models
+from meow_ray.config import EngineResources
 from meow_ray.engines import EngineSpec, Sampling, build
-from meow_ray.resources import EngineResources
 from tests.runs import PROJECT
 from tests.tiny import KNOWN, memorise
 

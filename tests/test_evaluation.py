@@ -9,9 +9,8 @@ import pyarrow as pa
 import pytest
 
 from meow_ray import aggregation, examples, models, sets, storage, suites, tables
-from meow_ray.config import Memo
-from meow_ray.config_evaluation import Evaluate
-from meow_ray.config_files import load_config
+from meow_ray.config import Evaluate, Memo
+from meow_ray.config.files import load_config
 from meow_ray.engines import Engine, EngineSpec, build
 from meow_ray.errors import MeowError
 from meow_ray.evaluation import EvaluateSteps

@@ -157,7 +157,7 @@ def test_a_saved_dataset_of_several_splits_gives_the_wanted_one(tmp_path: Path):
     ],
 )
 def test_a_source_is_a_file_by_its_suffix(path: str, expected: bool):
-    assert facts.is_file(Source(path=path)) is expected
+    assert Source(path=path).is_file is expected
 
 
 # --- files that cannot be read ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meow_ray import harness, models
-from meow_ray.config_evaluation import LmEval
+from meow_ray.config import LmEval
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 

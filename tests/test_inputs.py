@@ -10,7 +10,7 @@ import pytest
 from meow_ray import pipeline as pipeline_module
 from meow_ray import schema, sets, storage
 from meow_ray.config import Source
-from meow_ray.config_files import load_config
+from meow_ray.config.files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.facts import fact_id
 from meow_ray.manifest import MAIN, Artifact

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from meow_ray.config_training import Train
+from meow_ray.config import Train
 from meow_ray.errors import MeowError
 from meow_ray.losses import Sequences
 from meow_ray.objectives import PRESETS, ROLES, ObjectiveSpec, resolve, source_of

@@ -7,7 +7,7 @@ import pytest
 
 from meow_ray import batches, storage
 from meow_ray.batches import Dataset
-from meow_ray.config_training import Train
+from meow_ray.config import Train
 from meow_ray.errors import MeowError
 from meow_ray.pairs import PAIRS, pairs_of
 from meow_ray.prompts import IGNORE, Prompter

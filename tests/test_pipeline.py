@@ -10,7 +10,7 @@ import pytest
 
 from meow_ray import pipeline as pipeline_module
 from meow_ray import schema, storage
-from meow_ray.config_files import load_config
+from meow_ray.config.files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.pipeline import Pipeline
 from meow_ray.stage import Context, Stage, execute

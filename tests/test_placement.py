@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from meow_ray import placement
-from meow_ray.config_files import load_config
+from meow_ray.config.files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.stages import STAGES
 from tests.runs import Program

@@ -11,7 +11,7 @@ import pytest
 from meow_ray import architecture, cli, models, plan, storage
 from meow_ray.architecture import Architecture
 from meow_ray.config import Config
-from meow_ray.config_files import load_config
+from meow_ray.config.files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.objectives import MEMORIZE, PRESETS
 from meow_ray.plan import Method

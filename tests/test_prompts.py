@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray.config_files import load_config
+from meow_ray.config.files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.prompts import IGNORE, Prompter, fill
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from meow_ray import aggregation, memo_summary, report, storage
-from meow_ray.config_evaluation import Evaluate, Report
+from meow_ray.config import Evaluate, Report
 from meow_ray.manifest import HISTORY, MAIN, Artifact, FileEntry, Manifest
 from meow_ray.models import ModelRef
 from meow_ray.privacy import ATTACKS

@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from meow_ray import models, zero
-from meow_ray.config_training import Lora, Train
+from meow_ray.config import Lora, Train, TrainResources
 from meow_ray.errors import MeowError
 from meow_ray.objectives import PRESETS
-from meow_ray.resources import TrainResources
 from meow_ray.schema import SCHEMAS
 from tests.training import Run, Workers, job, reference_of
 

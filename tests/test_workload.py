@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from meow_ray import cli, workload
-from meow_ray.config_files import load_config
+from meow_ray.config.files import load_config
 from meow_ray.errors import MeowError
 from meow_ray.objectives import PRESETS
 from meow_ray.pipeline import Pipeline

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from meow_ray import checkpoints, zero
-from meow_ray.config_training import FineTuning, Lora
+from meow_ray.config import FineTuning, Lora, TrainResources
 from meow_ray.errors import MeowError
-from meow_ray.resources import TrainResources
 
 PLAIN = TrainResources(zero_stage=2, micro_batch_size=3)
 

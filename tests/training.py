@@ -13,14 +13,14 @@ from typing import Any
 
 from meow_ray import batches, finetune, storage
 from meow_ray.batches import Pair
-from meow_ray.config_training import Train
-from meow_ray.finetune import Hooks, Job
+from meow_ray.config import Train, TrainResources
+from meow_ray.finetune import Hooks
+from meow_ray.job import Job
 from meow_ray.manifest import HISTORY
 from meow_ray.models import load_tokenizer, reference
 from meow_ray.objectives import resolve
 from meow_ray.pairs import pairs_of
 from meow_ray.prompts import IGNORE, Prompter
-from meow_ray.resources import TrainResources
 
 
 @dataclass(frozen=True)

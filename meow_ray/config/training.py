@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from meow_ray.config import Source
-from meow_ray.sections import Section, content, field
+from meow_ray.config.fields import Section, content, field
+from meow_ray.config.sections import Source
 
 
 class Lora(Section):

@@ -9,16 +9,18 @@ Names that other modules define (objectives, validity rules) are checked where a
 `config_files.Names`.
 """
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from meow_ray.config_evaluation import Evaluate, Report
-from meow_ray.config_training import Memorize, Train
-from meow_ray.resources import Resources
-from meow_ray.sections import Section, content, field
+from meow_ray.config.fields import Section, content, field
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+"""Suffixes of the files that can be read, each with .gz too."""
 
 
 class Source(Section):
@@ -30,6 +32,12 @@ class Source(Section):
     subset: str | None = Field(None, description="configuration name of a Hugging Face dataset")
     split: str = Field("train", description="split of a Hugging Face dataset")
     revision: str | None = Field(None, description="revision of a Hugging Face dataset")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether this is a file of a format that is read here, and not a Hugging Face dataset."""
+        path = self.path.partition("?")[0].removesuffix(".gz")
+        return PurePosixPath(path).suffix in FORMATS
 
     @model_validator(mode="before")
     @classmethod
@@ -189,50 +197,3 @@ class Select(Section):
     top_k: int = field(3, "candidates chosen for each fact", "answers", gt=0)
     order: Literal["largest", "smallest", "random"] = field("largest", "which end of MEMO is chosen")
     seed: int = field(0, "seed of order random, combined with the fact", ge=0)
-
-
-class PipelineSection(Section):
-    """The run as a whole."""
-
-    rounds: int = field(
-        1, "times that what is still memorised goes round again, with fresh inverted facts", "rounds", gt=0
-    )
-    threshold: float = field(0.5, "facts whose MEMO in the tuned model is above it go round again", ge=0, le=1)
-
-
-class Tracking(Section):
-    """Where training writes its curves; never changes a result."""
-
-    tensorboard: bool = field(True, "event files below the storage root")
-    mlflow: str | None = field(None, "tracking URI of an MLflow server or folder")
-    wandb: str | None = field(None, "project on Weights & Biases; its key comes from the environment")
-
-
-class Storage(Section):
-    """Where artefacts live."""
-
-    root: str = field("runs/meow", "URI that all nodes reach: local path, NFS, s3://, gs://")
-
-
-class Config(Section):
-    """The whole configuration."""
-
-    target: Target = Target()
-    memorize: Memorize | None = None
-    ingest: Ingest = Ingest()
-    invert: Invert = Invert()
-    memo: Memo = Memo()
-    select: Select = Select()
-    train: Train = Train()
-    evaluate: Evaluate = Evaluate()
-    report: Report = Report()
-    pipeline: PipelineSection = PipelineSection()
-    tracking: Tracking = Tracking()
-    storage: Storage = Storage()
-    resources: Resources = Resources()
-
-    @model_validator(mode="after")
-    def _moments(self) -> "Config":
-        if "min_k_pp" in self.evaluate.membership and self.target.engine != "transformers":
-            raise ValueError("evaluate.membership: min_k_pp needs whole distributions: set target.engine=transformers")
-        return self

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from meow_ray.sections import Section, field
+from meow_ray.config.fields import Section, field
 
 
 class NodeType(Section):

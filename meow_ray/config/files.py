@@ -1,6 +1,7 @@
 """Configuration files: reading them, overriding single keys, explaining every key."""
 
 import importlib.util
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,9 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from meow_ray.config import Config, Source
+from meow_ray.config.config import Config
+from meow_ray.config.fields import Section, extra
+from meow_ray.config.sections import Source
 from meow_ray.errors import MeowError
-from meow_ray.sections import Section, extra
 
 
 def _package_folder(name: str) -> str:
@@ -161,7 +163,6 @@ def _explain(section: type[Section], prefix: str) -> Iterator[tuple[str, str, st
             yield from _explain(inner, f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        kind = str(field.annotation).replace("typing.", "").replace("meow_ray.config.", "")
-        kind = kind.replace("meow_ray.resources.", "")
+        kind = re.sub(r"typing\.|meow_ray\.config\.\w+\.", "", str(field.annotation))
         kind = field.annotation.__name__ if isinstance(field.annotation, type) else kind
         yield f"{prefix}{name}", kind, default, str(extra(field).get("unit", "")), field.description or ""

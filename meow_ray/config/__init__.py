@@ -1,0 +1,37 @@
+"""The configuration: what can be set, with defaults, meanings, units and bounds."""
+
+from meow_ray.config.config import Config, PipelineSection, Storage, Tracking
+from meow_ray.config.evaluation import Evaluate, LmEval, Report
+from meow_ray.config.resources import NODE_LABELS, EngineResources, InvertResources, NodeType, Resources, TrainResources
+from meow_ray.config.sections import FORMATS, Dtype, Ingest, Invert, Memo, ModelSection, Select, Source, Target
+from meow_ray.config.training import OWN_OBJECTIVE, FineTuning, Lora, Memorize, Train
+
+__all__ = [
+    "FORMATS",
+    "NODE_LABELS",
+    "OWN_OBJECTIVE",
+    "Config",
+    "Dtype",
+    "EngineResources",
+    "Evaluate",
+    "FineTuning",
+    "Ingest",
+    "Invert",
+    "InvertResources",
+    "LmEval",
+    "Lora",
+    "Memo",
+    "Memorize",
+    "ModelSection",
+    "NodeType",
+    "PipelineSection",
+    "Report",
+    "Resources",
+    "Select",
+    "Source",
+    "Storage",
+    "Target",
+    "Tracking",
+    "Train",
+    "TrainResources",
+]
