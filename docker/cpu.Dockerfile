@@ -1,4 +1,5 @@
-# The image of nodes without GPUs (the head, a try on a laptop): docker build -f docker/cpu.Dockerfile -t meow_ray:0.1.0-cpu .
+# The image for nodes without GPUs: the head, or a trial on a laptop.
+# docker build -f docker/cpu.Dockerfile -t meow_ray:0.1.0-cpu .
 FROM rayproject/ray:2.60.0-py311-cpu
 
 LABEL org.opencontainers.image.title="meow_ray" \
@@ -6,13 +7,13 @@ LABEL org.opencontainers.image.title="meow_ray" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 USER 0
-# hadolint ignore=DL3008 # versions are those of the pinned base image's distribution
+# hadolint ignore=DL3008 # the pinned base image's distribution sets the versions
 RUN apt-get update && apt-get install -y --no-install-recommends g++ make && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/meow_ray
 RUN chown ray:users .
 USER 1000
 
-# what is heavy first: code that changes does not install it again
+# Install the heavy packages first, so that a change of the code does not reinstall them.
 COPY --chown=ray:users Makefile pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=ray:users meow_ray/__init__.py meow_ray/
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
@@ -20,7 +21,7 @@ RUN make setup VENV=/home/ray/anaconda3 HARDWARE=cpu EXTRAS=cpu,lm-eval,tracking
 COPY --chown=ray:users meow_ray meow_ray
 COPY --chown=ray:users pipelines pipelines
 
-# hadolint ignore=DL3064 # a mode, not a secret
+# hadolint ignore=DL3064 # this is a mode, not a secret
 ENV RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \
     TOKENIZERS_PARALLELISM=false

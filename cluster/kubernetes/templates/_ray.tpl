@@ -22,7 +22,7 @@ securityContext:
   seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{/* One container of Ray. Of: root, name, image, cpus, memory, gpus. */}}
+{{/* A Ray container. Arguments: root, name, image, cpus, memory, gpus. */}}
 {{- define "meow.container" -}}
 name: {{ .name }}
 image: {{ .image }}
@@ -30,7 +30,7 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext: {{- include "meow.containerSecurity" .root | nindent 2 }}
 env:
   - {name: HOME, value: /scratch}
-  - {name: TMPDIR, value: /scratch} # checkpoints, exports and sorted tables on their way
+  - {name: TMPDIR, value: /scratch} # checkpoints, exports and tables that are being sorted
   - {name: RAY_TMPDIR, value: /tmp}
   - {name: MEOW_HOME, value: /cache/meow}
   - {name: HF_HOME, value: /cache/huggingface}
@@ -56,7 +56,7 @@ volumeMounts:
   {{- end }}
 {{- end }}
 
-{{/* The volumes of one pod. Of: root, scratch, sharedMemory. */}}
+{{/* The volumes of a pod. Arguments: root, scratch, sharedMemory. */}}
 {{- define "meow.volumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 20Gi}
@@ -89,7 +89,7 @@ headGroupSpec:
   rayStartParams:
     num-cpus: "0"
     object-spilling-directory: /scratch
-    dashboard-host: 0.0.0.0 # the pod's; the network policy and the token stand before it
+    dashboard-host: 0.0.0.0 # of the pod; the network policy and the token protect it
   template:
     metadata:
       labels: {{- include "meow.labels" . | nindent 8 }}
