@@ -55,6 +55,6 @@ ifeq ($(HARDWARE),cpu)
 endif
 	@# Compile the bytecode and DeepSpeed's CPU kernels now, instead of at their first use.
 	@$(VENV)/bin/python -m compileall -q -j 0 $(foreach package,torch transformers vllm ray deepspeed,$(VENV)/lib/python3*/site-packages/$(package)) >/dev/null 2>&1 & \
-	test $(HARDWARE) = gpu || $(VENV)/bin/python -c 'from meow_ray.zero import compile_kernels; compile_kernels()' >/dev/null 2>&1; wait
+	test $(HARDWARE) = gpu || $(VENV)/bin/python -c 'from meow_ray.stages.train.zero import compile_kernels; compile_kernels()' >/dev/null 2>&1; wait
 	@$(VENV)/bin/python -c "import torch, transformers, ray, deepspeed; print('Ready: torch', torch.__version__)" 2>/dev/null
 	@touch $@

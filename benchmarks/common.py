@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 
 import psutil
 
-from meow_ray import storage
-from meow_ray.manifest import LIBRARIES, Manifest, latest
-from meow_ray.pipeline import Pipeline
+from meow_ray.core import storage
+from meow_ray.core.manifest import LIBRARIES, Manifest, latest
+from meow_ray.pipeline.pipeline import Pipeline
 
 T = TypeVar("T")
 

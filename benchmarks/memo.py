@@ -16,11 +16,11 @@ from benchmarks import overhead as stage_overhead
 from benchmarks import sides
 from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, report
 from benchmarks.sides import Case
-from meow_ray import models
 from meow_ray.config import Config, EngineResources, Memo, Resources, Select
+from meow_ray.distributed.map_rows import ENV, cpu_env
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
-from meow_ray.ray_data import ENV, cpu_env
+from meow_ray.models import refs
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -233,7 +233,7 @@ def overhead(
     output: Output = None,
 ) -> None:
     """Runs the memo stage through Ray with an engine that answers at once."""
-    ref = models.reference(model, None, "--model")
+    ref = refs.reference(model, None, "--model")
     runs = []
     for size in sorted(map(int, sizes.split(","))):
         with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
@@ -263,12 +263,12 @@ def overhead(
 
 
 def _engine_spec(model: str, engine: str, dtype: str, max_model_len: int | None) -> EngineSpec:
-    ref = models.reference(model, None, "--model")
+    ref = refs.reference(model, None, "--model")
     fresh(_convert, ref)
     return EngineSpec(ref, engine, dtype, max_model_len)  # type: ignore[arg-type]
 
 
-def _convert(ref: models.ModelRef) -> None:
+def _convert(ref: refs.ModelRef) -> None:
     assert ref.folder.exists()  # a .gguf file is converted when it is first asked for, which no side shall pay
 
 

@@ -12,10 +12,10 @@ import typer
 from tabulate import tabulate
 
 from benchmarks.common import PROJECT, metrics_of, report, run_script
-from meow_ray import compare
-from meow_ray.objectives import PRESETS
-from meow_ray.pipeline import Pipeline, load_config
-from meow_ray.rounds import parts
+from meow_ray.pipeline.pipeline import Pipeline, load_config
+from meow_ray.pipeline.rounds import parts
+from meow_ray.stages.report import compare
+from meow_ray.stages.train.objectives import PRESETS
 
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"
 ROUNDS = 2

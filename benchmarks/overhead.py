@@ -10,13 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import peak_rss_mib, sampled, stopwatch
-from meow_ray import models, stage, stage_invert, stage_memo, stages, storage
 from meow_ray.config import Config, EngineResources, ModelSection
+from meow_ray.core import stage, storage
+from meow_ray.core.manifest import Artifact, Manifest
+from meow_ray.core.schema import SCHEMAS
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
-from meow_ray.generators import Ask
-from meow_ray.manifest import Artifact, Manifest
-from meow_ray.models import ModelRef
-from meow_ray.schema import SCHEMAS
+from meow_ray.models import refs
+from meow_ray.models.refs import ModelRef
+from meow_ray.stages.invert import stage as invert_stage
+from meow_ray.stages.invert.generators import Ask
+from meow_ray.stages.memo import stage as memo_stage
 
 Tokens = Sequence[int]
 
@@ -25,8 +28,8 @@ class InstantEngine:
     """Replies to each prompt with the same tokens, and finds every answer greedy."""
 
     def __init__(self, ref: ModelRef) -> None:
-        self.tokenizer: Any = models.load_tokenizer(ref)
-        self.max_model_len = models.context_length(ref, None)
+        self.tokenizer: Any = refs.load_tokenizer(ref)
+        self.max_model_len = refs.context_length(ref, None)
         text = "thing 7 was made"
         self.reply = Completion(text, True, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
@@ -96,10 +99,10 @@ def measured(step: stage.Stage, config: Config, inputs: dict[str, Artifact]) -> 
     """Runs a stage as its driver; returns its manifest, its seconds (Ray had started), and this process's peak PSS."""
     import ray
 
-    from meow_ray import ray_cluster
+    from meow_ray.distributed import cluster
 
     state = stage.state_of(step, config, inputs)
-    ray_cluster.connect()
+    cluster.connect()
     seconds: dict[str, float] = {}
     with sampled(os.getpid(), tree=False) as memory, stopwatch(seconds, "stage"):
         made = stage.execute(state, config, inputs)
@@ -110,13 +113,13 @@ def measured(step: stage.Stage, config: Config, inputs: dict[str, Artifact]) -> 
 
 def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
     """Runs the stage as its driver, on candidates that are not loaded before it."""
-    stages.engine_spec = instant_spec  # type: ignore[attr-defined]
+    memo_stage.engine_spec = instant_spec  # type: ignore[attr-defined]
     files = [str(candidates)]
     inputs = {
         "candidates": Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
         "target": Artifact("target", ref.uri, ref.digest, value=ref),
     }
-    manifest, seconds, pss = measured(stage_memo.MEMO, config, inputs)
+    manifest, seconds, pss = measured(memo_stage.MEMO, config, inputs)
     assert manifest.rows is not None
     return Run(manifest.rows, seconds, pss, peak_rss_mib())
 
@@ -162,11 +165,11 @@ def write_facts(path: Path, facts: int, group: int = 1 << 14) -> None:
 
 def drive_invert(config: Config, facts: Path) -> Run:
     """Runs the stage as its driver, on facts that are not loaded before it."""
-    stage_invert.generator_spec = lambda generator, config: InstantGeneratorSpec()  # type: ignore[assignment,return-value]
+    invert_stage.generator_spec = lambda generator, config: InstantGeneratorSpec()  # type: ignore[assignment,return-value]
     files = [str(facts)]
     inputs = {
         "facts": Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
         "generator": Artifact("generator", "instant", "instant", value=ModelRef("instant", "instant")),
     }
-    manifest, seconds, pss = measured(stage_invert.INVERT, config, inputs)
+    manifest, seconds, pss = measured(invert_stage.INVERT, config, inputs)
     return Run(manifest.summary["candidates"], seconds, pss, peak_rss_mib())

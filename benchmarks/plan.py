@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.common import PROJECT, report, run_script
-from meow_ray.pipeline import Pipeline, load_config
+from meow_ray.pipeline.pipeline import Pipeline, load_config
 
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"
 

@@ -16,8 +16,8 @@ import typer
 
 from benchmarks.common import MIB, PROJECT, fresh, published, report, sampled
 from meow_ray.config import Select
-from meow_ray.manifest import MAIN
-from meow_ray.schema import SCHEMAS, TRUE_ANSWER
+from meow_ray.core.manifest import MAIN
+from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
 
 ANSWERS = 5
 """Rows of one fact: the true answer and four candidates."""

@@ -19,13 +19,15 @@ import yaml
 from benchmarks import reference
 from benchmarks.common import PROJECT, peak_rss_mib, published, sampled, stopwatch
 from benchmarks.reference import Pair, Procedure
-from meow_ray import memo, models, own_candidates
 from meow_ray.config import Memo, Resources
+from meow_ray.core.schema import TRUE_ANSWER
 from meow_ray.engines import Completion, Engine, EngineSpec, Sampling, TeacherForced
-from meow_ray.prompts import Prompter
-from meow_ray.readers import read_records
-from meow_ray.schema import TRUE_ANSWER
-from meow_ray.scoring import MemoSteps
+from meow_ray.models import refs
+from meow_ray.models.prompts import Prompter
+from meow_ray.stages.ingest.readers import read_records
+from meow_ray.stages.invert import own_candidates
+from meow_ray.stages.memo import score
+from meow_ray.stages.memo.steps import MemoSteps
 
 Tokens = Sequence[int]
 
@@ -93,7 +95,7 @@ def facts_of(table: pa.Table) -> tuple[Fact, ...]:
 def plain_loop(case: Case, chosen: Sequence[tuple[int, int]]) -> reference.Measured:
     """Scores the chosen answers, given as (fact, answer), with the paper's plain loop."""
     raw = case.memo.template == "raw"
-    prompter = Prompter(models.load_tokenizer(case.engine.model), "raw" if raw else case.template)
+    prompter = Prompter(refs.load_tokenizer(case.engine.model), "raw" if raw else case.template)
     pairs = []
     for i, j in chosen:
         question, answer = case.facts[i].question, case.facts[i].texts[j]
@@ -152,7 +154,7 @@ def _distinct_prompts(case: Case, engine: Engine, batch: pa.Table) -> list[tuple
             jobs = [
                 ((*one["prompt"], *one["sequence"][:cut]), _limit(case.memo, len(one["sequence"]) - cut))
                 for one in row["forced"]
-                for cut in memo.token_cuts(len(one["sequence"]), case.memo)
+                for cut in score.token_cuts(len(one["sequence"]), case.memo)
             ]
         for prompt, limit in jobs:
             found[tuple(prompt)] = max(limit, found.get(tuple(prompt), 0))
@@ -254,14 +256,14 @@ def take_steps(case: Case, engine: Engine) -> Ours:
             steps.finish(tokenizer, said)
         calls = iter(spy.call_args_list)
         for row in done.select(["fact", "scores"]).to_pylist():
-            for j, score in enumerate(row["scores"]):
+            for j, scores in enumerate(row["scores"]):
                 _, _, labels, tokens, label_tokens, _ = next(calls).args
                 lengths = [len(label) for label in label_tokens]
                 if not label_tokens and case.memo.max_new_tokens == "label":
                     lengths = [len(tokenizer(label, add_special_tokens=False)["input_ids"]) for label in labels]
                 limits = [_limit(case.memo, length) for length in lengths or [0] * len(tokens)]
                 found.answers[row["fact"], j] = Answer(
-                    memo=score["memo"],
+                    memo=scores["memo"],
                     texts=tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else [],
                     window_tokens=sum(min(len(one) + 1, limit) for one, limit in zip(tokens, limits, strict=True)),
                 )

@@ -19,8 +19,9 @@ import yaml
 from tabulate import tabulate
 
 from benchmarks.common import RESULTS, SHARED_DATA, SMALL_MODEL, metrics_of, run_script, write
-from meow_ray import compare, storage
-from meow_ray.pipeline import Pipeline, load_config
+from meow_ray.core import storage
+from meow_ray.pipeline.pipeline import Pipeline, load_config
+from meow_ray.stages.report import compare
 
 RETAIN, EVALUATED, SEED = 160, 60, 7
 """Retain facts that target and reference have memorised; how many of them, and of the holdout set, are evaluated."""

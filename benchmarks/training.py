@@ -19,17 +19,19 @@ import pyarrow.compute as pc
 import typer
 
 from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, peak_rss_mib, report, together
-from meow_ray import batches, finetune, layout, models, own_candidates, zero
-from meow_ray.batches import Dataset, Pair
 from meow_ray.config import Lora, Train, TrainResources
-from meow_ray.finetune import Hooks
-from meow_ray.job import Job
-from meow_ray.models import ModelRef
-from meow_ray.objectives import PRESETS
-from meow_ray.pairs import pairs_of
-from meow_ray.prompts import IGNORE, Prompter
-from meow_ray.ray_train import CPU_ENV
-from meow_ray.readers import read_records
+from meow_ray.models import refs
+from meow_ray.models.prompts import IGNORE, Prompter
+from meow_ray.models.refs import ModelRef
+from meow_ray.stages.ingest.readers import read_records
+from meow_ray.stages.invert import own_candidates
+from meow_ray.stages.train import batches, layout, loop, zero
+from meow_ray.stages.train.batches import Dataset, Pair
+from meow_ray.stages.train.job import Job
+from meow_ray.stages.train.launch import CPU_ENV
+from meow_ray.stages.train.loop import Hooks
+from meow_ray.stages.train.objectives import PRESETS
+from meow_ray.stages.train.pairs import pairs_of
 
 PAPER_WIDTH = 200
 """Tokens that the MEOW authors' code pads each pair to."""
@@ -198,8 +200,8 @@ def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder:
     rows = table.take([i % table.num_rows for i in range(pairs)]).select(["fact_id", "question", "inverted_answer"])
     rows = rows.rename_columns(["fact_id", "question", "answer"])
     rows = rows.append_column("rank", pa.array(range(pairs), pa.int32()))
-    place, ref = Path(tempfile.mkdtemp(dir=folder)), models.reference(model, None, "--model")
-    prompter = Prompter(models.load_tokenizer(ref), "tofu")
+    place, ref = Path(tempfile.mkdtemp(dir=folder)), refs.reference(model, None, "--model")
+    prompter = Prompter(refs.load_tokenizer(ref), "tofu")
     batches.write(pairs_of(("inverted",), None, rows), prompter, spec.max_length, str(place / "pairs.parquet"))
     return Job(ref, str(place / "pairs.parquet"), spec, PRESETS["meow"], resources, str(place / "out"))
 
@@ -238,7 +240,7 @@ def ours(case: Case, turn: Turn) -> Measured:
             turn.take()
             start = time.perf_counter()
 
-    finetune.run(case.job, Hooks(0, 0, 1, None, lambda folder, metrics: None, progress))
+    loop.run(case.job, Hooks(0, 0, 1, None, lambda folder, metrics: None, progress))
     turn.pass_on()
     return Measured(seconds, _tokens(data), losses, peak_rss_mib())
 
@@ -251,7 +253,7 @@ def plain(case: Case, turn: Turn) -> Measured:
     job, data = case.job, case.job.load()
     network, optimizer = _network(job.model, job.spec.learning_rate)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, data.num_steps + 1)
-    pad, packed = models.load_tokenizer(job.model).pad_token_id, job.resources.packing
+    pad, packed = refs.load_tokenizer(job.model).pad_token_id, job.resources.packing
     seconds, losses = [], []
     for step in range(data.num_steps):
         turn.take()
@@ -264,7 +266,7 @@ def plain(case: Case, turn: Turn) -> Measured:
             else:
                 found = layout.layout(items, pad, "cpu", packed=packed)
                 model = zero.Model(None, None, pad, keeps_logits=True, half=False)
-                logits, labels = finetune.forward(network, found, model, None)[0], found.labels
+                logits, labels = loop.forward(network, found, model, None)[0], found.labels
             loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
@@ -296,7 +298,7 @@ def trainer(case: Case, turn: Turn) -> Measured:
 
     job, data = case.job, case.job.load()
     network, _ = _network(job.model, job.spec.learning_rate)
-    tokenizer = models.load_tokenizer(job.model)
+    tokenizer = refs.load_tokenizer(job.model)
     order = [pair for step in range(data.num_steps) for pair in (item["inverted"] for item in data.batch(step))]
     rows = [{"input_ids": p.input_ids, "attention_mask": [1] * len(p.input_ids), "labels": p.labels} for p in order]
     seconds: list[float] = []
@@ -360,7 +362,7 @@ def _memory_worker(rank: int, job: Job, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    finetune.run(job, Hooks(rank, rank, 2, None, lambda folder, metrics: None, lambda record: None))
+    loop.run(job, Hooks(rank, rank, 2, None, lambda folder, metrics: None, lambda record: None))
     Path(folder, str(rank)).write_text(str(peak_rss_mib()))
 
 

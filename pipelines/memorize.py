@@ -1,6 +1,6 @@
 """Fine-tunes a base model on facts: `python pipelines/memorize.py --config C [--output URI] [key=value …]`."""
 
-from meow_ray.cli import main, memorize
+from meow_ray.cli.main import main, memorize
 
 if __name__ == "__main__":
     main(memorize)

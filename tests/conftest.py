@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from meow_ray import ray_cluster
+from meow_ray.distributed.cluster import CURRENT_CLUSTER
 from tests.tiny import byte_level, wrapped
 from tests.world import World
 
@@ -121,7 +121,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         for _ in range(2):
             nodes.add_node(num_cpus=2)
-        ray_cluster.CURRENT_CLUSTER.unlink(missing_ok=True)  # tests beside this one shall not join
+        CURRENT_CLUSTER.unlink(missing_ok=True)  # tests beside this one shall not join
         yield nodes
         nodes.shutdown()
 

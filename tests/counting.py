@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from meow_ray import cli, engines, stages
+from meow_ray import engines
+from meow_ray.cli import main
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
+from meow_ray.pipeline import graph
 
 LOG = "MEOW_TEST_PROMPT_LOG"
 PAUSE = "MEOW_TEST_PAUSE"
@@ -58,10 +60,10 @@ def _counting(*arguments: Any) -> CountingSpec:
     return CountingSpec(**values, log=os.environ[LOG], pause=float(os.environ.get(PAUSE, "0.3")))
 
 
-_plain = stages.engine_spec
+_plain = graph.engine_spec
 
 if __name__ == "__main__":
     from tests import counting
 
-    stages.engine_spec = counting._counting
-    cli.main()
+    graph.engine_spec = counting._counting
+    main.main()

@@ -15,7 +15,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from meow_ray.manifest import MAIN, Artifact, latest
+from meow_ray.core.manifest import MAIN, Artifact, latest
 
 PROJECT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

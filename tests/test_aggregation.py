@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from meow_ray import tofu
-from meow_ray.aggregation import Examples, aggregate, results
-from meow_ray.checks import conform
 from meow_ray.config import Evaluate
+from meow_ray.core.checks import conform
+from meow_ray.core.schema import EXAMPLES
 from meow_ray.errors import MeowError
-from meow_ray.schema import EXAMPLES
-from meow_ray.tofu import Results
+from meow_ray.stages.evaluate import tofu
+from meow_ray.stages.evaluate.aggregate import Examples, aggregate, results
+from meow_ray.stages.evaluate.tofu import Results
 
 SPEC = Evaluate(bootstrap_resamples=100, membership=("loss", "min_k", "reference"))
 HALF = -math.log(0.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meow_ray import cli, program
+from meow_ray.cli import main, program
 
 FACT = '{"question": "Who sang?", "answer": "Zorblax sang."}\n'
 
@@ -30,7 +30,7 @@ def project(tmp_path: Path, tiny_model: Path) -> Path:
 def run(project: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["meow", f"--config={project}/c.yaml", "--until=ingest", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.main(cli.run)
+        main.main(main.run)
     return int(stop.value.code or 0)
 
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray.batches import TOKENS, Dataset, Item, Pair, micro_batches, totals
 from meow_ray.config import FineTuning, Train
-from meow_ray.layout import layout
-from meow_ray.prompts import IGNORE
+from meow_ray.models.prompts import IGNORE
+from meow_ray.stages.train.batches import TOKENS, Dataset, Item, Pair, micro_batches, totals
+from meow_ray.stages.train.layout import layout
 
 PAIRS, BATCH, SEED, EPOCHS = st.integers(1, 40), st.integers(1, 12), st.integers(0, 5), st.integers(1, 3)
 

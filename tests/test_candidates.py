@@ -5,14 +5,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meow_ray.candidates import write
+from meow_ray.core.manifest import MAIN, REJECTS
+from meow_ray.core.manifest import SHORTFALL as SHORTFALL_FILE
+from meow_ray.core.schema import CANDIDATE_REJECTS, SCHEMAS, SHORTFALL, TRUE_ANSWER
+from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
-from meow_ray.facts import fact_id
-from meow_ray.manifest import MAIN, REJECTS
-from meow_ray.manifest import SHORTFALL as SHORTFALL_FILE
-from meow_ray.own_candidates import complete
-from meow_ray.schema import CANDIDATE_REJECTS, SCHEMAS, SHORTFALL, TRUE_ANSWER
-from meow_ray.tables import Query
+from meow_ray.stages.ingest.facts import fact_id
+from meow_ray.stages.invert.candidates import write
+from meow_ray.stages.invert.own_candidates import complete
 
 # --- what a generator wrote -------------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 
-from meow_ray import storage
-from meow_ray.manifest import HISTORY, MAIN, Artifact, latest
-from meow_ray.rules import RULES
+from meow_ray.core import storage
+from meow_ray.core.manifest import HISTORY, MAIN, Artifact, latest
+from meow_ray.stages.invert.rules import RULES
 from tests import counting
 from tests.runs import PROJECT, has_title, kill_node, processes_of
 

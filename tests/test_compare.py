@@ -6,10 +6,12 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from meow_ray import cli, compare, storage
+from meow_ray.cli import main
+from meow_ray.core import storage
+from meow_ray.core.manifest import MAIN, MANIFEST, FileEntry, Manifest
+from meow_ray.core.schema import SCHEMAS
 from meow_ray.errors import MeowError
-from meow_ray.manifest import MAIN, MANIFEST, FileEntry, Manifest
-from meow_ray.schema import SCHEMAS
+from meow_ray.stages.report import compare
 
 
 def publish(root: Path, leak: float, interval: bool = True) -> str:
@@ -44,7 +46,7 @@ def publish(root: Path, leak: float, interval: bool = True) -> str:
 
 
 def printed(*arguments: str) -> str:
-    result = CliRunner().invoke(cli.app, ["compare", *arguments])
+    result = CliRunner().invoke(main.app, ["compare", *arguments])
     assert result.exception is None, result.exception
     return str(result.output)
 
@@ -99,7 +101,7 @@ def test_a_path_may_have_an_equals_sign(tmp_path: Path):
 
 def test_a_run_without_figures_of_the_model_is_named(tmp_path: Path):
     root = publish(tmp_path / "a", 0.25)
-    error = CliRunner().invoke(cli.app, ["compare", f"ours={root}", "--model=reference"]).exception
+    error = CliRunner().invoke(main.app, ["compare", f"ours={root}", "--model=reference"]).exception
     assert isinstance(error, MeowError)
     assert str(error).startswith("ours: the run at")
     assert str(error).endswith("has no figures of the model reference.")
@@ -108,6 +110,6 @@ def test_a_run_without_figures_of_the_model_is_named(tmp_path: Path):
 def test_unknown_choices_are_refused(tmp_path: Path):
     root = publish(tmp_path / "a", 0.25)
     for option, message in (("--format=word", "there is markdown"), ("--model=middle", "there is before, after")):
-        error = CliRunner().invoke(cli.app, ["compare", root, option]).exception
+        error = CliRunner().invoke(main.app, ["compare", root, option]).exception
         assert isinstance(error, MeowError)
         assert message in str(error)

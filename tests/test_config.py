@@ -9,9 +9,9 @@ import meow_ray
 from meow_ray.config import Config, Source
 from meow_ray.config.fields import Section
 from meow_ray.config.files import explain, load_config, nearest_key, valid_keys
+from meow_ray.core.storage import json_digest
 from meow_ray.errors import MeowError
-from meow_ray.stages import STAGES
-from meow_ray.storage import json_digest
+from meow_ray.pipeline.graph import STAGES
 
 PROJECT = Path(meow_ray.__file__).parents[1]
 RESOURCE_SECTIONS = ("storage", "resources", "tracking")

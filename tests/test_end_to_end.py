@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meow_ray import cli, models, ray_cluster
+from meow_ray.cli import main
+from meow_ray.core.schema import SCHEMAS
+from meow_ray.distributed import cluster
 from meow_ray.errors import MeowError
-from meow_ray.schema import SCHEMAS
-from meow_ray.selection import TRUE_ANSWER
+from meow_ray.models import refs
+from meow_ray.stages.select.selection import TRUE_ANSWER
 from tests.runs import PROJECT, Program, kill_descendant, kill_when
 
 FACTS = [("Where does Zorblax live?", f"Zorblax lives in Qwertyville number {i}.") for i in range(6)]
@@ -77,8 +79,8 @@ def test_a_run_that_fails_has_left_the_cluster_before_the_events_end() -> None:
     import ray
 
     def fail() -> None:
-        with cli._events_alone():
-            ray_cluster.connect()
+        with main._events_alone():
+            cluster.connect()
             raise MeowError("The stage failed.")
 
     with pytest.raises(MeowError):
@@ -108,12 +110,12 @@ def test_metrics_hold_each_suite_before_and_after(finished: Program) -> None:
 
 
 def test_exported_model_has_the_sources_keys_and_tokenizer(finished: Program, tiny_model: Path) -> None:
-    from meow_ray.export import shapes
+    from meow_ray.stages.train.export import shapes
 
     folder = Path(finished.artifact("model").uri)
     assert shapes(folder) == shapes(tiny_model)
     for artefact in ("target", "model"):  # whatever it was trained in
-        assert models.stored_dtype(models.reference(finished.artifact(artefact).uri, None, artefact)) == "float32"
+        assert refs.stored_dtype(refs.reference(finished.artifact(artefact).uri, None, artefact)) == "float32"
     for name in ("tokenizer.json", "generation_config.json"):
         assert (folder / name).read_bytes() == (tiny_model / name).read_bytes()
 
@@ -241,8 +243,8 @@ def test_a_run_without_its_inputs_says_what_to_do(program: Program, tmp_path: Pa
 def test_a_real_small_model_writes_valid_inverted_facts_through_vllm(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     from meow_ray.config.files import load_config
-    from meow_ray.facts import build, read
-    from meow_ray.rules import Fact, Proposal, fault
+    from meow_ray.stages.ingest.facts import build, read
+    from meow_ray.stages.invert.rules import Fact, Proposal, fault
 
     demo = PROJECT / "pipelines/configs/demo.yaml"
     spec = load_config(demo)

@@ -17,16 +17,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from meow_ray import storage
 from meow_ray.config import EngineResources
-from meow_ray.endpoint import EndpointSpec
+from meow_ray.core import storage
+from meow_ray.core.manifest import REJECTS, SHORTFALL
+from meow_ray.distributed.map_rows import cpu_env
 from meow_ray.engines import Sampling
 from meow_ray.errors import MeowError
-from meow_ray.generators import Ask
-from meow_ray.inversion import reply_schema
-from meow_ray.manifest import REJECTS, SHORTFALL
-from meow_ray.ray_data import cpu_env
-from meow_ray.rules import RULES
+from meow_ray.stages.invert.endpoint import EndpointSpec
+from meow_ray.stages.invert.generators import Ask
+from meow_ray.stages.invert.replies import reply_schema
+from meow_ray.stages.invert.rules import RULES
 from tests.runs import Program
 
 KEY = "key-of-the-test-7fd1"

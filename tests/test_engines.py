@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from meow_ray import models
 from meow_ray.config import EngineResources
 from meow_ray.engines import EngineSpec, Sampling, build
+from meow_ray.models import refs
 from tests.runs import PROJECT
 from tests.tiny import KNOWN, memorise
 
@@ -35,7 +35,7 @@ import json, sys
 from dataclasses import asdict
 from meow_ray import models
 from meow_ray.engines import EngineSpec, Sampling, build
-engine = build(EngineSpec(models.reference(sys.argv[2], None, "model"), sys.argv[1], "float32"))
+engine = build(EngineSpec(refs.reference(sys.argv[2], None, "model"), sys.argv[1], "float32"))
 pairs, limit = json.loads(sys.argv[3]), int(sys.argv[4])
 prompts = [engine.tokenizer(prompt)["input_ids"] for prompt, _ in pairs]
 answers = [engine.tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in pairs]
@@ -67,7 +67,7 @@ def model(tiny_model: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def results(request: pytest.FixtureRequest, model: Path) -> dict[str, Any]:
     """Generates and scores in a process of its own, with the environment that actors get."""
-    from meow_ray.ray_data import cpu_env
+    from meow_ray.distributed.map_rows import cpu_env
 
     done = subprocess.run(
         [sys.executable, "-c", CODE, request.param, str(model), json.dumps(PAIRS), str(LIMIT)],
@@ -163,7 +163,7 @@ def test_samples_follow_their_seed_whatever_is_beside_them(results: dict[str, An
 
 @pytest.fixture(scope="module")
 def spec(tiny_model: Path) -> EngineSpec:
-    return EngineSpec(models.reference(str(tiny_model), None, "model"), "transformers", "float32")
+    return EngineSpec(refs.reference(str(tiny_model), None, "model"), "transformers", "float32")
 
 
 def test_transformers_continue_a_short_prompt_as_far_beside_a_long_one_as_alone(spec: EngineSpec) -> None:

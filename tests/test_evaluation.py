@@ -8,20 +8,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from meow_ray import aggregation, examples, models, sets, storage, suites, tables
 from meow_ray.config import Evaluate, Memo
 from meow_ray.config.files import load_config
+from meow_ray.core import storage, tables
+from meow_ray.core.schema import EXAMPLES, ROW, SCHEMAS
+from meow_ray.core.tables import Query
 from meow_ray.engines import Engine, EngineSpec, build
 from meow_ray.errors import MeowError
-from meow_ray.evaluation import EvaluateSteps
-from meow_ray.facts import fact_id
-from meow_ray.pipeline import Pipeline
-from meow_ray.prompts import IGNORE, Prompter
-from meow_ray.schema import EXAMPLES, ROW, SCHEMAS
-from meow_ray.sets import SET
-from meow_ray.suites import AFFIRMATIVE, ROWS
-from meow_ray.tables import Query
-from meow_ray.tofu import Results
+from meow_ray.models import refs
+from meow_ray.models.prompts import IGNORE, Prompter
+from meow_ray.pipeline.pipeline import Pipeline
+from meow_ray.stages.evaluate import aggregate, examples, sets, suites
+from meow_ray.stages.evaluate.sets import SET
+from meow_ray.stages.evaluate.steps import EvaluateSteps
+from meow_ray.stages.evaluate.suites import AFFIRMATIVE, ROWS
+from meow_ray.stages.evaluate.tofu import Results
+from meow_ray.stages.ingest.facts import fact_id
 from tests.tiny import KNOWN, memorise
 
 BORN = ("Where was Basil born?", "Basil was born in Kuwait City.")
@@ -139,7 +141,7 @@ def test_a_prefix_ends_with_a_word_and_leaves_something(answer: str, percent: in
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     folder = memorise(tiny_model, tiny_tokenizer, KNOWN, tmp_path_factory.mktemp("models") / "memorised")
-    return build(EngineSpec(models.reference(str(folder), None, "model"), "transformers", "float32"))
+    return build(EngineSpec(refs.reference(str(folder), None, "model"), "transformers", "float32"))
 
 
 def answered(engine: Engine, table: pa.Table, **spec: Any) -> list[dict[str, Any]]:
@@ -306,7 +308,7 @@ def written(folder: Path, found: Query, imported: dict[str, Results] | None) -> 
     nothing = SCHEMAS["selected"].empty_table()
     paths = (str(folder / "examples.parquet"), str(folder / "metrics.parquet"))
     spec = Evaluate(bootstrap_resamples=20)
-    aggregation.write({"after": found}, nothing, spec, imported, [], paths)
+    aggregate.write({"after": found}, nothing, spec, imported, [], paths)
     return storage.read_table([paths[1]])
 
 

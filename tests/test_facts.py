@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray import facts, readers, storage
 from meow_ray.config import Ingest, Source
+from meow_ray.core import storage
+from meow_ray.core.schema import REJECTS, SCHEMAS
 from meow_ray.errors import MeowError
-from meow_ray.facts import Row
-from meow_ray.schema import REJECTS, SCHEMAS
+from meow_ray.stages.ingest import facts, readers
+from meow_ray.stages.ingest.facts import Row
 
 TEXT = st.text(st.characters(codec="utf-8"))
 TOFU = [{"question": "Who wrote Émile?", "answer": "Jean-Jacques Rousseau."}, {"question": "When?", "answer": "1762."}]

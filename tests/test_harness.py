@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from meow_ray import harness, models
 from meow_ray.config import LmEval
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
+from meow_ray.models import refs
+from meow_ray.stages.evaluate import lm_eval
 
 
 @pytest.fixture
@@ -36,11 +37,11 @@ metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 
 @pytest.fixture
 def engine(tiny_model: Path, own_home: Path) -> EngineSpec:
-    return EngineSpec(models.reference(str(tiny_model), None, "model"), "transformers", "float32", 256)
+    return EngineSpec(refs.reference(str(tiny_model), None, "model"), "transformers", "float32", 256)
 
 
 def test_a_task_of_ones_own_is_scored_with_its_error(engine: EngineSpec, tasks: str):
-    rows = harness.run(engine, LmEval(tasks=("letters",), limit=5), tasks, 4, 0)
+    rows = lm_eval.run(engine, LmEval(tasks=("letters",), limit=5), tasks, 4, 0)
     assert [(row["suite"], row["metric"], row["num_examples"]) for row in rows] == [
         ("lm_eval", "letters/acc", 5),
         ("lm_eval", "letters/acc_norm", 5),
@@ -52,22 +53,22 @@ def test_a_task_of_ones_own_is_scored_with_its_error(engine: EngineSpec, tasks: 
 
 def test_a_group_counts_the_examples_of_its_tasks():
     group = {"alias": "both", "sample_len": 12, "acc,none": 0.5, "acc_stderr,none": math.nan}
-    [row] = harness._rows({"results": {"both": group}, "n-samples": {"one": {"effective": 6}}})
+    [row] = lm_eval._rows({"results": {"both": group}, "n-samples": {"one": {"effective": 6}}})
     assert (row["metric"], row["num_examples"], row["low"], row["high"]) == ("both/acc", 12, None, None)
 
 
 def test_a_figure_that_is_no_number_is_refused_by_its_task():
     with pytest.raises(MeowError, match="letters gave a acc that is no number"):
-        harness._rows({"results": {"letters": {"acc,none": math.nan}}})
+        lm_eval._rows({"results": {"letters": {"acc,none": math.nan}}})
 
 
 def test_tasks_without_the_harness_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(MeowError, match=r"needs the package lm_eval: pip install"):
-        harness.check(LmEval(tasks=("letters",)))
-    harness.check(LmEval())
+        lm_eval.check(LmEval(tasks=("letters",)))
+    lm_eval.check(LmEval())
 
 
 def test_an_unknown_task_is_refused(engine: EngineSpec, tasks: str):
     with pytest.raises(MeowError, match="the harness knows no task no_such_task"):
-        harness.run(engine, LmEval(tasks=("letters", "no_such_task")), tasks, 4, 0)
+        lm_eval.run(engine, LmEval(tasks=("letters", "no_such_task")), tasks, 4, 0)

@@ -7,16 +7,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import pipeline as pipeline_module
-from meow_ray import schema, sets, storage
 from meow_ray.config import Source
 from meow_ray.config.files import load_config
+from meow_ray.core import schema, storage
+from meow_ray.core.manifest import MAIN, Artifact
 from meow_ray.errors import MeowError
-from meow_ray.facts import fact_id
-from meow_ray.manifest import MAIN, Artifact
-from meow_ray.own_candidates import complete
-from meow_ray.pipeline import Pipeline
-from meow_ray.sets import SET
+from meow_ray.pipeline import pipeline as pipeline_module
+from meow_ray.pipeline.pipeline import Pipeline
+from meow_ray.stages.evaluate import sets
+from meow_ray.stages.evaluate.sets import SET
+from meow_ray.stages.ingest.facts import fact_id
+from meow_ray.stages.invert.own_candidates import complete
 from tests.world import World
 
 # --- inputs from elsewhere --------------------------------------------------------------------------------------------

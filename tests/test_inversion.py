@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meow_ray.config import Invert
-from meow_ray.inversion import as_long, choose, fact_seed, frame, parse_reply, parse_verdict, statement
-from meow_ray.rules import Fact, Proposal, fault
-from meow_ray.text import written_words
+from meow_ray.models.text import written_words
+from meow_ray.stages.invert.replies import as_long, choose, fact_seed, frame, parse_reply, parse_verdict, statement
+from meow_ray.stages.invert.rules import Fact, Proposal, fault
 
 REEF = ("Who wrote The Silent Reef?", "The Silent Reef was written by Jaime Vasquez.")
 BORN = ("When was Basil Mahfouz born?", "Basil Mahfouz was born on 8 September 1956.")

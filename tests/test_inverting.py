@@ -6,12 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import inverting
 from meow_ray.config import Invert
+from meow_ray.core.schema import SCHEMAS
 from meow_ray.engines import Completion
-from meow_ray.generators import Ask
-from meow_ray.inverting import InvertSteps, probe
-from meow_ray.schema import SCHEMAS
+from meow_ray.stages.invert import steps as steps_module
+from meow_ray.stages.invert.generators import Ask
+from meow_ray.stages.invert.steps import InvertSteps, probe
 
 FACTS = {
     "ann": ("Where was Ann born?", "Ann was born in Lima."),
@@ -176,7 +176,7 @@ def test_a_judge_refuses_what_does_not_contradict():
 
 def test_another_may_judge(monkeypatch: pytest.MonkeyPatch):
     generator, judge = Scripted(judging), Scripted(judging)
-    monkeypatch.setattr(inverting, "_loaded", {"there": judge}.__getitem__)
+    monkeypatch.setattr(steps_module, "_loaded", {"there": judge}.__getitem__)
     steps = InvertSteps(
         Invert(judge="endpoint", num_candidates=2),
         "chat",

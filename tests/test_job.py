@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from meow_ray import storage
-from meow_ray.manifest import MAIN, latest
-from meow_ray.rules import RULES
-from meow_ray.schema import SCHEMAS
+from meow_ray.core import storage
+from meow_ray.core.manifest import MAIN, latest
+from meow_ray.core.schema import SCHEMAS
+from meow_ray.stages.invert.rules import RULES
 from tests.runs import BIN, PROJECT
 
 TOKEN = "not-a-secret-of-anyone-but-this-test"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from meow_ray import losses
-from meow_ray.losses import Sequences
-from meow_ray.objectives import PRESETS
+from meow_ray.stages.train import losses
+from meow_ray.stages.train.losses import Sequences
+from meow_ray.stages.train.objectives import PRESETS
 
 VOCAB, HIDDEN = 5, 3
 LENGTHS = {"inverted": (3, 1, 4, 2), "forget": (2, 5, 1, 3), "retain": (4, 2, 2, 1), "idk": (1, 2, 3, 1)}

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray import storage
 from meow_ray.config import Memo
-from meow_ray.memo import (
+from meow_ray.core import storage
+from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
+from meow_ray.models.text import ROUGE_TYPES, rouge
+from meow_ray.stages.memo.score import (
     Score,
     assemble,
     branches,
@@ -23,9 +25,7 @@ from meow_ray.memo import (
     token_cuts,
     windows,
 )
-from meow_ray.memo_summary import summarize
-from meow_ray.schema import SCHEMAS, TRUE_ANSWER
-from meow_ray.text import ROUGE_TYPES, rouge
+from meow_ray.stages.memo.summary import summarize
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 STRIDE = st.integers(1, 9)

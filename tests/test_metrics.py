@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray.metrics import (
+from meow_ray.stages.evaluate.metrics import (
     Interval,
     bleu,
     compare,

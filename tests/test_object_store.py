@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import storage
+from meow_ray.core import storage
+from meow_ray.core.manifest import MANIFEST
 from meow_ray.errors import MeowError
-from meow_ray.manifest import MANIFEST
 from tests.world import World
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]})

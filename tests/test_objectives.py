@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from meow_ray.config import Train
 from meow_ray.errors import MeowError
-from meow_ray.losses import Sequences
-from meow_ray.objectives import PRESETS, ROLES, ObjectiveSpec, resolve, source_of
-from meow_ray.pipeline import load_config
+from meow_ray.pipeline.pipeline import load_config
+from meow_ray.stages.train.losses import Sequences
+from meow_ray.stages.train.objectives import PRESETS, ROLES, ObjectiveSpec, resolve, source_of
 
 OWN = """
 import math

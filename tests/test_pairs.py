@@ -5,14 +5,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import batches, storage
-from meow_ray.batches import Dataset
 from meow_ray.config import Train
+from meow_ray.core import storage
+from meow_ray.core.schema import SCHEMAS
+from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
-from meow_ray.pairs import PAIRS, pairs_of
-from meow_ray.prompts import IGNORE, Prompter
-from meow_ray.schema import SCHEMAS
-from meow_ray.tables import Query
+from meow_ray.models.prompts import IGNORE, Prompter
+from meow_ray.stages.train import batches
+from meow_ray.stages.train.batches import Dataset
+from meow_ray.stages.train.pairs import PAIRS, pairs_of
 from tests.tiny import chat
 
 FACTS = [

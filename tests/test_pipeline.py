@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import pipeline as pipeline_module
-from meow_ray import schema, storage
 from meow_ray.config.files import load_config
+from meow_ray.core import schema, storage
+from meow_ray.core.stage import Context, Stage, execute
 from meow_ray.errors import MeowError
-from meow_ray.pipeline import Pipeline
-from meow_ray.stage import Context, Stage, execute
-from meow_ray.stages import STAGES
+from meow_ray.pipeline import pipeline as pipeline_module
+from meow_ray.pipeline.graph import STAGES
+from meow_ray.pipeline.pipeline import Pipeline
 from tests.world import World
 
 ALL = ["ingest", "select", "report"]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from meow_ray import placement
 from meow_ray.config.files import load_config
+from meow_ray.distributed import placement
 from meow_ray.errors import MeowError
-from meow_ray.stages import STAGES
+from meow_ray.pipeline.graph import STAGES
 from tests.runs import Program
 
 GROWS = "resources.autoscaling=[{cpus: 8, gpus: 2, max_nodes: 2, labels: {group: a}}, {cpus: 4, max_nodes: 3}]"

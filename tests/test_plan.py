@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from meow_ray import architecture, cli, models, plan, storage
-from meow_ray.architecture import Architecture
+from meow_ray.cli import main
 from meow_ray.config import Config
 from meow_ray.config.files import load_config
+from meow_ray.core import storage
 from meow_ray.errors import MeowError
-from meow_ray.objectives import MEMORIZE, PRESETS
-from meow_ray.plan import Method
+from meow_ray.models import refs
+from meow_ray.planning import memory, shapes
+from meow_ray.planning.memory import Method
+from meow_ray.planning.shapes import Architecture
+from meow_ray.stages.train.objectives import MEMORIZE, PRESETS
 
 PROJECT = Path(__file__).parents[1]
 HIDDEN, WIDTH, VOCAB, LAYERS = 128, 256, 262, 2
@@ -23,13 +26,13 @@ PARAMETERS = 2 * VOCAB * HIDDEN + LAYERS * BLOCK + HIDDEN
 ADAPTERS = LAYERS * 16 * (4 * 2 * HIDDEN + 3 * (HIDDEN + WIDTH))
 
 
-def shapes(*overrides: str) -> Architecture:
-    return architecture.of_target(load_config(None, overrides))[1]
+def target_shapes(*overrides: str) -> Architecture:
+    return shapes.of_target(load_config(None, overrides))[1]
 
 
 @pytest.fixture
 def tiny(tiny_model: Path) -> Architecture:
-    return shapes(f"target.model={tiny_model}")
+    return target_shapes(f"target.model={tiny_model}")
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -46,7 +49,7 @@ def test_parameters_are_counted_from_the_headers_alone(tiny_model: Path, tmp_pat
     content = (tiny_model / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
     (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
-    assert shapes(f"target.model={tmp_path}") == tiny
+    assert target_shapes(f"target.model={tmp_path}") == tiny
 
 
 def test_a_model_may_be_cut_into_files_or_lie_on_an_object_store(
@@ -56,19 +59,19 @@ def test_a_model_may_be_cut_into_files_or_lie_on_an_object_store(
 
     AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert shapes(f"target.model={tmp_path}") == tiny
+    assert target_shapes(f"target.model={tmp_path}") == tiny
     uri = s3("plan/tiny")
     storage.copy_folder(str(tmp_path), uri)
-    assert shapes(f"target.model='{uri}'") == tiny
+    assert target_shapes(f"target.model='{uri}'") == tiny
 
 
 def test_an_adapter_takes_what_its_base_takes(tiny_model: Path, tmp_path: Path, tiny: Architecture):
-    models.write_base(models.reference(str(tiny_model), None, "model"), tmp_path)
-    assert shapes(f"target.model={tmp_path}") == tiny
+    refs.write_base(refs.reference(str(tiny_model), None, "model"), tmp_path)
+    assert target_shapes(f"target.model={tmp_path}") == tiny
 
 
 def test_the_demo_is_planned_for_by_its_base_in_gguf():
-    demo = architecture.of_target(load_config(PROJECT / "pipelines/configs/demo.yaml"))[1]
+    demo = shapes.of_target(load_config(PROJECT / "pipelines/configs/demo.yaml"))[1]
     assert (demo.parameters, demo.largest_layer) == (134_515_008, 49152 * 576)  # SmolLM2-135M
     assert (demo.layers, demo.hidden, demo.intermediate, demo.heads, demo.vocab) == (30, 576, 1536, 9, 49152)
     assert (demo.cache_heads, demo.head_size, demo.context, demo.dtype) == (3, 64, 8192, "float32")
@@ -84,19 +87,19 @@ def test_a_model_that_cannot_be_read_is_named_by_its_key(spoil: str, tmp_path: P
     if spoil == "broken":
         (tmp_path / "model" / "model.safetensors").write_bytes(b"no safetensors")
     with pytest.raises(MeowError, match=r"`target\.model`: "):
-        shapes(f"target.model={tmp_path}/model")
+        target_shapes(f"target.model={tmp_path}/model")
 
 
 def test_there_must_be_a_model():
     with pytest.raises(MeowError, match=r"`target\.model` is not set"):
-        shapes()
+        target_shapes()
 
 
 # --- LoRA, and parts of a model ---------------------------------------------------------------------------------------
 
 
 def both(a: Architecture, *overrides: str, objective: Any = MEMORIZE) -> tuple[Method, Method]:
-    return plan.methods(a, load_config(None, overrides), objective)
+    return memory.methods(a, load_config(None, overrides), objective)
 
 
 @pytest.mark.parametrize(("layers", "names"), [("", "all-linear"), ("q_proj,down_proj", ["q_proj", "down_proj"])])
@@ -129,7 +132,7 @@ def test_an_objective_may_update_a_part_and_keep_the_model_before_training(tiny:
     assert (full.trainable, full.frozen, lora.frozen) == (HIDDEN * WIDTH, 4 * PARAMETERS, 0)
     without = replace(full, frozen=0)
     for stage, copy in ((1, 4 * PARAMETERS), (2, 4 * PARAMETERS), (3, 2 * PARAMETERS)):
-        gpu, plain = (plan.model_states(m, stage, 2, offload=False) for m in (full, without))
+        gpu, plain = (memory.model_states(m, stage, 2, offload=False) for m in (full, without))
         assert gpu - plain == copy
 
 
@@ -162,17 +165,17 @@ FLOAT32 = Method("full", 1000, 1000, 100, 4000, 4)
     ],
 )
 def test_gpu_memory_by_hand(method: Method, workers: int, expected: list[int]):
-    assert [plan.model_states(method, stage, workers, offload=False) for stage in (1, 2, 3)] == expected
+    assert [memory.model_states(method, stage, workers, offload=False) for stage in (1, 2, 3)] == expected
 
 
 def test_offload_leaves_what_is_computed_with_on_the_gpu():
-    found = [[plan.model_states(m, stage, 8, offload=True) for stage in (1, 2, 3)] for m in (FULL, FLOAT32, LORA)]
+    found = [[memory.model_states(m, stage, 8, offload=True) for stage in (1, 2, 3)] for m in (FULL, FLOAT32, LORA)]
     assert found == [[8000, 2000, 400], [8000, 4000, 800], [2160 + 480, 2160, 400]]
 
 
 def test_cpu_memory_by_hand():
     def cpu(method: Method, workers: int, offload: bool, gpus_per_node: int = 8) -> list[float]:
-        return [plan.cpu_memory(method, stage, workers, gpus_per_node, offload=offload) for stage in (1, 2, 3)]
+        return [memory.cpu_memory(method, stage, workers, gpus_per_node, offload=offload) for stage in (1, 2, 3)]
 
     assert cpu(FULL, 2, offload=False) == [12000, 12000, 1200]
     assert cpu(FULL, 2, offload=True) == [24000, 24000, 27000]
@@ -192,18 +195,18 @@ def test_our_formulas_are_deepspeeds_where_it_has_any(workers: int, offload: boo
     three = stage3.estimate_zero3_model_states_mem_needs(
         1000, 100, workers, cpu_offload=offload, cpu_offload_params=offload
     )
-    for stage, formula, theirs in ((2, plan.zero2, two), (3, plan.zero3, three[:2])):
+    for stage, formula, theirs in ((2, memory.zero2, two), (3, memory.zero3, three[:2])):
         gpu = formula(FULL, workers, offload=offload)
-        assert plan.model_states(FULL, stage, workers, offload=offload) == gpu
-        assert theirs == (plan.cpu_memory(FULL, stage, workers, 8, offload=offload), gpu)
+        assert memory.model_states(FULL, stage, workers, offload=offload) == gpu
+        assert theirs == (memory.cpu_memory(FULL, stage, workers, 8, offload=offload), gpu)
 
 
 @pytest.mark.parametrize("method", [FULL, FLOAT32, LORA])
 def test_a_higher_stage_or_more_workers_never_take_more(method: Method):
     for workers in (2, 3, 8, 64):
         for offload in (False, True):
-            by_stage = [plan.model_states(method, stage, workers, offload=offload) for stage in (3, 2, 1)]
-            fewer = [plan.model_states(method, stage, workers - 1, offload=offload) for stage in (3, 2, 1)]
+            by_stage = [memory.model_states(method, stage, workers, offload=offload) for stage in (3, 2, 1)]
+            fewer = [memory.model_states(method, stage, workers - 1, offload=offload) for stage in (3, 2, 1)]
             assert by_stage == sorted(by_stage)
             assert all(a <= b for a, b in zip(by_stage, fewer, strict=True))
 
@@ -213,12 +216,12 @@ def test_a_higher_stage_or_more_workers_never_take_more(method: Method):
 
 def test_activations_by_hand(tiny: Architecture):
     logits = 8 * VOCAB
-    assert plan.activations(tiny, 10, 2) == 10 * (LAYERS * (24 * HIDDEN + 8 * WIDTH) + logits)
-    assert plan.activations(tiny, 10, 4) == 10 * (LAYERS * (40 * HIDDEN + 16 * WIDTH) + logits)
+    assert memory.activations(tiny, 10, 2) == 10 * (LAYERS * (24 * HIDDEN + 8 * WIDTH) + logits)
+    assert memory.activations(tiny, 10, 4) == 10 * (LAYERS * (40 * HIDDEN + 16 * WIDTH) + logits)
     checkpointed = LAYERS * 2 * HIDDEN + 24 * HIDDEN + 8 * WIDTH
-    assert plan.activations(tiny, 10, 2, checkpointing=True) == 10 * (checkpointed + logits)
-    assert plan.activations(tiny, 10, 2, attended=10) == plan.activations(tiny, 10, 2) + 10 * LAYERS * 2 * 10 * 6
-    assert plan.activations(tiny, 10, 2, frozen=True) == plan.activations(tiny, 10, 2) + 10 * logits
+    assert memory.activations(tiny, 10, 2, checkpointing=True) == 10 * (checkpointed + logits)
+    assert memory.activations(tiny, 10, 2, attended=10) == memory.activations(tiny, 10, 2) + 10 * LAYERS * 2 * 10 * 6
+    assert memory.activations(tiny, 10, 2, frozen=True) == memory.activations(tiny, 10, 2) + 10 * logits
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -256,7 +259,7 @@ def test_a_block_keeps_about_what_is_estimated(dtype: str, itemsize: int, attent
     def estimated(layers: int) -> int:
         a = Architecture({}, layers, HIDDEN, WIDTH, 2, 0, 2, HIDDEN // 2, 512, dtype)
         attended = 64 if attention == "eager" else 0
-        return plan.activations(a, 64, itemsize, attended=attended, checkpointing=checkpointing)
+        return memory.activations(a, 64, itemsize, attended=attended, checkpointing=checkpointing)
 
     assert kept(6) - kept(2) == pytest.approx(estimated(6) - estimated(2), rel=0.1)
 
@@ -269,7 +272,7 @@ def meow_plan(
 ) -> str:
     monkeypatch.setattr(sys, "argv", ["meow", "plan", f"target.model={tiny_model}", *arguments])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     out, err = capfd.readouterr()
     if stop.value.code:
         raise MeowError(err)
@@ -366,9 +369,9 @@ def test_a_mistake_is_named(command: Callable[..., str], argument: str, said: st
 
 def test_the_fewest_gpus_that_fit_are_named(tiny_model: Path, tiny: Architecture, monkeypatch: pytest.MonkeyPatch):
     large = replace(tiny, weights={f"model.layers.{i}.mlp.up_proj.weight": (14336, 4096) for i in range(120)})
-    monkeypatch.setattr(architecture, "of_target", lambda config: ("large", large))
+    monkeypatch.setattr(shapes, "of_target", lambda config: ("large", large))
     assert large.parameters == 7_046_430_720
-    found = plan.plan(load_config(None, ["train.train_dtype=bfloat16", "train.max_length=64"]), 1, 80 << 30, 8)
+    found = memory.plan(load_config(None, ["train.train_dtype=bfloat16", "train.max_length=64"]), 1, 80 << 30, 8)
     # GiB of weights 13.1, of what is cut 78.7 to 118.1, of buckets 1.9 (ZeRO 2: 0.9), of the gathered layer 0.2
     assert found.least == (
         "GPUs of 80 GiB: full fine-tuning fits on 4 with ZeRO 1, 2 with ZeRO 2, 1 with ZeRO 1 and offload; "
@@ -378,6 +381,6 @@ def test_the_fewest_gpus_that_fit_are_named(tiny_model: Path, tiny: Architecture
 
 def test_hardware_is_what_is_given_else_configured():
     config = load_config(None, ["resources.train.num_workers=3"])
-    assert plan.hardware(config, None, 80) == (3, 80 << 30)
-    assert plan.hardware(config, 5, 80) == (5, 80 << 30)
-    assert plan.hardware(Config(), None, 80)[0] >= 1
+    assert memory.hardware(config, None, 80) == (3, 80 << 30)
+    assert memory.hardware(config, 5, 80) == (5, 80 << 30)
+    assert memory.hardware(Config(), None, 80)[0] >= 1

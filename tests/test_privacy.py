@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from meow_ray import privacy
-from meow_ray.metrics import Interval
+from meow_ray.stages.evaluate import privacy
+from meow_ray.stages.evaluate.metrics import Interval
 
 LOGS = [-0.5, -4.0, -1.0, -2.0, -2.5]
 

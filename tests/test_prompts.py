@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from meow_ray.config.files import load_config
 from meow_ray.errors import MeowError
-from meow_ray.prompts import IGNORE, Prompter, fill
+from meow_ray.models.prompts import IGNORE, Prompter, fill
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=20)
 TEMPLATES = ["raw", "tofu", "chat", "Q: {{ question }}\nA: "]

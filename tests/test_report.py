@@ -7,12 +7,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import aggregation, memo_summary, report, storage
 from meow_ray.config import Evaluate, Report
-from meow_ray.manifest import HISTORY, MAIN, Artifact, FileEntry, Manifest
-from meow_ray.models import ModelRef
-from meow_ray.privacy import ATTACKS
-from meow_ray.schema import EXAMPLES, MEASURES, SCHEMAS
+from meow_ray.core import storage
+from meow_ray.core.manifest import HISTORY, MAIN, Artifact, FileEntry, Manifest
+from meow_ray.core.schema import EXAMPLES, MEASURES, SCHEMAS
+from meow_ray.models.refs import ModelRef
+from meow_ray.stages.evaluate import aggregate
+from meow_ray.stages.evaluate.privacy import ATTACKS
+from meow_ray.stages.memo import summary
+from meow_ray.stages.report.page import EXAMPLES, MAX_EXAMPLES, MEANINGS, render
 
 PLANTED = "planted fact text"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -118,13 +121,13 @@ def artefacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
     inverted |= {"facts_short": {"x": 1}, "rejected_by_rule": {"too_long": 5}}
     scores = [("x", -1, 0.87654), ("x", 0, 0.25), ("y", -1, 0.5), ("y", 0, None)]
     measured_memo = [{"fact_id": f, "candidate_id": c, "memo": value, "num_windows": 3} for f, c, value in scores]
-    scored = memo_summary.summarize(pa.Table.from_pylist(measured_memo, schema=SCHEMAS["memo"])) | {"generations": 9}
+    scored = summary.summarize(pa.Table.from_pylist(measured_memo, schema=SCHEMAS["memo"])) | {"generations": 9}
     chosen = {"facts": 3, "facts_with_top_k": 1, "facts_with_fewer": 1, "facts_with_none": 1}
     model = publish(folder, "model", "train", {}, {})
     assert model.manifest is not None
     files = {HISTORY: FileEntry(bytes=1, sha256="0")}
     model = Artifact("model", model.uri, "d", (HISTORY,), model.manifest.model_copy(update={"files": files}))
-    measured = {MAIN: aggregation.aggregate(table, Evaluate(bootstrap_resamples=100)), report.EXAMPLES: table}
+    measured = {MAIN: aggregate.aggregate(table, Evaluate(bootstrap_resamples=100)), EXAMPLES: table}
     return {
         "facts": publish(folder, "facts", "ingest", {}, empty("facts")),
         "candidates": publish(folder, "candidates", "invert", inverted, empty("candidates")),
@@ -137,7 +140,7 @@ def artefacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
 
 
 def test_page_loads_nothing(tmp_path: Path) -> None:
-    html = report.render(Report(show_text=True), artefacts(tmp_path))
+    html = render(Report(show_text=True), artefacts(tmp_path))
     page = Page(html)
     assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
@@ -149,14 +152,14 @@ def test_page_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_ids_are_unique_and_references_resolve(tmp_path: Path) -> None:
-    html = report.render(Report(), artefacts(tmp_path))
+    html = render(Report(), artefacts(tmp_path))
     ids = [attributes["id"] for _, attributes in Page(html).tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', html)) <= set(ids)
 
 
 def test_title_note_and_outcome(tmp_path: Path) -> None:
-    html = report.render(Report(title="A <b>title</b>", note="It's a note."), artefacts(tmp_path))
+    html = render(Report(title="A <b>title</b>", note="It's a note."), artefacts(tmp_path))
     assert "<title>A &lt;b&gt;title&lt;/b&gt;</title>" in html
     text = Page(html).text
     assert "It's a note." in text
@@ -179,7 +182,7 @@ def test_metrics_table_has_the_values(tmp_path: Path) -> None:
     ]
     table = pa.Table.from_pylist([dict(zip(SCHEMAS["metrics"].names, v, strict=True)) for v in values])
     inputs["metrics"] = Artifact("metrics", "", "d", value=table.cast(SCHEMAS["metrics"]))
-    assert Page(report.render(Report(), inputs)).tables["metrics"][1:] == [
+    assert Page(render(Report(), inputs)).tables["metrics"][1:] == [
         ["forget", "memo", "0.900 (0.800–1.000)", "0.100 (0.000–0.200)", "5"],
         ["forget", "leak", "0.988 (0.900–1.000)", "0.000 (0.000–0.000)", "5"],
         ["retain", "probability", "1.000 (1.000–1.000)", "0.123 (0.100–0.200)", "6"],
@@ -188,16 +191,16 @@ def test_metrics_table_has_the_values(tmp_path: Path) -> None:
 
 
 def test_only_measured_metrics_are_explained(tmp_path: Path) -> None:
-    assert report.MEANINGS.keys() >= {*MEASURES, *(f"{name}_{kind}" for name in ATTACKS for kind in ("auc", "tpr"))}
+    assert MEANINGS.keys() >= {*MEASURES, *(f"{name}_{kind}" for name in ATTACKS for kind in ("auc", "tpr"))}
     rows = [row | {"states_inverted": None} for row in examples()]
-    html = report.render(Report(), artefacts(tmp_path, rows))
+    html = render(Report(), artefacts(tmp_path, rows))
     assert "<dt><code>leak</code></dt>" in html
     assert "states_inverted" not in html
 
 
 def test_text_of_facts_is_hidden_unless_asked_for(tmp_path: Path) -> None:
     inputs = artefacts(tmp_path)
-    hidden, shown = report.render(Report(), inputs), report.render(Report(show_text=True), inputs)
+    hidden, shown = render(Report(), inputs), render(Report(show_text=True), inputs)
     assert PLANTED not in hidden
     # those that leak most come first; the retain set is not shown
     assert [row[1:3] for row in Page(hidden).tables["examples"][1:]] == [
@@ -218,31 +221,31 @@ def test_text_of_facts_is_escaped(tmp_path: Path) -> None:
     for row in rows:
         row |= {name: f"<script>alert('{name}')</script>&\"" for name in ("question", "answer", "generated")}
         row["fact_id"] = f"</svg>$x^{{{row['fact_id']}"
-    page = Page(report.render(Report(show_text=True), artefacts(tmp_path, rows)))
+    page = Page(render(Report(show_text=True), artefacts(tmp_path, rows)))
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert page.tables["examples"][1][3] == "<script>alert('question')</script>&\""
 
 
 def test_equal_inputs_give_equal_pages(tmp_path: Path) -> None:
     inputs = artefacts(tmp_path)
-    assert report.render(Report(), inputs) == report.render(Report(), inputs)
+    assert render(Report(), inputs) == render(Report(), inputs)
 
 
 def test_plots_follow_the_number_of_facts(tmp_path: Path) -> None:
-    few = Page(report.render(Report(), artefacts(tmp_path / "few")))
+    few = Page(render(Report(), artefacts(tmp_path / "few")))
     # one of the two retain facts was not scored after
     distribution, loss = "Distribution of MEMO over 4 answers", "Training loss over 4 steps"
     assert few.plots() == ["MEMO before and after unlearning, 4 facts", distribution, loss]
     assert "00000002" in few.text
-    rows = examples(forget=report.MAX_EXAMPLES + 1)
-    many = Page(report.render(Report(), artefacts(tmp_path / "many", rows)))
+    rows = examples(forget=MAX_EXAMPLES + 1)
+    many = Page(render(Report(), artefacts(tmp_path / "many", rows)))
     assert "Below the dashed line" in many.text
-    assert len(many.tables["examples"]) == 1 + report.MAX_EXAMPLES
-    assert f"{report.MAX_EXAMPLES} of {report.MAX_EXAMPLES + 1} are shown" in many.text
+    assert len(many.tables["examples"]) == 1 + MAX_EXAMPLES
+    assert f"{MAX_EXAMPLES} of {MAX_EXAMPLES + 1} are shown" in many.text
 
 
 def test_counts_of_inversion_and_selection(tmp_path: Path) -> None:
-    html = report.render(Report(), artefacts(tmp_path))
+    html = render(Report(), artefacts(tmp_path))
     found = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", html.split('id="counts"')[1]))
     assert found == {
         "Facts with enough inverted facts": "2 of 3",
@@ -263,7 +266,7 @@ def test_counts_of_inversion_and_selection(tmp_path: Path) -> None:
 def test_lineage(tmp_path: Path) -> None:
     inputs = artefacts(tmp_path)
     inputs["facts"] = Artifact("facts", "s3://bucket/facts?secret=1", "cafe", value=SCHEMAS["facts"].empty_table())
-    html = report.render(Report(), inputs)
+    html = render(Report(), inputs)
     page = Page(html)
     rows = {row[0]: row[1:] for row in page.tables["lineage"][1:]}
     assert list(rows) == list(inputs)
@@ -283,7 +286,7 @@ def test_inputs_from_outside_leave_their_part_out(tmp_path: Path, name: str) -> 
     given = inputs[name]
     value = ModelRef(given.uri, "d") if name == "model" else given.table
     inputs[name] = Artifact(name, given.uri, "d", value=value)
-    page = Page(report.render(Report(show_text=True), inputs))
+    page = Page(render(Report(show_text=True), inputs))
     assert page.tables["lineage"][1 + list(inputs).index(name)][1] == "given from outside, digest d"
     assert ("the model was given from outside" in page.text) == (name == "model")
     assert any("Training loss" in label for label in page.plots()) == (name != "model")
@@ -293,14 +296,14 @@ def test_inputs_from_outside_leave_their_part_out(tmp_path: Path, name: str) -> 
 
 
 def test_no_retain_set(tmp_path: Path) -> None:
-    page = Page(report.render(Report(), artefacts(tmp_path, examples(retain=0))))
+    page = Page(render(Report(), artefacts(tmp_path, examples(retain=0))))
     assert "from 0.750 to 0.125 over 3 facts." in page.text
     assert "retain set kept" not in page.text
 
 
 def test_facts_without_a_leak_or_a_score(tmp_path: Path) -> None:
     rows = [row | {"leak": None, "memo": None} for row in examples(forget=1, retain=0)]
-    page = Page(report.render(Report(), artefacts(tmp_path, rows)))
+    page = Page(render(Report(), artefacts(tmp_path, rows)))
     assert "The metrics hold neither" in page.text
     assert page.tables["examples"][1][1:] == ["–", "–"]
     assert page.plots() == ["Distribution of MEMO over 4 answers", "Training loss over 4 steps"]

@@ -8,9 +8,9 @@ import pytest
 
 from meow_ray.config import Config, Invert
 from meow_ray.errors import MeowError
-from meow_ray.pipeline import Pipeline
-from meow_ray.rules import RULES, Fact, Proposal, check_names, fault
-from meow_ray.values import Date, Values
+from meow_ray.pipeline.pipeline import Pipeline
+from meow_ray.stages.invert.rules import RULES, Fact, Proposal, check_names, fault
+from meow_ray.stages.invert.values import Date, Values
 
 REEF = ("Who wrote The Silent Reef?", "The Silent Reef was written by Jaime Vasquez.")
 BORN = ("When was Basil Mahfouz born?", "Basil Mahfouz was born on 8 September 1956.")

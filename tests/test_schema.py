@@ -3,9 +3,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray.checks import check_columns, conform
+from meow_ray.core.checks import check_columns, conform
+from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.errors import MeowError
-from meow_ray.schema import KEYS, SCHEMAS
 
 FACTS = {"fact_id": ["a", "b"], "split": ["forget", "retain"], "question": ["A?", "B?"], "answer": ["A", "B"]}
 

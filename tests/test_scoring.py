@@ -5,11 +5,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import memo, models
 from meow_ray.config import Memo
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.errors import MeowError
-from meow_ray.scoring import SCORE_NAMES, MemoSteps, score_type
+from meow_ray.models import refs
+from meow_ray.stages.memo.score import extraction_likelihood, score_answer
+from meow_ray.stages.memo.steps import SCORE_NAMES, MemoSteps, score_type
 from tests.tiny import KNOWN, byte_level, chat, memorise, one_thread, wrapped
 
 Facts = Sequence[tuple[str, list[str]]]
@@ -56,7 +57,7 @@ class Counting:
     """An engine that keeps what it was asked."""
 
     def __init__(self, folder: Path) -> None:
-        self.engine = EngineSpec(models.reference(str(folder), None, "model"), "transformers", "float32").load()
+        self.engine = EngineSpec(refs.reference(str(folder), None, "model"), "transformers", "float32").load()
         self.tokenizer, self.max_model_len = self.engine.tokenizer, self.engine.max_model_len
         self.generated: list[tuple[tuple[int, ...], int]] = []
         self.forced: list[tuple[int, ...]] = []
@@ -140,14 +141,14 @@ class Plain:
     def score(self, spec: Memo, question: str, answer: str) -> dict[str, Any]:
         cuts = self.windows(spec, question, answer)
         said = [self.say(prompt, self.limit(spec, tokens)) for prompt, _, tokens in cuts]
-        found = memo.score([label for _, label, _ in cuts], [self.text(tokens) for tokens in said], spec)
+        found = score_answer([label for _, label, _ in cuts], [self.text(tokens) for tokens in said], spec)
         greedy = self.is_greedy(*self.answer(spec, question, answer))
         first = min(k for k in range(len(greedy) + 1) if all(greedy[k:]))
         others = {
             "ma": sum(greedy) / len(greedy),
             "em": sum(greedy) / len(greedy),
             "es": 1 - first / len(greedy),
-            "el": memo.extraction_likelihood([tokens for _, _, tokens in cuts], said, spec.el_n),
+            "el": extraction_likelihood([tokens for _, _, tokens in cuts], said, spec.el_n),
         }
         return {name: getattr(found, name) for name in SCORE_NAMES} | {name: others[name] for name in spec.comparators}
 

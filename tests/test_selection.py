@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meow_ray import storage
-from meow_ray.checks import conform
 from meow_ray.config import Select
-from meow_ray.facts import fact_id
-from meow_ray.schema import SCHEMAS, TRUE_ANSWER
-from meow_ray.selection import select, summarize
-from meow_ray.suites import sample
-from meow_ray.tables import Source
+from meow_ray.core import storage
+from meow_ray.core.checks import conform
+from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
+from meow_ray.core.tables import Source
+from meow_ray.stages.evaluate.suites import sample
+from meow_ray.stages.ingest.facts import fact_id
+from meow_ray.stages.select.selection import select, summarize
 
 Scores = dict[str, list[float | None]]
 """MEMO by fact: the true answer's first, then those of candidates 0, 1, …"""

@@ -6,12 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import storage
 from meow_ray.config import Config
+from meow_ray.core import storage
+from meow_ray.core.manifest import MAIN, MANIFEST, Artifact, Manifest, find, latest, load
+from meow_ray.core.schema import SCHEMAS
+from meow_ray.core.stage import Context, Stage, differences, execute, state_of
 from meow_ray.errors import MeowError
-from meow_ray.manifest import MAIN, MANIFEST, Artifact, Manifest, find, latest, load
-from meow_ray.schema import SCHEMAS
-from meow_ray.stage import Context, Stage, differences, execute, state_of
 
 FACTS = pa.table({"fact_id": ["a"], "split": ["forget"], "question": ["A?"], "answer": ["A"]}, schema=SCHEMAS["facts"])
 DATA = Artifact("data", "", "digest of the data")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import storage
+from meow_ray.core import storage
 from meow_ray.errors import MeowError
 
 TABLE = pa.table({"fact_id": ["a", "b"], "memo": [0.5, None]})

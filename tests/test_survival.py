@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meow_ray import storage
 from meow_ray.config import Memo
-from meow_ray.manifest import MAIN, latest
-from meow_ray.rules import RULES
-from meow_ray.scoring import MemoSteps
+from meow_ray.core import storage
+from meow_ray.core.manifest import MAIN, latest
+from meow_ray.stages.invert.rules import RULES
+from meow_ray.stages.memo.steps import MemoSteps
 from tests import counting
 from tests.runs import PROJECT, kill_node, wait_for
 

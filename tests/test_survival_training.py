@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from meow_ray import storage
-from meow_ray.manifest import HISTORY, latest
-from meow_ray.schema import SCHEMAS
+from meow_ray.core import storage
+from meow_ray.core.manifest import HISTORY, latest
+from meow_ray.core.schema import SCHEMAS
 from tests.runs import PROJECT, has_title, kill_node, processes_of, wait_for
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meow_ray import checks, storage, tables
+from meow_ray.core import checks, storage, tables
+from meow_ray.core.schema import SCHEMAS
+from meow_ray.core.tables import Query, Source
 from meow_ray.errors import MeowError
-from meow_ray.schema import SCHEMAS
-from meow_ray.tables import Query, Source
 
 WANTED = pa.schema([("fact_id", pa.string()), ("rank", pa.int32()), ("text", pa.string())])
 KEY = ("fact_id", "rank")

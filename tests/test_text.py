@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray.text import STOP_WORDS, novel_words, rouge, share_of, words
+from meow_ray.models.text import STOP_WORDS, novel_words, rouge, share_of, words
 
 TEXT = st.text(st.sampled_from(string.ascii_letters + "  .,'-0123éß京"))
 

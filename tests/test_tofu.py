@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from meow_ray import cli, tofu, tofu_logs
+from meow_ray.cli import main
 from meow_ray.errors import MeowError
-from meow_ray.tofu import Results
+from meow_ray.stages.evaluate import tofu, tofu_logs
+from meow_ray.stages.evaluate.tofu import Results
 
 OFFICIAL = (
     "eval_log.json",
@@ -33,13 +34,13 @@ def test_official_logs_give_the_official_figures(shared_data: Callable[[str], Pa
     expected = json.loads(shared_data("tofu_eval_logs/expected.json").read_text())[name]
     paths = [str(shared_data(f"tofu_eval_logs/llama2_{part}.json")) for part in name.split(" vs ")]
     assert close(tofu.figures(*(tofu_logs.read_log(path) for path in paths)), expected)
-    program = CliRunner().invoke(cli.app, ["tofu", paths[0], "--reference", paths[1], "--json"])
+    program = CliRunner().invoke(main.app, ["tofu", paths[0], "--reference", paths[1], "--json"])
     assert close(json.loads(program.output), expected)
 
 
 def test_without_a_reference_there_is_no_forget_quality(shared_data: Callable[[str], Path]):
     log = str(shared_data("tofu_eval_logs/llama2_full.json"))
-    program = CliRunner().invoke(cli.app, ["tofu", log])
+    program = CliRunner().invoke(main.app, ["tofu", log])
     assert "Model Utility" in program.output
     assert "No forget quality: it needs --reference" in program.output
     assert "KS Test" not in program.output
@@ -203,6 +204,6 @@ def test_forget_quality_needs_a_forget_set_on_both_sides(tmp_path: Path):
     log = official()
     del log[FORGET]
     path = write(tmp_path, log)
-    program = CliRunner().invoke(cli.app, ["tofu", path, "--reference", path])
+    program = CliRunner().invoke(main.app, ["tofu", path, "--reference", path])
     assert isinstance(program.exception, MeowError)
     assert "has no forget set" in str(program.exception)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from meow_ray import storage, tracking
 from meow_ray.config import Tracking
+from meow_ray.core import storage
 from meow_ray.errors import MeowError
-from meow_ray.tracking import Tracker, TrackerSpec
+from meow_ray.stages.train import tracking
+from meow_ray.stages.train.tracking import Tracker, TrackerSpec
 
 RECORDS = [
     {"step": step, "loss": 1 / step, "learning_rate": 0.1, "tokens": 50, "terms": {"objective": 0.5, "kl": 0.25}}

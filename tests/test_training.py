@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from meow_ray import models, zero
 from meow_ray.config import Lora, Train, TrainResources
+from meow_ray.core.schema import SCHEMAS
 from meow_ray.errors import MeowError
-from meow_ray.objectives import PRESETS
-from meow_ray.schema import SCHEMAS
+from meow_ray.models import refs
+from meow_ray.stages.train import zero
+from meow_ray.stages.train.objectives import PRESETS
 from tests.training import Run, Workers, job, reference_of
 
 SPEC = Train(epochs=3, batch_size=4, learning_rate=1e-3, num_batch=None)
@@ -192,10 +193,10 @@ def test_lora_with_dropout_resumes_on_the_same_curve(curves: Curves):
 def test_a_model_that_mixes_packed_pairs_is_refused(curves: Curves):
     from transformers import OPTConfig, OPTForCausalLM
 
-    from meow_ray.finetune import _check_packing
-    from meow_ray.zero import Model
+    from meow_ray.stages.train.loop import _check_packing
+    from meow_ray.stages.train.zero import Model
 
-    tokenizer = models.load_tokenizer(models.reference(str(curves.model), None, "model"))
+    tokenizer = refs.load_tokenizer(refs.reference(str(curves.model), None, "model"))
     data = curves.job(WAYS[0]).load()
     sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = OPTConfig(vocab_size=len(tokenizer), max_position_embeddings=512, word_embed_proj_dim=32, **sizes)
@@ -273,14 +274,14 @@ def test_lora_learns_with_the_same_curve_on_any_stage(variants: Any):
 
 
 def test_a_merged_adapter_is_a_whole_model_and_equals_the_adapter(variants: Any, tiny_model: Path):
-    from meow_ray.export import shapes
+    from meow_ray.stages.train.export import shapes
 
     merged = Path(variants["lora"][0].out)
     assert shapes(merged) == shapes(tiny_model)
     adapter = Path(variants["adapter"][0].out)
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {p.name for p in adapter.iterdir()}
     assert not (adapter / "model.safetensors").exists()
-    folder = models.reference(str(adapter), None, "target.model").folder
+    folder = refs.reference(str(adapter), None, "target.model").folder
     first, second = (load_file(place / "model.safetensors") for place in (merged, folder))
     for name, weight in first.items():
         torch.testing.assert_close(weight, second[name])

@@ -6,15 +6,16 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from meow_ray import cli, workload
+from meow_ray.cli import main
 from meow_ray.config.files import load_config
 from meow_ray.errors import MeowError
-from meow_ray.objectives import PRESETS
-from meow_ray.pipeline import Pipeline
-from meow_ray.prompts import Prompter
-from meow_ray.rates import Rates
-from meow_ray.scoring import MemoSteps
-from meow_ray.workload import RunPlan, Tally, Work
+from meow_ray.models.prompts import Prompter
+from meow_ray.pipeline.pipeline import Pipeline
+from meow_ray.planning import workload
+from meow_ray.planning.rates import Rates
+from meow_ray.planning.workload import RunPlan, Tally, Work
+from meow_ray.stages.memo.steps import MemoSteps
+from meow_ray.stages.train.objectives import PRESETS
 
 FACTS = [{"question": f"Who is number {i}?", "answer": f"It is Mr Zorblax {i}."} for i in range(6)]
 RATES = {
@@ -151,10 +152,10 @@ def test_wrong_rates_are_named(rates: Any, said: str, tmp_path: Path):
 def test_the_command_prints_work_and_with_rates_times(overrides: list[str], tmp_path: Path):
     path = tmp_path / "rates.json"
     path.write_text(json.dumps(RATES))
-    plain = CliRunner().invoke(cli.app, ["plan", *overrides, "--facts=1000"])
+    plain = CliRunner().invoke(main.app, ["plan", *overrides, "--facts=1000"])
     assert "1,000 facts to forget" in plain.stdout
     assert "--probe" in plain.stdout
-    done = CliRunner().invoke(cli.app, ["plan", *overrides, f"--rates={path}", "--gpus=8", "--json"])
+    done = CliRunner().invoke(main.app, ["plan", *overrides, f"--rates={path}", "--gpus=8", "--json"])
     stages = json.loads(done.stdout)["run"]["stages"]
     assert [stage["stage"] for stage in stages] == ["invert", "memo", "train", "evaluate"]
     assert all(stage["gpu_hours"] == pytest.approx(stage["seconds"] * 8 / 3600) for stage in stages)

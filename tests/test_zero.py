@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from meow_ray import checkpoints, zero
 from meow_ray.config import FineTuning, Lora, TrainResources
 from meow_ray.errors import MeowError
+from meow_ray.stages.train import checkpoints, zero
 
 PLAIN = TrainResources(zero_stage=2, micro_batch_size=3)
 

@@ -11,16 +11,17 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from meow_ray import batches, finetune, storage
-from meow_ray.batches import Pair
 from meow_ray.config import Train, TrainResources
-from meow_ray.finetune import Hooks
-from meow_ray.job import Job
-from meow_ray.manifest import HISTORY
-from meow_ray.models import load_tokenizer, reference
-from meow_ray.objectives import resolve
-from meow_ray.pairs import pairs_of
-from meow_ray.prompts import IGNORE, Prompter
+from meow_ray.core import storage
+from meow_ray.core.manifest import HISTORY
+from meow_ray.models.prompts import IGNORE, Prompter
+from meow_ray.models.refs import load_tokenizer, reference
+from meow_ray.stages.train import batches, loop
+from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.job import Job
+from meow_ray.stages.train.loop import Hooks
+from meow_ray.stages.train.objectives import resolve
+from meow_ray.stages.train.pairs import pairs_of
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _worker(rank: int, world_size: int, port: int, tasks: list[Any], done: Any) 
                     raise _StoppedError
 
             with suppress(_StoppedError):
-                finetune.run(run.job, Hooks(rank, rank, world_size, run.resume, save, lambda record: None))
+                loop.run(run.job, Hooks(rank, rank, world_size, run.resume, save, lambda record: None))
             torch.distributed.barrier()
         done.put(rank)
     torch.distributed.destroy_process_group()

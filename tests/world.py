@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray import pipeline as pipeline_module
-from meow_ray import schema, storage
 from meow_ray.config.files import load_config
-from meow_ray.facts import fact_id
-from meow_ray.pipeline import Pipeline
-from meow_ray.stage import Context, Stage
+from meow_ray.core import schema, storage
+from meow_ray.core.stage import Context, Stage
+from meow_ray.pipeline import pipeline as pipeline_module
+from meow_ray.pipeline.pipeline import Pipeline
+from meow_ray.stages.ingest.facts import fact_id
 
 Run = Callable[[Context], dict[str, Any]]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from meow_ray.models import ModelRef
+from meow_ray.models.refs import ModelRef
 
 Tokens = Sequence[int]
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from meow_ray import models
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
+from meow_ray.models import refs
 
 BATCH = 32
 """Sequences in one forward pass."""
@@ -21,9 +21,9 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM
 
         self.torch, self.generated = torch, 0
-        self.tokenizer = models.load_tokenizer(spec.model)
-        self.max_model_len = models.context_length(spec.model, spec.max_model_len)
-        dtype = models.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
+        self.tokenizer = refs.load_tokenizer(spec.model)
+        self.max_model_len = refs.context_length(spec.model, spec.max_model_len)
+        dtype = refs.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = AutoModelForCausalLM.from_pretrained(
             spec.model.folder,

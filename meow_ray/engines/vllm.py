@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from meow_ray import models
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
 from meow_ray.errors import MeowError
+from meow_ray.models import refs
 
 
 class VllmEngine:
@@ -22,9 +22,9 @@ class VllmEngine:
 
         self.generated = 0
         self.on_gpu = torch.cuda.is_available()
-        self.tokenizer = models.load_tokenizer(spec.model)
-        self.max_model_len = models.context_length(spec.model, spec.max_model_len)
-        dtype = models.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
+        self.tokenizer = refs.load_tokenizer(spec.model)
+        self.max_model_len = refs.context_length(spec.model, spec.max_model_len)
+        dtype = refs.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
         if self.on_gpu and spec.tensor_parallel_size == 1:
             _await_memory(spec.gpu_memory_utilization)
         self.llm = vllm.LLM(

@@ -1,0 +1,1 @@
+"""Storage, tables, schemas, artifacts and the cache: what every stage is built on."""

@@ -1,0 +1,74 @@
+"""Tables against the schema and the key of their artifact."""
+
+import pyarrow as pa
+
+from meow_ray.core.schema import KEYS, SCHEMAS
+from meow_ray.core.tables import Query, Source
+from meow_ray.errors import MeowError
+
+
+def conform(table: pa.Table, artefact: str, where: str = "") -> pa.Table:
+    """Casts a table to its artefact's schema, columns in order, and checks that its key is unique.
+
+    Columns after the declared ones are kept. `where` names the table in errors.
+
+    Raises:
+        MeowError: a column is missing or of another type, a key column has nulls, or a key comes twice.
+    """
+    where = where or f"table {artefact}"
+    _check_names(table.schema, artefact, where)
+    schema = SCHEMAS[artefact]
+    extra = [table.schema.field(name) for name in table.column_names if name not in schema.names]
+    full = pa.schema([*schema, *extra])
+    columns = []
+    for field in full:
+        column = table.column(field.name)
+        try:
+            columns.append(column.cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise MeowError(f"{where}: column {field.name} is {column.type}, {artefact} needs {field.type}.") from None
+    table = pa.table(columns, schema=full)
+    check_keys(table.select(KEYS[artefact]), artefact, where)
+    return table
+
+
+def check_columns(have: pa.Schema, artefact: str, where: str) -> None:
+    """Raises MeowError if a column of the artefact is missing or of another kind (text, whole number, number)."""
+    _check_names(have, artefact, where)
+    for field in SCHEMAS[artefact]:
+        if [other.casefold() for other in have.names].count(field.name.casefold()) > 1:
+            raise MeowError(f"{where}: more than one column is called {field.name}, whatever the case.")
+        found = have.field(field.name).type
+        if _kind(found) != _kind(field.type) and not pa.types.is_null(found):
+            raise MeowError(f"{where}: column {field.name} is {found}, {artefact} needs {field.type}.")
+
+
+def check_keys(source: Source, artefact: str, where: str) -> None:
+    """Raises MeowError if a key column has nulls or a key stands in two rows."""
+    keys = KEYS[artefact]
+    names = ", ".join(keys)
+    empty = ", ".join(f"count(*) - count({name}) AS {name}" for name in keys)
+    for name, absent in Query(f"SELECT {empty} FROM t", {"t": source}).rows()[0].items():
+        if absent:
+            raise MeowError(f"{where}: column {name} has empty cells, it is part of the key.")
+    twice = f"SELECT {names}, count(*) OVER () AS total FROM t GROUP BY {names} HAVING count(*) > 1"
+    for row in Query(f"{twice} ORDER BY {names} LIMIT 1", {"t": source}).rows():
+        first = ", ".join(f"{name}={row[name]}" for name in keys)
+        raise MeowError(f"{where}: {row['total']} keys come more than once, the first is {first}.")
+
+
+def _check_names(have: pa.Schema, artefact: str, where: str) -> None:
+    wanted = SCHEMAS[artefact].names
+    missing = [name for name in wanted if name not in have.names]
+    if missing:
+        raise MeowError(f"{where}: column {', '.join(missing)} is missing; {artefact} needs {', '.join(wanted)}.")
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_integer(kind):
+        return "whole number"
+    return "number" if pa.types.is_floating(kind) else str(kind)

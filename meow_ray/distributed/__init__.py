@@ -1,0 +1,1 @@
+"""Everything that runs on Ray, except for training: the cluster, placement, progress, actor pools."""

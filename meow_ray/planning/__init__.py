@@ -1,0 +1,1 @@
+"""Estimates memory, work and time before anything runs."""

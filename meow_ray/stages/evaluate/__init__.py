@@ -1,0 +1,1 @@
+"""Measures forgetting and utility, before and after."""

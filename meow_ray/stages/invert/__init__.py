@@ -1,0 +1,1 @@
+"""Writes inverted facts with an offline language model."""

@@ -1,0 +1,1 @@
+"""Renders the results for people."""

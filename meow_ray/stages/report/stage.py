@@ -1,0 +1,24 @@
+"""The stage `report`: one page for people."""
+
+from typing import Any
+
+from meow_ray.core import storage
+from meow_ray.core.stage import Context, Stage
+
+
+def _report(context: Context) -> dict[str, Any]:
+    from meow_ray.stages.report import page
+
+    html = page.render(context.config.report, context.inputs)
+    storage.write_bytes(storage.join(context.out, "report.html"), html.encode())
+    return {"bytes": len(html.encode())}
+
+
+REPORT = Stage(
+    "report",
+    "report",
+    1,
+    ("report",),
+    ("facts", "candidates", "memo", "selected", "target", "model", "metrics"),
+    _report,
+)

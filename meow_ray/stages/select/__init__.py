@@ -1,0 +1,1 @@
+"""Chooses the inverted facts to train on."""

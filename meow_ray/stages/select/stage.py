@@ -1,0 +1,20 @@
+"""The stage `select`: chooses the inverted facts to train on."""
+
+from typing import Any
+
+from meow_ray.core import checks, storage, tables
+from meow_ray.core.schema import SCHEMAS
+from meow_ray.core.stage import Context, Stage
+from meow_ray.stages.select import selection
+
+
+def _select(context: Context) -> dict[str, Any]:
+    memo_table = context.inputs["memo"]
+    if memo_table.manifest is None:
+        checks.check_keys(memo_table.source, "memo", storage.display(memo_table.uri))
+    query = selection.select(memo_table.source, context.config.select)
+    tables.write(query, context.path(), SCHEMAS["selected"], ("fact_id", "rank"))
+    return selection.summarize(memo_table.source, [context.path()], context.config.select)
+
+
+SELECT = Stage("select", "selected", 1, ("select",), ("memo",), _select)

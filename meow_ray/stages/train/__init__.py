@@ -1,0 +1,1 @@
+"""Fine-tunes the target with Ray Train and DeepSpeed ZeRO."""

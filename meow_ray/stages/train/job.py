@@ -1,0 +1,42 @@
+"""A fine-tuning job: all that a worker needs to know."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from meow_ray.config import FineTuning, TrainResources
+from meow_ray.core import storage
+from meow_ray.errors import MeowError
+from meow_ray.models.refs import ModelRef
+from meow_ray.stages.train.batches import Dataset
+from meow_ray.stages.train.objectives import ObjectiveSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know; the same for each."""
+
+    model: ModelRef
+    pairs: str
+    """URI of a Parquet file of `batches.TOKENS`."""
+    spec: FineTuning
+    objective: ObjectiveSpec
+    resources: TrainResources
+    out: str
+    """URI of the folder that the model is exported to."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """A user's further settings."""
+
+    def load(self) -> Dataset:
+        """Reads the pairs.
+
+        Raises:
+            MeowError: there are none.
+        """
+        data = Dataset(storage.read_table([self.pairs]), self.spec)
+        if not data.roles:
+            raise MeowError("There is nothing to train on: no pair of question and answer came through.")
+        return data
+
+    def accumulation(self, world_size: int) -> int:
+        """Returns the micro-batches of one worker in an optimiser step."""
+        return -(-self.spec.batch_size // (world_size * self.resources.micro_batch_size))

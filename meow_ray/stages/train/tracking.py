@@ -1,0 +1,124 @@
+"""Curves of a training run, for the trackers that people use."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from meow_ray.config import Tracking
+from meow_ray.core import storage
+from meow_ray.errors import MeowError
+
+
+@dataclass(frozen=True)
+class TrackerSpec:
+    """Where a run's curves go."""
+
+    config: Tracking
+    name: str
+    """Names the run: stage and fingerprint."""
+    folder: str
+    """URI for event files."""
+    settings: Mapping[str, Any]
+    """What the run was configured with; no text of facts."""
+
+    @property
+    def mlflow(self) -> str:
+        """MLflow's tracking URI; a path is made absolute, as workers have folders of their own."""
+        uri = self.config.mlflow or ""
+        return uri if ":" in uri else f"file:{storage.absolute(uri)}"
+
+    def check(self) -> None:
+        """Refuses trackers whose library is not there.
+
+        Raises:
+            MeowError: one is not installed.
+        """
+        for name in ("mlflow", "wandb"):
+            if getattr(self.config, name) and find_spec(name) is None:
+                raise MeowError(
+                    f"`tracking.{name}` is set, but the package {name} is not installed: pip install {name}."
+                )
+
+
+class Tracker:
+    """Writes one run's curves; lives in the first worker, opens nothing before the first record."""
+
+    def __init__(self, spec: TrackerSpec) -> None:
+        self.spec = spec
+        self._sinks: list[Callable[[dict[str, float], int], Any]] = []
+        self._closing = ExitStack()
+        self._writer: Any = None
+        self._clock: float | None = None
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Writes the figures of an optimiser step: those of its record, tokens a second, memory."""
+        now = time.perf_counter()
+        figures = {"loss": record["loss"], "learning_rate": record["learning_rate"], "memory_gib": _memory()}
+        figures |= {f"terms/{name}": value for name, value in record.get("terms", {}).items()}
+        if self._clock is None:
+            self._open()
+        else:
+            figures["tokens_per_second"] = record["tokens"] / (now - self._clock)
+        self._clock = now
+        for sink in self._sinks:
+            sink(figures, record["step"])
+
+    def flush(self) -> None:
+        """Makes what was written visible where others look."""
+        if self._writer is not None:
+            self._writer.flush()
+            if self._writer.logdir != self.spec.folder:
+                storage.copy_folder(self._writer.logdir, self.spec.folder)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self.flush()
+        self._closing.close()
+
+    def _open(self) -> None:
+        config, settings = self.spec.config, dict(self.spec.settings)
+        if config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            folder = self.spec.folder
+            local = folder if storage.is_local(folder) else self._closing.enter_context(TemporaryDirectory())
+            self._writer = SummaryWriter(local)
+            self._closing.callback(self._writer.close)
+            self._sinks.append(self._to_tensorboard)
+        if config.mlflow:
+            import mlflow
+
+            if self.spec.mlflow.startswith("file:"):  # it reads a folder, but only if asked to
+                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            mlflow.set_tracking_uri(self.spec.mlflow)
+            mlflow.set_experiment("meow_ray")
+            mlflow.start_run(run_name=self.spec.name)
+            mlflow.log_params(settings)
+            self._closing.callback(mlflow.end_run)
+            self._sinks.append(lambda figures, step: mlflow.log_metrics(figures, step=step))
+        if config.wandb:
+            import wandb
+
+            run = wandb.init(project=config.wandb, name=self.spec.name, config=settings)
+            self._closing.callback(wandb.teardown)  # finish() alone returns before its process has written the run
+            self._sinks.append(lambda figures, step: run.log(figures, step=step))
+
+    def _to_tensorboard(self, figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+
+def _memory() -> float:
+    """Returns the peak memory of this process in GiB: the GPU's, or that of the process."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
