@@ -31,7 +31,12 @@ def test_the_core_imports_none_of_the_heavy_four():
         "print(json.dumps(found))\n"
     )
     names = [module_name(path) for path in CORE]
-    assert {"meow_ray.config", "meow_ray.pipeline.pipeline", "meow_ray.stages.train.loop", "meow_ray.engines.vllm"} <= set(names)
+    assert {
+        "meow_ray.config",
+        "meow_ray.pipeline.pipeline",
+        "meow_ray.stages.train.loop",
+        "meow_ray.engines.vllm",
+    } <= set(names)
     done = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "{}", "heavy module: the first of ours that brings it"

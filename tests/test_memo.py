@@ -21,7 +21,7 @@ from meow_ray.stages.memo.score import (
     extraction_likelihood,
     extraction_strength,
     memorization_accuracy,
-    score,
+    score_answer,
     token_cuts,
     windows,
 )
@@ -85,36 +85,36 @@ def test_prompt_and_label_of_a_prefix_window_are_the_pair(question: str, answer:
 
 @pytest.mark.parametrize(("statistic", "first"), [("precision", 1.0), ("recall", 1 / 2), ("f1", 2 / 3)])
 def test_memo_is_the_mean_of_the_chosen_statistic(statistic: str, first: float):
-    found = score(LABELS, SAID, Memo(statistic=statistic))
+    found = score_answer(LABELS, SAID, Memo(statistic=statistic))
     assert found.memo == found.rouge1 == found.rougeL == pytest.approx(first / 2)
     assert found.num_windows == 2
 
 
 def test_the_rouge_of_memo_is_configured():
     labels, said = ["a b c d"], ["d c b a"]
-    assert score(labels, said, Memo()).memo == 1.0
-    assert score(labels, said, Memo(rouge="rouge2")).memo == 0.0
-    assert score(labels, said, Memo(rouge="rougeL")) == Score(0.25, 1.0, 0.0, 0.25, 0.0, 1)
+    assert score_answer(labels, said, Memo()).memo == 1.0
+    assert score_answer(labels, said, Memo(rouge="rouge2")).memo == 0.0
+    assert score_answer(labels, said, Memo(rouge="rougeL")) == Score(0.25, 1.0, 0.0, 0.25, 0.0, 1)
 
 
 def test_cv_is_the_standard_deviation_over_the_mean():
-    assert score(LABELS, SAID, Memo()).cv == pytest.approx(1.0)  # values 1 and 0: mean 1/2, deviation 1/2
-    assert score(["a", "a"], ["a", "a"], Memo()).cv == 0.0
-    assert score(["a b", "a b", "a b"], ["a b", "a b", "a x"], Memo()).cv == pytest.approx(2**0.5 / 5)
+    assert score_answer(LABELS, SAID, Memo()).cv == pytest.approx(1.0)  # values 1 and 0: mean 1/2, deviation 1/2
+    assert score_answer(["a", "a"], ["a", "a"], Memo()).cv == 0.0
+    assert score_answer(["a b", "a b", "a b"], ["a b", "a b", "a x"], Memo()).cv == pytest.approx(2**0.5 / 5)
 
 
 def test_cv_of_nothing_remembered_is_null():
-    assert score(["a", "b"], ["x", "y"], Memo()) == Score(0.0, 0.0, 0.0, 0.0, None, 2)
+    assert score_answer(["a", "b"], ["x", "y"], Memo()) == Score(0.0, 0.0, 0.0, 0.0, None, 2)
 
 
 def test_an_answer_too_short_for_a_window_has_nulls():
     assert windows("Who?", "A", Memo()) == []
-    assert score([], [], Memo()) == Score(None, None, None, None, None, 0)
+    assert score_answer([], [], Memo()) == Score(None, None, None, None, None, 0)
 
 
 def test_a_memorised_answer_scores_1_from_any_cut():
     labels = [w.label for w in windows("Who?", "Basil Mahfouz Al-Kuwaiti wrote it.", Memo())]
-    found = score(labels, labels, Memo())
+    found = score_answer(labels, labels, Memo())
     assert (found.memo, found.rouge2, found.rougeL, found.cv, found.num_windows) == (1.0, 6 / 7, 1.0, 0.0, 7)
 
 

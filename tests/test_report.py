@@ -15,7 +15,7 @@ from meow_ray.models.refs import ModelRef
 from meow_ray.stages.evaluate import aggregate
 from meow_ray.stages.evaluate.privacy import ATTACKS
 from meow_ray.stages.memo import summary
-from meow_ray.stages.report.page import EXAMPLES, MAX_EXAMPLES, MEANINGS, render
+from meow_ray.stages.report.page import MAX_EXAMPLES, MEANINGS, render
 
 PLANTED = "planted fact text"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
