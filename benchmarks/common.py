@@ -136,9 +136,9 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(saved)
 
 
-def published(root: Path, artefact: str) -> tuple[Path, Manifest]:
-    """Returns the folder of the artefact that a run has published, and its manifest."""
-    made = latest(str(root), artefact)
+def published(root: Path, artifact: str) -> tuple[Path, Manifest]:
+    """Returns the folder of the artifact that a run has published, and its manifest."""
+    made = latest(str(root), artifact)
     assert made is not None
     assert made.manifest is not None
     return Path(made.uri), made.manifest

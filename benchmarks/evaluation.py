@@ -102,7 +102,7 @@ def write_inputs(folder: Path, facts: int) -> None:
         for i in range(facts)
     ]
     storage.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["facts"]), str(folder / "facts.parquet"))
-    tokenizer = refs.load_tokenizer(refs.reference(SMALL_MODEL, None, "--model"))
+    tokenizer = refs.load_tokenizer(refs.pin(SMALL_MODEL, None, "--model"))
     for seed, name in enumerate(MODELS):
         torch.manual_seed(seed)
         shape = LlamaConfig(

@@ -233,7 +233,7 @@ def overhead(
     output: Output = None,
 ) -> None:
     """Runs the memo stage through Ray with an engine that answers at once."""
-    ref = refs.reference(model, None, "--model")
+    ref = refs.pin(model, None, "--model")
     runs = []
     for size in sorted(map(int, sizes.split(","))):
         with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
@@ -263,7 +263,7 @@ def overhead(
 
 
 def _engine_spec(model: str, engine: str, dtype: str, max_model_len: int | None) -> EngineSpec:
-    ref = refs.reference(model, None, "--model")
+    ref = refs.pin(model, None, "--model")
     fresh(_convert, ref)
     return EngineSpec(ref, engine, dtype, max_model_len)  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
 """The stages `memo` and `invert` with an engine that answers at once: what is left is their own overhead."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.invert import stage as invert_stage
 from meow_ray.stages.invert.generators import Ask
-from meow_ray.stages.memo import stage as memo_stage
+from meow_ray.stages.memo.stage import MEMO
 
 Tokens = Sequence[int]
 
@@ -95,7 +95,9 @@ class Run:
     driver_peak_rss_mib: float
 
 
-def measured(step: stage.Stage, config: Config, inputs: dict[str, Artifact]) -> tuple[Manifest, float, float]:
+def measured(
+    step: stage.Stage, config: Config, inputs: dict[str, Artifact], engine_spec: Callable[..., EngineSpec]
+) -> tuple[Manifest, float, float]:
     """Runs a stage as its driver; returns its manifest, its seconds (Ray had started), and this process's peak PSS."""
     import ray
 
@@ -105,7 +107,7 @@ def measured(step: stage.Stage, config: Config, inputs: dict[str, Artifact]) -> 
     cluster.connect()
     seconds: dict[str, float] = {}
     with sampled(os.getpid(), tree=False) as memory, stopwatch(seconds, "stage"):
-        made = stage.execute(state, config, inputs)
+        made = stage.execute(state, config, inputs, engine_spec)
     ray.shutdown()
     assert made.manifest is not None
     return made.manifest, seconds["stage"], memory.peak_pss_mib
@@ -113,13 +115,12 @@ def measured(step: stage.Stage, config: Config, inputs: dict[str, Artifact]) -> 
 
 def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
     """Runs the stage as its driver, on candidates that are not loaded before it."""
-    memo_stage.engine_spec = instant_spec  # type: ignore[attr-defined]
     files = [str(candidates)]
     inputs = {
         "candidates": Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
         "target": Artifact("target", ref.uri, ref.digest, value=ref),
     }
-    manifest, seconds, pss = measured(memo_stage.MEMO, config, inputs)
+    manifest, seconds, pss = measured(MEMO, config, inputs, instant_spec)
     assert manifest.rows is not None
     return Run(manifest.rows, seconds, pss, peak_rss_mib())
 

@@ -27,7 +27,7 @@ def main(output: Annotated[Path | None, typer.Option(help="JSON file [benchmarks
         took = {
             stage.name: found.manifest.seconds
             for stage in pipeline.stages
-            if (found := pipeline.artifact(stage.artefact)) and found.manifest
+            if (found := pipeline.artifact(stage.artifact)) and found.manifest
         }
     stages = {
         stage["stage"]: {"planned": stage["seconds"], "took": took[stage["stage"]]} for stage in planned["stages"]

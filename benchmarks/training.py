@@ -200,7 +200,7 @@ def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder:
     rows = table.take([i % table.num_rows for i in range(pairs)]).select(["fact_id", "question", "inverted_answer"])
     rows = rows.rename_columns(["fact_id", "question", "answer"])
     rows = rows.append_column("rank", pa.array(range(pairs), pa.int32()))
-    place, ref = Path(tempfile.mkdtemp(dir=folder)), refs.reference(model, None, "--model")
+    place, ref = Path(tempfile.mkdtemp(dir=folder)), refs.pin(model, None, "--model")
     prompter = Prompter(refs.load_tokenizer(ref), "tofu")
     batches.write(pairs_of(("inverted",), None, rows), prompter, spec.max_length, str(place / "pairs.parquet"))
     return Job(ref, str(place / "pairs.parquet"), spec, PRESETS["meow"], resources, str(place / "out"))

@@ -127,6 +127,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path) -> World:
     """Three small stages over one data file."""
-    return World(tmp_path, monkeypatch)
+    return World(tmp_path)

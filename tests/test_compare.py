@@ -28,7 +28,7 @@ def publish(root: Path, leak: float, interval: bool = True) -> str:
     folder = root / "metrics" / "0123456789abcdef-1"
     storage.write_table(table, str(folder / "a" / MAIN))
     manifest = Manifest(
-        artefact="metrics",
+        artifact="metrics",
         stage="evaluate",
         fingerprint="0123456789abcdef",
         ingredients={},

@@ -114,8 +114,8 @@ def test_exported_model_has_the_sources_keys_and_tokenizer(finished: Program, ti
 
     folder = Path(finished.artifact("model").uri)
     assert shapes(folder) == shapes(tiny_model)
-    for artefact in ("target", "model"):  # whatever it was trained in
-        assert refs.stored_dtype(refs.reference(finished.artifact(artefact).uri, None, artefact)) == "float32"
+    for artifact in ("target", "model"):  # whatever it was trained in
+        assert refs.stored_dtype(refs.pin(finished.artifact(artifact).uri, None, artifact)) == "float32"
     for name in ("tokenizer.json", "generation_config.json"):
         assert (folder / name).read_bytes() == (tiny_model / name).read_bytes()
 

@@ -35,7 +35,7 @@ import json, sys
 from dataclasses import asdict
 from meow_ray import models
 from meow_ray.engines import EngineSpec, Sampling, build
-engine = build(EngineSpec(refs.reference(sys.argv[2], None, "model"), sys.argv[1], "float32"))
+engine = build(EngineSpec(refs.pin(sys.argv[2], None, "model"), sys.argv[1], "float32"))
 pairs, limit = json.loads(sys.argv[3]), int(sys.argv[4])
 prompts = [engine.tokenizer(prompt)["input_ids"] for prompt, _ in pairs]
 answers = [engine.tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in pairs]
@@ -163,7 +163,7 @@ def test_samples_follow_their_seed_whatever_is_beside_them(results: dict[str, An
 
 @pytest.fixture(scope="module")
 def spec(tiny_model: Path) -> EngineSpec:
-    return EngineSpec(refs.reference(str(tiny_model), None, "model"), "transformers", "float32")
+    return EngineSpec(refs.pin(str(tiny_model), None, "model"), "transformers", "float32")
 
 
 def test_transformers_continue_a_short_prompt_as_far_beside_a_long_one_as_alone(spec: EngineSpec) -> None:

@@ -141,7 +141,7 @@ def test_a_prefix_ends_with_a_word_and_leaves_something(answer: str, percent: in
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     folder = memorise(tiny_model, tiny_tokenizer, KNOWN, tmp_path_factory.mktemp("models") / "memorised")
-    return build(EngineSpec(refs.reference(str(folder), None, "model"), "transformers", "float32"))
+    return build(EngineSpec(refs.pin(str(folder), None, "model"), "transformers", "float32"))
 
 
 def answered(engine: Engine, table: pa.Table, **spec: Any) -> list[dict[str, Any]]:
@@ -354,7 +354,7 @@ def test_a_reference_without_a_perturbed_forget_set_is_refused():
 
 
 def reference_of(place: str) -> Any:
-    return Pipeline(load_config(None, [f"evaluate.reference={place}"])).artifact("retain_model")
+    return Pipeline(load_config(None, [f"evaluate.retain_model={place}"])).artifact("retain_model")
 
 
 def test_a_reference_is_a_model_or_its_results(tmp_path: Path, tiny_model: Path):
@@ -370,5 +370,5 @@ def test_a_reference_is_a_model_or_its_results(tmp_path: Path, tiny_model: Path)
 
 @pytest.mark.parametrize("name", ["nowhere.json", "./nowhere"])
 def test_a_reference_that_is_not_there_is_refused_by_its_key(name: str):
-    with pytest.raises(MeowError, match=r"`evaluate.reference`: there is no .*nowhere"):
+    with pytest.raises(MeowError, match=r"`evaluate.retain_model`: there is no .*nowhere"):
         reference_of(name)

@@ -37,7 +37,7 @@ metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 
 @pytest.fixture
 def engine(tiny_model: Path, own_home: Path) -> EngineSpec:
-    return EngineSpec(refs.reference(str(tiny_model), None, "model"), "transformers", "float32", 256)
+    return EngineSpec(refs.pin(str(tiny_model), None, "model"), "transformers", "float32", 256)
 
 
 def test_a_task_of_ones_own_is_scored_with_its_error(engine: EngineSpec, tasks: str):

@@ -9,14 +9,14 @@ import pytest
 
 from meow_ray.config import Source
 from meow_ray.config.files import load_config
-from meow_ray.core import schema, storage
+from meow_ray.core import outside, schema, storage
 from meow_ray.core.manifest import MAIN, Artifact
 from meow_ray.errors import MeowError
-from meow_ray.pipeline import pipeline as pipeline_module
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.stages.evaluate import sets
 from meow_ray.stages.evaluate.sets import SET
 from meow_ray.stages.ingest.facts import fact_id
+from meow_ray.stages.invert import stage as invert_stage
 from meow_ray.stages.invert.own_candidates import complete
 from tests.world import World
 
@@ -53,11 +53,11 @@ def test_an_input_from_elsewhere_enters_by_content(world: World, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nonsense", "--input nonsense: there is no artefact of that name; there are .*candidates, .*facts"),
-        ("report", "no artefact"),
+        ("nonsense", "--input nonsense: there is no artifact of that name; there are .*candidates, .*facts"),
+        ("report", "no artifact"),
     ],
 )
-def test_an_input_that_is_no_artefact_is_refused(world: World, name: str, said: str):
+def test_an_input_that_is_no_artifact_is_refused(world: World, name: str, said: str):
     with pytest.raises(MeowError, match=said):
         world.pipeline(overrides={name: "x.parquet"})
 
@@ -156,7 +156,8 @@ def own_memo(folder: Path, *parts: list[str], **columns: Any) -> Path:
 
 
 def test_a_large_table_is_not_loaded(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipeline_module, "LARGE", 3)
+    monkeypatch.setattr(outside, "LARGE", 3)
+    monkeypatch.setattr(invert_stage, "LARGE", 3)
     small, large = own_memo(tmp_path / "small", ["a", "b"]), own_memo(tmp_path / "large", ["a", "b"], ["c"])
     loaded = world.pipeline(overrides={"memo": str(small)}).artifact("memo")
     kept = world.pipeline(overrides={"memo": str(large)}).artifact("memo")
@@ -178,7 +179,8 @@ def test_a_large_table_is_not_loaded(world: World, tmp_path: Path, monkeypatch: 
 def test_a_large_table_without_its_columns_is_refused_before_anything_runs(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, Any], said: str
 ):
-    monkeypatch.setattr(pipeline_module, "LARGE", 3)
+    monkeypatch.setattr(outside, "LARGE", 3)
+    monkeypatch.setattr(invert_stage, "LARGE", 3)
     folder = own_memo(tmp_path / "memo", ["a", "b", "c"], **columns)
     with pytest.raises(MeowError, match=said):
         world.pipeline(overrides={"memo": str(folder)}).artifact("memo")
@@ -187,7 +189,8 @@ def test_a_large_table_without_its_columns_is_refused_before_anything_runs(
 def test_files_of_a_large_table_that_differ_are_refused_before_anything_runs(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline_module, "LARGE", 3)
+    monkeypatch.setattr(outside, "LARGE", 3)
+    monkeypatch.setattr(invert_stage, "LARGE", 3)
     folder = own_memo(tmp_path / "memo", ["a", "b", "c"])
     storage.write_table(
         storage.read_table([str(folder / "0.parquet")]).drop_columns(["memo"]), str(folder / "1.parquet")

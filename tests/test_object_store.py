@@ -173,7 +173,7 @@ def test_an_upload_whose_process_dies_leaves_nothing_that_is_listed(
     assert storage.read_bytes(uri("cut/model/model.safetensors")) == (model / "model.safetensors").read_bytes()
 
 
-def test_a_manifest_that_is_written_but_seems_to_have_failed_keeps_its_artefact(
+def test_a_manifest_that_is_written_but_seems_to_have_failed_keeps_its_artifact(
     store: tuple[Store, Callable[[str], str]], world: World
 ) -> None:
     backend, uri = store

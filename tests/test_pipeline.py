@@ -12,7 +12,6 @@ from meow_ray.config.files import load_config
 from meow_ray.core import schema, storage
 from meow_ray.core.stage import Context, Stage, execute
 from meow_ray.errors import MeowError
-from meow_ray.pipeline import pipeline as pipeline_module
 from meow_ray.pipeline.graph import STAGES
 from meow_ray.pipeline.pipeline import Pipeline
 from tests.world import World
@@ -231,7 +230,7 @@ def crash(context: Context) -> dict[str, Any]:
     raise RuntimeError("the worker died")
 
 
-def test_a_crash_leaves_no_artefact_and_what_was_finished_stays(world: World):
+def test_a_crash_leaves_no_artifact_and_what_was_finished_stays(world: World):
     whole, world.runs["select"] = world.runs["select"], crash
     with pytest.raises(RuntimeError, match="the worker died"):
         world.run()
@@ -245,7 +244,7 @@ def test_a_crash_leaves_no_artefact_and_what_was_finished_stays(world: World):
     assert world.run() == ["select", "report"]
 
 
-def test_a_crash_of_a_forced_stage_leaves_the_old_artefact(world: World):
+def test_a_crash_of_a_forced_stage_leaves_the_old_artifact(world: World):
     world.run()
     before = world.files()
     world.runs["select"] = crash
@@ -291,7 +290,7 @@ def test_a_driver_whose_work_another_has_finished_and_cleared_uses_what_the_othe
 def test_the_stages_are_those_of_the_design_in_order():
     names = ["memorize", "ingest", "invert", "memo", "select", "reference", "train", "remain", "evaluate", "report"]
     assert [s.name for s in STAGES] == names
-    made = [s.artefact for s in STAGES]
+    made = [s.artifact for s in STAGES]
     assert made[1:8] == ["facts", "candidates", "memo", "selected", "reference", "model", "remaining"]
     assert made[8:] == ["metrics", "report"]
     outside = {"data", "memorize_data", "base", "generator", "target", "sets", "objective", "roles"}
@@ -355,12 +354,12 @@ def test_changing_top_k_reruns_select_and_what_follows_and_loads_no_model(
     def fake(stage: Stage) -> Stage:
         def run(context: Context) -> dict[str, Any]:
             ran.append(stage.name)
-            if stage.artefact in schema.SCHEMAS:
+            if stage.artifact in schema.SCHEMAS:
                 spec = {name: str(getattr(context.config, name)) for name in stage.sections if "." not in name}
                 read = () if stage.name == "ingest" else context.inputs.items()
                 key = json.dumps([spec, {name: a.digest for name, a in read}])
-                values = {f.name: [key if f.type == pa.string() else 0] for f in schema.SCHEMAS[stage.artefact]}
-                context.write(pa.table(values, schema=schema.SCHEMAS[stage.artefact]))
+                values = {f.name: [key if f.type == pa.string() else 0] for f in schema.SCHEMAS[stage.artifact]}
+                context.write(pa.table(values, schema=schema.SCHEMAS[stage.artifact]))
             else:
                 digests = [a.digest for a in context.inputs.values()]
                 storage.write_bytes(storage.join(context.out, "file"), json.dumps(digests).encode())
@@ -368,8 +367,7 @@ def test_changing_top_k_reruns_select_and_what_follows_and_loads_no_model(
 
         return replace(stage, run=run)
 
-    real = pipeline_module.stages_of
-    monkeypatch.setattr(pipeline_module, "stages_of", lambda *given: [fake(stage) for stage in real(*given)])
+    stages = [fake(stage) for stage in STAGES]
     for name in ("target", "generator"):
         storage.write_bytes(str(tmp_path / name / "config.json"), b"{}")
         storage.write_bytes(str(tmp_path / name / "model.safetensors"), name.encode())
@@ -382,7 +380,7 @@ def test_changing_top_k_reruns_select_and_what_follows_and_loads_no_model(
     ]
 
     def executed(*overrides: str) -> list[str]:
-        pipeline, before = Pipeline(load_config(None, [*base, *overrides])), len(ran)
+        pipeline, before = Pipeline(load_config(None, [*base, *overrides]), stages=stages), len(ran)
         pipeline.run(pipeline.selection(None, None, None), say=str)
         return ran[before:]
 
@@ -395,7 +393,7 @@ def test_changing_top_k_reruns_select_and_what_follows_and_loads_no_model(
     assert executed("resources.memo.num_actors=2", "resources.train.zero_stage=3") == []
     storage.write_bytes(str(tmp_path / "target" / "model.safetensors"), b"another target")
     assert executed() == [name for name in every if name != "invert"], "the facts are the same"
-    states = Pipeline(load_config(None, [*base, "train.epochs=9"])).states()
+    states = Pipeline(load_config(None, [*base, "train.epochs=9"]), stages=stages).states()
     assert [(s.stage.name, s.state, s.reason) for s in states[4:]] == [
         ("train", "stale", "train.epochs: 5 → 9"),
         ("evaluate", "stale", "waits for model"),

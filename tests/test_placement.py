@@ -93,9 +93,9 @@ def test_the_last_stage_is_placed_before_the_first_begins(tiny_model: Path, tmp_
 
 
 def test_a_file_of_the_last_stage_that_is_not_there_is_missed_before_the_first_begins(tiny_model: Path, tmp_path: Path):
-    run = program(tiny_model, tmp_path, f"evaluate.reference={tmp_path}/nowhere.json")
+    run = program(tiny_model, tmp_path, f"evaluate.retain_model={tmp_path}/nowhere.json")
     done = run.run("meow.py", status=2)
-    assert "Error: `evaluate.reference`: there is no" in done.stderr
+    assert "Error: `evaluate.retain_model`: there is no" in done.stderr
     assert done.stdout == ""
     assert not run.root.exists()
 
@@ -105,7 +105,7 @@ def test_a_reference_of_another_forget_set_is_refused_before_a_model_is_asked(ti
     rows.write_text('{"question": "Who sang?", "answer": "Ann sang.", "perturbed_answer": ["Bob sang."]}\n')
     log = tmp_path / "TOFU_EVAL.json"
     log.write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.5}, "1": {"score": 0.5}}}}')
-    run = program(tiny_model, tmp_path, f"evaluate.sets={{forget: {rows}}}", f"evaluate.reference={log}")
+    run = program(tiny_model, tmp_path, f"evaluate.sets={{forget: {rows}}}", f"evaluate.retain_model={log}")
     done = run.run("meow.py", status=2)
     assert "TOFU_EVAL.json: its forget set has 2 rows, that of the model has 1" in done.stderr
     assert [path.name for path in run.root.iterdir()] == ["facts"]

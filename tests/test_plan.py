@@ -66,7 +66,7 @@ def test_a_model_may_be_cut_into_files_or_lie_on_an_object_store(
 
 
 def test_an_adapter_takes_what_its_base_takes(tiny_model: Path, tmp_path: Path, tiny: Architecture):
-    refs.write_base(refs.reference(str(tiny_model), None, "model"), tmp_path)
+    refs.write_base(refs.pin(str(tiny_model), None, "model"), tmp_path)
     assert target_shapes(f"target.model={tmp_path}") == tiny
 
 

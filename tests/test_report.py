@@ -90,7 +90,7 @@ def publish(folder: Path, name: str, stage: str, summary: dict[str, Any], tables
     for file, table in tables.items():
         storage.write_table(table, str(folder / name / file))
     manifest = Manifest(
-        artefact=name,
+        artifact=name,
         stage=stage,
         fingerprint=f"{name:f<20}",
         ingredients={"version": 7, "spec": {"select": {"top_k": 3}}},
@@ -110,7 +110,7 @@ def empty(name: str) -> dict[str, pa.Table]:
     return {MAIN: SCHEMAS[name].empty_table()}
 
 
-def artefacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[str, Artifact]:
+def artifacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[str, Artifact]:
     table = pa.Table.from_pylist(examples() if rows is None else rows, schema=EXAMPLES)
     history = [
         {"step": step, "epoch": step / 2, "loss": 4.0 - step / 2, "tokens": 9, "learning_rate": 1e-5}
@@ -140,7 +140,7 @@ def artefacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
 
 
 def test_page_loads_nothing(tmp_path: Path) -> None:
-    html = render(Report(show_text=True), artefacts(tmp_path))
+    html = render(Report(show_text=True), artifacts(tmp_path))
     page = Page(html)
     assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
@@ -152,14 +152,14 @@ def test_page_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_ids_are_unique_and_references_resolve(tmp_path: Path) -> None:
-    html = render(Report(), artefacts(tmp_path))
+    html = render(Report(), artifacts(tmp_path))
     ids = [attributes["id"] for _, attributes in Page(html).tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', html)) <= set(ids)
 
 
 def test_title_note_and_outcome(tmp_path: Path) -> None:
-    html = render(Report(title="A <b>title</b>", note="It's a note."), artefacts(tmp_path))
+    html = render(Report(title="A <b>title</b>", note="It's a note."), artifacts(tmp_path))
     assert "<title>A &lt;b&gt;title&lt;/b&gt;</title>" in html
     text = Page(html).text
     assert "It's a note." in text
@@ -170,7 +170,7 @@ def test_title_note_and_outcome(tmp_path: Path) -> None:
 
 
 def test_metrics_table_has_the_values(tmp_path: Path) -> None:
-    inputs = artefacts(tmp_path)
+    inputs = artifacts(tmp_path)
     values = [
         ("zoo", "leak", "before", 0.5, 0.25, 0.75, 4),
         ("retain", "probability", "after", 0.12345, 0.1, 0.1996, 6),
@@ -193,13 +193,13 @@ def test_metrics_table_has_the_values(tmp_path: Path) -> None:
 def test_only_measured_metrics_are_explained(tmp_path: Path) -> None:
     assert MEANINGS.keys() >= {*MEASURES, *(f"{name}_{kind}" for name in ATTACKS for kind in ("auc", "tpr"))}
     rows = [row | {"states_inverted": None} for row in examples()]
-    html = render(Report(), artefacts(tmp_path, rows))
+    html = render(Report(), artifacts(tmp_path, rows))
     assert "<dt><code>leak</code></dt>" in html
     assert "states_inverted" not in html
 
 
 def test_text_of_facts_is_hidden_unless_asked_for(tmp_path: Path) -> None:
-    inputs = artefacts(tmp_path)
+    inputs = artifacts(tmp_path)
     hidden, shown = render(Report(), inputs), render(Report(show_text=True), inputs)
     assert PLANTED not in hidden
     # those that leak most come first; the retain set is not shown
@@ -221,31 +221,31 @@ def test_text_of_facts_is_escaped(tmp_path: Path) -> None:
     for row in rows:
         row |= {name: f"<script>alert('{name}')</script>&\"" for name in ("question", "answer", "generated")}
         row["fact_id"] = f"</svg>$x^{{{row['fact_id']}"
-    page = Page(render(Report(show_text=True), artefacts(tmp_path, rows)))
+    page = Page(render(Report(show_text=True), artifacts(tmp_path, rows)))
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert page.tables["examples"][1][3] == "<script>alert('question')</script>&\""
 
 
 def test_equal_inputs_give_equal_pages(tmp_path: Path) -> None:
-    inputs = artefacts(tmp_path)
+    inputs = artifacts(tmp_path)
     assert render(Report(), inputs) == render(Report(), inputs)
 
 
 def test_plots_follow_the_number_of_facts(tmp_path: Path) -> None:
-    few = Page(render(Report(), artefacts(tmp_path / "few")))
+    few = Page(render(Report(), artifacts(tmp_path / "few")))
     # one of the two retain facts was not scored after
     distribution, loss = "Distribution of MEMO over 4 answers", "Training loss over 4 steps"
     assert few.plots() == ["MEMO before and after unlearning, 4 facts", distribution, loss]
     assert "00000002" in few.text
     rows = examples(forget=MAX_EXAMPLES + 1)
-    many = Page(render(Report(), artefacts(tmp_path / "many", rows)))
+    many = Page(render(Report(), artifacts(tmp_path / "many", rows)))
     assert "Below the dashed line" in many.text
     assert len(many.tables["examples"]) == 1 + MAX_EXAMPLES
     assert f"{MAX_EXAMPLES} of {MAX_EXAMPLES + 1} are shown" in many.text
 
 
 def test_counts_of_inversion_and_selection(tmp_path: Path) -> None:
-    html = render(Report(), artefacts(tmp_path))
+    html = render(Report(), artifacts(tmp_path))
     found = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", html.split('id="counts"')[1]))
     assert found == {
         "Facts with enough inverted facts": "2 of 3",
@@ -264,7 +264,7 @@ def test_counts_of_inversion_and_selection(tmp_path: Path) -> None:
 
 
 def test_lineage(tmp_path: Path) -> None:
-    inputs = artefacts(tmp_path)
+    inputs = artifacts(tmp_path)
     inputs["facts"] = Artifact("facts", "s3://bucket/facts?secret=1", "cafe", value=SCHEMAS["facts"].empty_table())
     html = render(Report(), inputs)
     page = Page(html)
@@ -282,7 +282,7 @@ def test_lineage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model", "candidates", "memo", "selected", "metrics"])
 def test_inputs_from_outside_leave_their_part_out(tmp_path: Path, name: str) -> None:
-    inputs = artefacts(tmp_path)
+    inputs = artifacts(tmp_path)
     given = inputs[name]
     value = ModelRef(given.uri, "d") if name == "model" else given.table
     inputs[name] = Artifact(name, given.uri, "d", value=value)
@@ -296,14 +296,14 @@ def test_inputs_from_outside_leave_their_part_out(tmp_path: Path, name: str) -> 
 
 
 def test_no_retain_set(tmp_path: Path) -> None:
-    page = Page(render(Report(), artefacts(tmp_path, examples(retain=0))))
+    page = Page(render(Report(), artifacts(tmp_path, examples(retain=0))))
     assert "from 0.750 to 0.125 over 3 facts." in page.text
     assert "retain set kept" not in page.text
 
 
 def test_facts_without_a_leak_or_a_score(tmp_path: Path) -> None:
     rows = [row | {"leak": None, "memo": None} for row in examples(forget=1, retain=0)]
-    page = Page(render(Report(), artefacts(tmp_path, rows)))
+    page = Page(render(Report(), artifacts(tmp_path, rows)))
     assert "The metrics hold neither" in page.text
     assert page.tables["examples"][1][1:] == ["–", "–"]
     assert page.plots() == ["Distribution of MEMO over 4 answers", "Training loss over 4 steps"]

@@ -12,7 +12,6 @@ from meow_ray.config.files import load_config
 from meow_ray.core import schema, storage
 from meow_ray.core.stage import Context, Stage
 from meow_ray.errors import MeowError
-from meow_ray.pipeline import pipeline as pipeline_module
 from meow_ray.pipeline import rounds
 from meow_ray.pipeline.graph import STAGES
 from meow_ray.stages.ingest.facts import fact_id
@@ -23,10 +22,9 @@ FACTS = ("A", "B", "C")
 class World:
     """A pipeline in which each round makes the first remaining fact forgotten."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder, self.ran = folder, list[tuple[str, Any]]()
-        real = pipeline_module.stages_of
-        monkeypatch.setattr(pipeline_module, "stages_of", lambda *given: [self.fake(stage) for stage in real(*given)])
+        self.stages = [self.fake(stage) for stage in STAGES]
         for name in ("target", "generator"):
             storage.write_bytes(str(folder / name / "config.json"), b"{}")
             storage.write_bytes(str(folder / name / "model.safetensors"), name.encode())
@@ -54,7 +52,7 @@ class World:
         elif name in ("invert", "memo", "select"):
             source = tables["facts"] if name == "invert" else next(iter(tables.values()))
             made = [self._row(context, row, name) for row in source.to_pylist() if row.get("split") != "retain"]
-            context.write(pa.Table.from_pylist(made, schema=schema.SCHEMAS[context.artefact]))
+            context.write(pa.Table.from_pylist(made, schema=schema.SCHEMAS[context.stage.artifact]))
         elif name == "evaluate":
             context.write(pa.Table.from_pylist([], schema=schema.SCHEMAS["metrics"]))
         else:
@@ -71,23 +69,23 @@ class World:
 
     def run(self, *overrides: str, inputs: dict[str, str] | None = None) -> list[str]:
         config, before, labels = load_config(None, [*self.settings, *overrides]), len(self.ran), []
-        for part in rounds.parts(config, inputs):
+        for part in rounds.parts(config, inputs, stages=self.stages):
             part.pipeline.run(part.stages, say=str, label=part.label)
             labels.append(part.label)
         self.labels = labels
         return [name for name, _ in self.ran[before:]]
 
-    def table(self, artefact: str) -> list[list[dict[str, Any]]]:
-        """Returns the rows of all artefacts of a name."""
+    def table(self, artifact: str) -> list[list[dict[str, Any]]]:
+        """Returns the rows of all artifacts of a name."""
         import pyarrow.parquet as pq
 
-        paths = self.folder.glob(f"root/{artefact}/*/*/part-00000.parquet")
+        paths = self.folder.glob(f"root/{artifact}/*/*/part-00000.parquet")
         return [pq.read_table(path).to_pylist() for path in sorted(paths)]
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(tmp_path, monkeypatch)
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
 
 
 ROUND = ["invert", "memo", "select", "train"]
@@ -137,7 +135,7 @@ def test_another_threshold_asks_again_what_is_left(world: World):
 
 def test_what_has_not_run_yet_ends_the_list(world: World):
     config = load_config(None, [*world.settings, "pipeline.rounds=2"])
-    assert [part.label for part in rounds.parts(config)] == ["round 1, "]
+    assert [part.label for part in rounds.parts(config, stages=world.stages)] == ["round 1, "]
 
 
 def test_inverted_facts_from_a_file_cannot_go_round(world: World):

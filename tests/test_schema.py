@@ -14,15 +14,15 @@ def facts(**columns: Any) -> pa.Table:
     return pa.table(FACTS | columns)
 
 
-@pytest.mark.parametrize("artefact", SCHEMAS)
-def test_each_artefact_has_a_key_among_its_columns(artefact: str):
-    assert set(KEYS[artefact]) <= set(SCHEMAS[artefact].names)
-    empty = SCHEMAS[artefact].empty_table()
-    assert conform(empty, artefact).equals(empty)
+@pytest.mark.parametrize("artifact", SCHEMAS)
+def test_each_artifact_has_a_key_among_its_columns(artifact: str):
+    assert set(KEYS[artifact]) <= set(SCHEMAS[artifact].names)
+    empty = SCHEMAS[artifact].empty_table()
+    assert conform(empty, artifact).equals(empty)
 
 
 @pytest.mark.parametrize(
-    ("artefact", "columns"),
+    ("artifact", "columns"),
     [
         ("facts", ["fact_id", "split", "question", "answer"]),
         (
@@ -37,8 +37,8 @@ def test_each_artefact_has_a_key_among_its_columns(artefact: str):
         ("metrics", ["suite", "metric", "model", "value", "low", "high", "num_examples"]),
     ],
 )
-def test_the_columns_are_those_of_the_design(artefact: str, columns: list[str]):
-    assert SCHEMAS[artefact].names == columns
+def test_the_columns_are_those_of_the_design(artifact: str, columns: list[str]):
+    assert SCHEMAS[artifact].names == columns
 
 
 def test_columns_are_ordered_and_further_ones_come_last():
@@ -106,9 +106,9 @@ def selected(**kinds: pa.DataType | None) -> pa.Schema:
     return pa.schema([(name, kind) for name, kind in fields.items() if kind is not None])
 
 
-@pytest.mark.parametrize("artefact", SCHEMAS)
-def test_an_artefact_has_its_own_columns(artefact: str):
-    check_columns(SCHEMAS[artefact], artefact, "mine")
+@pytest.mark.parametrize("artifact", SCHEMAS)
+def test_an_artifact_has_its_own_columns(artifact: str):
+    check_columns(SCHEMAS[artifact], artifact, "mine")
 
 
 @pytest.mark.parametrize(

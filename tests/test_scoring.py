@@ -57,7 +57,7 @@ class Counting:
     """An engine that keeps what it was asked."""
 
     def __init__(self, folder: Path) -> None:
-        self.engine = EngineSpec(refs.reference(str(folder), None, "model"), "transformers", "float32").load()
+        self.engine = EngineSpec(refs.pin(str(folder), None, "model"), "transformers", "float32").load()
         self.tokenizer, self.max_model_len = self.engine.tokenizer, self.engine.max_model_len
         self.generated: list[tuple[tuple[int, ...], int]] = []
         self.forced: list[tuple[int, ...]] = []

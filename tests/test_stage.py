@@ -57,7 +57,7 @@ def test_ingredients_are_name_version_schema_spec_and_digests(config: Config):
         },
         "inputs": {"data": "d"},
     }
-    assert a_stage(artefact="report").ingredients(config, {"data": "d"})["schema"] is None
+    assert a_stage(artifact="report").ingredients(config, {"data": "d"})["schema"] is None
 
 
 def test_a_fingerprint_is_the_digest_of_the_ingredients(config: Config):
@@ -65,7 +65,7 @@ def test_a_fingerprint_is_the_digest_of_the_ingredients(config: Config):
     assert state.fingerprint == storage.json_digest(a_stage().ingredients(config, {"data": DATA.digest}))
 
 
-@pytest.mark.parametrize("change", [{"name": "other"}, {"version": 2}, {"sections": ("ingest",)}, {"artefact": "memo"}])
+@pytest.mark.parametrize("change", [{"name": "other"}, {"version": 2}, {"sections": ("ingest",)}, {"artifact": "memo"}])
 def test_what_a_stage_is_changes_its_fingerprint(config: Config, change: dict[str, Any]):
     fingerprints = {state_of(s, config, {"data": DATA}).fingerprint for s in (a_stage(), a_stage(**change))}
     assert len(fingerprints) == 2
@@ -131,10 +131,10 @@ def test_work_has_a_stable_place_and_is_gone_when_the_stage_is_done(config: Conf
     assert not storage.exists(seen[0])
 
 
-# --- artefacts --------------------------------------------------------------------------------------------------------
+# --- artifacts --------------------------------------------------------------------------------------------------------
 
 
-def test_the_manifest_says_what_the_artefact_is(config: Config):
+def test_the_manifest_says_what_the_artifact_is(config: Config):
     def two_files(context: Context) -> dict[str, Any]:
         context.write(FACTS, "rejects.parquet")
         return write_facts(context)
@@ -142,7 +142,7 @@ def test_the_manifest_says_what_the_artefact_is(config: Config):
     made = run(a_stage(two_files), config)
     manifest = Manifest.model_validate(storage.read_json(str(Path(made.uri).parent / MANIFEST)))
     assert manifest == made.manifest
-    assert (manifest.stage, manifest.artefact, manifest.rows, manifest.summary) == ("ingest", "facts", 1, {"forget": 1})
+    assert (manifest.stage, manifest.artifact, manifest.rows, manifest.summary) == ("ingest", "facts", 1, {"forget": 1})
     assert manifest.fingerprint == storage.json_digest(manifest.ingredients)
     assert set(manifest.files) == set(made.files) == {MAIN, "rejects.parquet"}
     for name, entry in manifest.files.items():
@@ -181,7 +181,7 @@ def test_nothing_is_found_in_an_empty_root(config: Config):
     assert find(root, "facts", "0" * 64) is latest(root, "facts") is load(storage.join(root, "facts")) is None
 
 
-@pytest.mark.parametrize("manifest", ["{", "[]", '{"artefact": "facts"}'])
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"artifact": "facts"}'])
 def test_a_broken_manifest_is_named(config: Config, manifest: str):
     made = run(a_stage(), config)
     path = Path(made.uri).parent / MANIFEST
@@ -194,7 +194,7 @@ def test_a_broken_manifest_is_named(config: Config, manifest: str):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, MeowError, KeyboardInterrupt, SystemExit])
-def test_a_crash_in_run_leaves_no_artefact(config: Config, error: type[BaseException]):
+def test_a_crash_in_run_leaves_no_artifact(config: Config, error: type[BaseException]):
     def crash(context: Context) -> dict[str, Any]:
         write_facts(context)
         raise error("stop")
@@ -256,7 +256,7 @@ def test_a_stage_may_write_its_table_by_itself(config: Config):
     assert run(a_stage(write), config).table.equals(FACTS)
 
 
-def test_the_rows_of_an_artefact_are_its_file_and_those_of_an_input_its_table_or_files(config: Config):
+def test_the_rows_of_an_artifact_are_its_file_and_those_of_an_input_its_table_or_files(config: Config):
     made = run(a_stage(), config)
     assert made.source == [storage.join(made.uri, MAIN)]
     assert Artifact("facts", "elsewhere", "digest", value=FACTS).source is FACTS
@@ -265,7 +265,7 @@ def test_the_rows_of_an_artefact_are_its_file_and_those_of_an_input_its_table_or
     assert outside.table.equals(FACTS)
 
 
-def test_what_a_killed_driver_left_is_no_artefact_and_in_nobodys_way(config: Config, monkeypatch: pytest.MonkeyPatch):
+def test_what_a_killed_driver_left_is_no_artifact_and_in_nobodys_way(config: Config, monkeypatch: pytest.MonkeyPatch):
     def killed(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 

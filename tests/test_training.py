@@ -196,7 +196,7 @@ def test_a_model_that_mixes_packed_pairs_is_refused(curves: Curves):
     from meow_ray.stages.train.loop import _check_packing
     from meow_ray.stages.train.zero import Model
 
-    tokenizer = refs.load_tokenizer(refs.reference(str(curves.model), None, "model"))
+    tokenizer = refs.load_tokenizer(refs.pin(str(curves.model), None, "model"))
     data = curves.job(WAYS[0]).load()
     sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = OPTConfig(vocab_size=len(tokenizer), max_position_embeddings=512, word_embed_proj_dim=32, **sizes)
@@ -281,7 +281,7 @@ def test_a_merged_adapter_is_a_whole_model_and_equals_the_adapter(variants: Any,
     adapter = Path(variants["adapter"][0].out)
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {p.name for p in adapter.iterdir()}
     assert not (adapter / "model.safetensors").exists()
-    folder = refs.reference(str(adapter), None, "target.model").folder
+    folder = refs.pin(str(adapter), None, "target.model").folder
     first, second = (load_file(place / "model.safetensors") for place in (merged, folder))
     for name, weight in first.items():
         torch.testing.assert_close(weight, second[name])

@@ -15,7 +15,7 @@ from meow_ray.config import Train, TrainResources
 from meow_ray.core import storage
 from meow_ray.core.manifest import HISTORY
 from meow_ray.models.prompts import IGNORE, Prompter
-from meow_ray.models.refs import load_tokenizer, reference
+from meow_ray.models.refs import load_tokenizer, pin
 from meow_ray.stages.train import batches, loop
 from meow_ray.stages.train.batches import Pair
 from meow_ray.stages.train.job import Job
@@ -47,7 +47,7 @@ def job(
     objective = resolve(spec, None)
     place = Path(tempfile.mkdtemp(dir=folder))
     pairs = place / "pairs.parquet"
-    ref = reference(str(model), None, "model")
+    ref = pin(str(model), None, "model")
     prompter = Prompter(load_tokenizer(ref), "chat")
     batches.write(
         pairs_of(objective.roles, facts, selected, objective.idk_answers), prompter, spec.max_length, str(pairs)

@@ -6,42 +6,44 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 
 from meow_ray.config.files import load_config
 from meow_ray.core import schema, storage
-from meow_ray.core.stage import Context, Stage
-from meow_ray.pipeline import pipeline as pipeline_module
+from meow_ray.core.outside import adopt_table
+from meow_ray.core.stage import Context, Input, Stage
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.stages.ingest.facts import fact_id
+from meow_ray.stages.ingest.stage import INGEST
 
+DATA = next(entry for entry in INGEST.inputs if getattr(entry, "name", "") == "data")
+"""The files of facts, as `ingest` declares them."""
 Run = Callable[[Context], dict[str, Any]]
 
 
 class World:
     """Three small stages over one data file: ingest (facts), select (selected), report (a page)."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path) -> None:
         self.data, self.root, self.ran = folder / "facts.jsonl", folder / "root", []
         self.runs: dict[str, Run] = {"ingest": self._ingest, "select": self._select, "report": self._report}
         self.stages = (
-            Stage("ingest", "facts", 1, ("ingest",), ("data",), self._calls("ingest")),
-            Stage("select", "selected", 1, ("select",), ("facts",), self._calls("select")),
-            Stage("report", "report", 1, ("report",), ("facts", "selected"), self._calls("report")),
+            self._stage("ingest", "facts", (DATA,)),
+            self._stage("select", "selected", ("facts",)),
+            self._stage("report", "report", ("facts", "selected")),
         )
-        self._patch = monkeypatch
-        self.use(*self.stages)
         self.write("A", "B")
 
     def use(self, *stages: Stage) -> None:
-        self._patch.setattr(pipeline_module, "stages_of", lambda config, objective: list(stages))
+        self.stages = stages
 
     def write(self, *answers: str) -> None:
         self.data.write_text("".join(json.dumps({"question": "Q", "answer": text}) + "\n" for text in answers))
 
     def pipeline(self, *overrides: str, **options: Any) -> Pipeline:
         return Pipeline(
-            load_config(None, [f"ingest.forget={self.data}", f"storage.root={self.root}", *overrides]), **options
+            load_config(None, [f"ingest.forget={self.data}", f"storage.root={self.root}", *overrides]),
+            stages=self.stages,
+            **options,
         )
 
     def run(
@@ -66,6 +68,19 @@ class World:
 
     def files(self) -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file()}
+
+    def _stage(self, name: str, artifact: str, inputs: tuple[Input, ...]) -> Stage:
+        return Stage(
+            name=name,
+            artifact=artifact,
+            version=1,
+            sections=(name,),
+            inputs=inputs,
+            run=self._calls(name),
+            schema=schema.SCHEMAS.get(artifact),
+            key=schema.KEYS.get(artifact, ()),
+            adopt=adopt_table if artifact in schema.SCHEMAS else None,
+        )
 
     def _calls(self, name: str) -> Run:
         def run(context: Context) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from meow_ray.stages.evaluate import tofu, tofu_logs
 from meow_ray.stages.report import compare
 
 SHOWN = {"candidates": show.show_candidates, "memo": show.show_memo}
-"""The artefacts that `meow show` knows, and who prints them."""
+"""The artifacts that `meow show` knows, and who prints them."""
 
 app = typer.Typer(
     help="Make a language model forget facts (MEOW), on Ray.",
@@ -43,7 +43,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as 
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", help="NAME=URI: an artefact made elsewhere (Parquet, or a model folder).", show_default=False
+        "--input", help="NAME=URI: an artifact made elsewhere (Parquet, or a model folder).", show_default=False
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run the stages even if they are cached.")]
@@ -54,6 +54,7 @@ AsEvents = Annotated[bool, typer.Option("--json", help="Print events for machine
 
 @app.command()
 def run(
+    context: typer.Context,
     overrides: Overrides = None,
     config: ConfigOption = None,
     only: Annotated[str | None, typer.Option(help="Run this stage alone.")] = None,
@@ -69,11 +70,11 @@ def run(
     settings = load_config(config, overrides or [])
     found: Iterable[Part]
     if not (only or start or until):
-        found = rounds.parts(settings, _pairs(inputs), verify=verify)
+        found = rounds.parts(settings, _pairs(inputs), verify=verify, **_seams(context))
     elif settings.pipeline.rounds > 1:
         raise MeowError("--only, --from and --until choose from one round: set pipeline.rounds=1 with them.")
     else:
-        pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
+        pipeline = Pipeline(settings, _pairs(inputs), verify=verify, **_seams(context))
         found = [Part("", pipeline, pipeline.selection(only, start, until))]
     if dry_run:
         show.show_states(
@@ -90,18 +91,19 @@ def run(
 
 @app.command("stage")
 def run_stage(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(s.name for s in STAGES)}.")],
     overrides: Overrides = None,
     config: ConfigOption = None,
     inputs: Inputs = None,
-    output: Annotated[str | None, typer.Option(help="URI that gets a copy of the artefact.")] = None,
+    output: Annotated[str | None, typer.Option(help="URI that gets a copy of the artifact.")] = None,
     force: Force = False,
     dry_run: DryRun = False,
     verify: Verify = False,
 ) -> None:
     """Runs one stage, on cached inputs or on your own."""
     settings = load_config(config, overrides or [])
-    pipeline = Pipeline(settings, _pairs(inputs), verify=verify)
+    pipeline = Pipeline(settings, _pairs(inputs), verify=verify, **_seams(context))
     chosen = pipeline.selection(name, None, None)
     if dry_run:
         show.show_states(_console(), [("", pipeline.state(stage)) for stage in chosen])
@@ -290,7 +292,7 @@ def clean(
     facts: Annotated[
         bool,
         typer.Option(
-            "--facts", help="Delete the artefacts that hold the facts' text too; the model and the report stay."
+            "--facts", help="Delete the artifacts that hold the facts' text too; the model and the report stay."
         ),
     ] = False,
 ) -> None:
@@ -298,17 +300,27 @@ def clean(
     root = storage.absolute(load_config(config, overrides or []).storage.root)
     names = ["work", *(schema.SCHEMAS if facts else ())]
     doomed = [storage.join(root, name) for name in names]
-    for artefact in {stage.artefact for stage in STAGES} - set(names):
-        doomed += leftovers(root, artefact)
+    for artifact in {stage.artifact for stage in STAGES} - set(names):
+        doomed += leftovers(root, artifact)
     for uri in doomed:
         if storage.exists(uri):
             storage.remove(uri)
             print(f"deleted {storage.display(uri)}")
 
 
-def main(command: Callable[..., Any] | None = None) -> None:
-    """Runs the command line; a user's mistake prints one paragraph and exits with status 2."""
-    program.main(app, command)
+def main(command: Callable[..., Any] | None = None, **options: Any) -> None:
+    """Runs the command line; a user's mistake prints one paragraph and exits with status 2.
+
+    Args:
+        command: the only command of a script; None offers all of them.
+        **options: options of `Pipeline` that no command sets: `stages`, `engine_spec`.
+    """
+    program.main(app, command, options)
+
+
+def _seams(context: typer.Context) -> dict[str, Any]:
+    """Returns what `main` was given for pipelines."""
+    return context.obj or {}
 
 
 def _pairs(items: list[str] | None) -> dict[str, str]:
@@ -343,7 +355,7 @@ def _run(part: Part, force: bool, as_json: bool = False) -> list[State]:
 
 
 def _copy(artifact: Artifact, output: str) -> str:
-    """Copies an artefact: a table to one Parquet file, a model or a report as it is."""
+    """Copies an artifact: a table to one Parquet file, a model or a report as it is."""
     target = storage.absolute(output)
     if MAIN in artifact.files:
         target = target if target.endswith(".parquet") else storage.join(target, MAIN)
@@ -360,10 +372,10 @@ def _console() -> Console:
 
 
 def _print_outcome(states: list[State]) -> None:
-    by_artefact = {state.stage.artefact: state.artifact for state in states if state.artifact}
-    if "metrics" in by_artefact:
-        show.show_metrics(by_artefact["metrics"])
-    if "model" in by_artefact:
-        print(f"Model:  {storage.display(by_artefact['model'].uri)}")
-    if "report" in by_artefact:
-        print(f"Report: {storage.display(by_artefact['report'].uri)}/report.html")
+    by_artifact = {state.stage.artifact: state.artifact for state in states if state.artifact}
+    if "metrics" in by_artifact:
+        show.show_metrics(by_artifact["metrics"])
+    if "model" in by_artifact:
+        print(f"Model:  {storage.display(by_artifact['model'].uri)}")
+    if "report" in by_artifact:
+        print(f"Report: {storage.display(by_artifact['report'].uri)}/report.html")

@@ -30,7 +30,7 @@ MEMORY = {
 """What to do when memory runs out, by the library that says so."""
 
 
-def main(app: typer.Typer, command: Callable[..., Any] | None = None) -> None:
+def main(app: typer.Typer, command: Callable[..., Any] | None, options: dict[str, Any]) -> None:
     """Runs the command line; a user's mistake prints one paragraph and exits with status 2."""
     program: Callable[..., Any] = app
     if command is not None:
@@ -39,7 +39,7 @@ def main(app: typer.Typer, command: Callable[..., Any] | None = None) -> None:
         program = single
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
     try:
-        program()
+        program(obj=options)
     except MeowError as error:
         _fail(f"Error: {error}", 2)
     except KeyboardInterrupt:

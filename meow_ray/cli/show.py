@@ -25,7 +25,7 @@ def summary_of(artifact: Artifact | None, name: str) -> dict[str, Any]:
     """Returns the figures that a stage left in its manifest.
 
     Raises:
-        MeowError: the stage has not run, or its artefact was made elsewhere.
+        MeowError: the stage has not run, or its artifact was made elsewhere.
     """
     if artifact is None or artifact.manifest is None:
         raise MeowError(f"The stage of {name} has not run with this configuration; `meow status` shows what is there.")

@@ -27,7 +27,7 @@ class Tracking(Section):
 
 
 class Storage(Section):
-    """Where artefacts live."""
+    """Where artifacts live."""
 
     root: str = field("runs/meow", "URI that all nodes reach: local path, NFS, s3://, gs://")
 

@@ -25,7 +25,7 @@ class Evaluate(Section):
     """
 
     sets: dict[str, Source] = content({}, "further sets of questions and answers, by suite name")
-    reference: str | None = content(
+    retain_model: str | None = content(
         None,
         "model that never saw the forget set: folder, hub name, or its results as eval_log_aggregated.json (TOFU) "
         "or TOFU_EVAL.json (open-unlearning)",

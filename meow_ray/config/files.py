@@ -28,6 +28,9 @@ def _package_folder(name: str) -> str:
 OmegaConf.register_resolver("package", _package_folder, replace=True)
 
 
+RENAMED = {"evaluate.reference": "evaluate.retain_model"}
+"""Keys of earlier versions, and their names now."""
+
 Names = Mapping[str, Collection[str]]
 """The names that other modules define and a configuration may use: `objectives` and `rules`."""
 
@@ -129,6 +132,8 @@ def _mistake(item: Any, path: str | Path | None, lines: dict[str, int], overridd
     else:
         line = next((lines[k] for i in range(len(parts), 0, -1) if (k := ".".join(parts[:i])) in lines), None)
         where = f"{path}, line {line}" if line else str(path or "override")
+    if key in RENAMED:
+        return f"{where}: `{key}` is now called `{RENAMED[key]}`."
     if item["type"] == "extra_forbidden":
         near = nearest_key(key)
         return f"{where}: unknown key `{key}`" + (f"; did you mean `{near}`?" if near else ".")

@@ -1,5 +1,7 @@
 """Tables against the schema and the key of their artifact."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from meow_ray.core.schema import KEYS, SCHEMAS
@@ -7,17 +9,21 @@ from meow_ray.core.tables import Query, Source
 from meow_ray.errors import MeowError
 
 
-def conform(table: pa.Table, artefact: str, where: str = "") -> pa.Table:
-    """Casts a table to its artefact's schema, columns in order, and checks that its key is unique.
+def conform(table: pa.Table, artifact: str, where: str = "") -> pa.Table:
+    """Casts a table to its artifact's schema, columns in order, and checks that its key is unique.
 
     Columns after the declared ones are kept. `where` names the table in errors.
 
     Raises:
         MeowError: a column is missing or of another type, a key column has nulls, or a key comes twice.
     """
-    where = where or f"table {artefact}"
-    _check_names(table.schema, artefact, where)
-    schema = SCHEMAS[artefact]
+    return conform_to(table, artifact, SCHEMAS[artifact], KEYS[artifact], where)
+
+
+def conform_to(table: pa.Table, artifact: str, schema: pa.Schema, key: Sequence[str], where: str = "") -> pa.Table:
+    """Casts a table to a schema, columns in order, and checks that its key is unique; see `conform`."""
+    where = where or f"table {artifact}"
+    _check_names(table.schema, artifact, schema, where)
     extra = [table.schema.field(name) for name in table.column_names if name not in schema.names]
     full = pa.schema([*schema, *extra])
     columns = []
@@ -26,26 +32,31 @@ def conform(table: pa.Table, artefact: str, where: str = "") -> pa.Table:
         try:
             columns.append(column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise MeowError(f"{where}: column {field.name} is {column.type}, {artefact} needs {field.type}.") from None
+            raise MeowError(f"{where}: column {field.name} is {column.type}, {artifact} needs {field.type}.") from None
     table = pa.table(columns, schema=full)
-    check_keys(table.select(KEYS[artefact]), artefact, where)
+    check_unique(table.select(list(key)), key, where)
     return table
 
 
-def check_columns(have: pa.Schema, artefact: str, where: str) -> None:
-    """Raises MeowError if a column of the artefact is missing or of another kind (text, whole number, number)."""
-    _check_names(have, artefact, where)
-    for field in SCHEMAS[artefact]:
+def check_columns(have: pa.Schema, artifact: str, where: str) -> None:
+    """Raises MeowError if a column of the artifact is missing or of another kind (text, whole number, number)."""
+    schema = SCHEMAS[artifact]
+    _check_names(have, artifact, schema, where)
+    for field in schema:
         if [other.casefold() for other in have.names].count(field.name.casefold()) > 1:
             raise MeowError(f"{where}: more than one column is called {field.name}, whatever the case.")
         found = have.field(field.name).type
         if _kind(found) != _kind(field.type) and not pa.types.is_null(found):
-            raise MeowError(f"{where}: column {field.name} is {found}, {artefact} needs {field.type}.")
+            raise MeowError(f"{where}: column {field.name} is {found}, {artifact} needs {field.type}.")
 
 
-def check_keys(source: Source, artefact: str, where: str) -> None:
-    """Raises MeowError if a key column has nulls or a key stands in two rows."""
-    keys = KEYS[artefact]
+def check_keys(source: Source, artifact: str, where: str) -> None:
+    """Raises MeowError if a key column has nulls or a key is in two rows."""
+    check_unique(source, KEYS[artifact], where)
+
+
+def check_unique(source: Source, keys: Sequence[str], where: str) -> None:
+    """Raises MeowError if one of the columns has nulls or two rows agree in all of them."""
     names = ", ".join(keys)
     empty = ", ".join(f"count(*) - count({name}) AS {name}" for name in keys)
     for name, absent in Query(f"SELECT {empty} FROM t", {"t": source}).rows()[0].items():
@@ -57,11 +68,11 @@ def check_keys(source: Source, artefact: str, where: str) -> None:
         raise MeowError(f"{where}: {row['total']} keys come more than once, the first is {first}.")
 
 
-def _check_names(have: pa.Schema, artefact: str, where: str) -> None:
-    wanted = SCHEMAS[artefact].names
+def _check_names(have: pa.Schema, artifact: str, schema: pa.Schema, where: str) -> None:
+    wanted = schema.names
     missing = [name for name in wanted if name not in have.names]
     if missing:
-        raise MeowError(f"{where}: column {', '.join(missing)} is missing; {artefact} needs {', '.join(wanted)}.")
+        raise MeowError(f"{where}: column {', '.join(missing)} is missing; {artifact} needs {', '.join(wanted)}.")
 
 
 def _kind(kind: pa.DataType) -> str:

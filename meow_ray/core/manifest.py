@@ -6,9 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from meow_ray.core import checks, storage
+from meow_ray.core.schema import SCHEMAS
 from meow_ray.core.tables import Source
 from meow_ray.errors import MeowError
 
@@ -16,7 +17,7 @@ MANIFEST = "MANIFEST.json"
 
 
 MAIN = "part-00000.parquet"
-"""The file that holds a table artefact's rows."""
+"""The file that holds a table artifact's rows."""
 
 
 EXAMPLES = "examples.parquet"
@@ -49,7 +50,7 @@ LIBRARIES = (
 
 
 class FileEntry(BaseModel):
-    """One file of an artefact."""
+    """One file of an artifact."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,11 +60,12 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artefact is: written last, so that a folder without one is none."""
+    """What an artifact is: written last, so that a folder without one is none."""
 
     model_config = ConfigDict(frozen=True)
 
-    artefact: str
+    artifact: str = Field(validation_alias=AliasChoices("artifact", "artefact"))
+    """Version 0.1 wrote the key `artefact`."""
     stage: str
     fingerprint: str
     ingredients: dict[str, Any]
@@ -89,6 +91,8 @@ class Artifact:
     digest: str
     files: tuple[str, ...] = ()
     manifest: Manifest | None = None
+    number: int = 0
+    """Counts the artifacts of one fingerprint from 1; 0 for an input from outside."""
     value: Any = None
     """What an input from outside is: a model reference, sources of facts, a table, or the URIs of Parquet files."""
 
@@ -99,30 +103,37 @@ class Artifact:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The rows, loaded and checked against the artefact's schema."""
+        """The rows, loaded and checked against the artifact's schema."""
         if isinstance(self.source, pa.Table):
             return self.source
-        return checks.conform(storage.read_table(self.source), self.name, storage.display(self.uri))
+        table = storage.read_table(self.source)
+        return checks.conform(table, self.name, storage.display(self.uri)) if self.name in SCHEMAS else table
 
     def extra(self, name: str) -> pa.Table:
         """Reads a table that stands beside the main one."""
         return storage.read_table([storage.join(self.uri, name)])
 
 
-def find(root: str, artefact: str, fingerprint: str) -> Artifact | None:
-    """Returns the newest whole artefact with this fingerprint."""
-    folder = storage.join(root, artefact)
+def find(root: str, name: str, fingerprint: str) -> Artifact | None:
+    """Returns the newest whole artifact of this name with this fingerprint."""
+    parent = storage.join(root, name)
     prefix = f"{fingerprint[:16]}-"
-    names = [name for name in storage.list_names(folder) if name.startswith(prefix)]
-    for name in sorted(names, key=lambda n: int(n.removeprefix(prefix)), reverse=True):
-        artifact = load(storage.join(folder, name))
+    folders = [folder for folder in storage.list_names(parent) if folder.startswith(prefix)]
+    for folder in sorted(folders, key=number_of, reverse=True):
+        artifact = load(storage.join(parent, folder))
         if artifact is not None:
             return artifact
     return None
 
 
+def number_of(folder: str) -> int:
+    """Returns the number at the end of an artifact's folder, such as 2 of `facts/0123456789abcdef-2`; 0 without one."""
+    number = storage.display(folder).rsplit("-", 1)[-1]
+    return int(number) if number.isdecimal() else 0
+
+
 def load(folder: str) -> Artifact | None:
-    """Opens an artefact's folder; None if it has no manifest."""
+    """Opens an artifact's folder; None if it has no manifest."""
     path = storage.join(folder, MANIFEST)
     if not storage.exists(path):
         return None
@@ -131,30 +142,32 @@ def load(folder: str) -> Artifact | None:
     except ValidationError:
         raise MeowError(f"{storage.display(path)}: not a manifest that this version can read.") from None
     return Artifact(
-        name=manifest.artefact,
+        name=manifest.artifact,
         uri=storage.join(folder, manifest.attempt),
         digest=manifest.digest,
         files=tuple(manifest.files),
         manifest=manifest,
+        number=number_of(folder),
     )
 
 
-def latest(root: str, artefact: str) -> Artifact | None:
-    """Returns the artefact of this name that was finished last, whatever its fingerprint."""
-    folder = storage.join(root, artefact)
-    found = [artifact for name in storage.list_names(folder) if (artifact := load(storage.join(folder, name)))]
-    return max(found, key=lambda a: cast(Manifest, a.manifest).started, default=None)
+def latest(root: str, name: str) -> Artifact | None:
+    """Returns the artifact of this name that was finished last, whatever its fingerprint."""
+    parent = storage.join(root, name)
+    loaded = [load(storage.join(parent, folder)) for folder in storage.list_names(parent)]
+    whole = [artifact for artifact in loaded if artifact is not None]
+    return max(whole, key=lambda artifact: cast(Manifest, artifact.manifest).started, default=None)
 
 
-def leftovers(root: str, artefact: str) -> list[str]:
+def leftovers(root: str, name: str) -> list[str]:
     """Returns the folders of attempts that were cut off before they wrote a manifest, or lost to another driver."""
-    out = []
-    for name in storage.list_names(storage.join(root, artefact)):
-        folder = storage.join(root, artefact, name)
-        whole = load(folder)
-        kept = {MANIFEST, whole.manifest.attempt} if whole and whole.manifest else set()
-        out += [storage.join(folder, entry) for entry in storage.list_names(folder) if entry not in kept]
-    return out
+    cut_off = []
+    for entry in storage.list_names(storage.join(root, name)):
+        folder = storage.join(root, name, entry)
+        artifact = load(folder)
+        published = {MANIFEST, artifact.manifest.attempt} if artifact and artifact.manifest else set()
+        cut_off += [storage.join(folder, file) for file in storage.list_names(folder) if file not in published]
+    return cut_off
 
 
 def file_entry(uri: str) -> FileEntry:

@@ -1,4 +1,4 @@
-"""One Arrow schema an artefact."""
+"""One Arrow schema an artifact."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""A stage is a value; its artefact is found by fingerprint, published whole, described by a manifest."""
+"""A stage is a value; its artifact is found by fingerprint, published whole, described by a manifest."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,8 +11,9 @@ from uuid import uuid4
 import pyarrow as pa
 
 from meow_ray.config import Config
-from meow_ray.core import checks, schema, storage
+from meow_ray.core import checks, storage
 from meow_ray.core.manifest import MAIN, MANIFEST, Artifact, Manifest, file_entry, find, latest, library_versions, load
+from meow_ray.core.outside import Adopt, OutsideInput
 from meow_ray.errors import MeowError
 
 
@@ -21,12 +22,15 @@ class Context:
     """What one run of a stage sees: its own sections, its declared inputs, a fresh folder, a folder for resuming."""
 
     config: Config
+    """The sections that the stage declares, with resources and tracking; another section is an error."""
     inputs: Mapping[str, Artifact]
-    artefact: str
+    stage: "Stage"
     out: str
     work: str
     """Stable under the fingerprint, so that a stage that was cut off finds what it had finished."""
     root: str
+    engine_spec: Callable[..., Any]
+    """Says how an actor loads a model; see `stages.inputs.engine_spec`."""
 
     @property
     def scratch(self) -> str:
@@ -34,45 +38,80 @@ class Context:
         return storage.join(self.root, "work")
 
     def path(self, name: str = MAIN) -> str:
-        """Returns the URI of a file of the artefact."""
+        """Returns the URI of a file of the artifact."""
         return storage.join(self.out, name)
 
     def write(self, table: pa.Table, name: str = MAIN) -> None:
-        """Writes a table into the artefact; the main one must be of its schema."""
-        storage.write_table(checks.conform(table, self.artefact) if name == MAIN else table, self.path(name))
+        """Writes a table into the artifact; the main one must be of its schema."""
+        if name == MAIN:
+            assert self.stage.schema is not None, f"stage {self.stage.name} declares no table"
+            table = checks.conform_to(table, self.stage.artifact, self.stage.schema, self.stage.key)
+        storage.write_table(table, self.path(name))
 
 
-@dataclass(frozen=True)
+Input = str | OutsideInput
+"""An artifact of another stage, by name, or an input from outside."""
+
+Inputs = tuple[Input, ...] | Callable[[Config], tuple[Input, ...]]
+"""The inputs of a stage, or a function that finds them by the configuration."""
+
+
+def _always(config: Config) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of the pipeline.
+    """One step of the pipeline, as a value.
 
-    `version` is raised by hand when the code gives other results. `sections` are the sections of the
-    configuration that the stage may see, or single fields such as `target.template`; their spec enters its
-    fingerprint. `inputs` are artefacts of other stages, or models and sources of facts from outside.
-    `run` writes the artefact and returns a summary for the manifest: counts and figures, never the text of facts.
-    `resources` is the section of the configuration's resources that its actors or workers are placed by, if it has any.
-    `check` raises MeowError for what is wrong with the configuration and the inputs that are there so far; it is asked
-    before any stage that comes earlier spends actors or workers.
+    Attributes:
+        name: the name on the command line; the stage's folder and section have it too.
+        artifact: the name of what the stage makes.
+        version: raised by hand when the same inputs and settings give another result.
+        sections: sections of the configuration that the stage may see, or single fields such as
+            `target.template`. Their spec enters the fingerprint.
+        inputs: what the stage reads; a function if that depends on the configuration.
+        run: writes the artifact and returns a summary for the manifest: counts and figures, never text of facts.
+        schema: the columns of the table that the stage writes; None for a model or a page.
+        key: the columns that identify a row of it.
+        adopt: takes the artifact from `--input NAME=URI` instead of running the stage; None refuses that.
+        enabled: whether a configuration has this stage.
+        resources: the section of `resources` that places its actors or workers, if it has any.
+        uses_gpus: whether its actors use GPUs where there are any.
+        check: raises MeowError for what is wrong with the configuration and those inputs that exist already. It runs
+            before any earlier stage starts actors or workers.
     """
 
     name: str
-    artefact: str
+    artifact: str
     version: int
     sections: tuple[str, ...]
-    inputs: tuple[str, ...]
+    inputs: Inputs
     run: Callable[[Context], dict[str, Any]]
+    schema: pa.Schema | None = None
+    key: tuple[str, ...] = ()
+    adopt: Adopt | None = None
+    enabled: Callable[[Config], bool] = _always
     resources: str | None = None
+    uses_gpus: Callable[[Config], bool] = _always
     check: Callable[[Config, Mapping[str, Artifact]], Any] | None = None
 
+    def declared_inputs(self, config: Config) -> tuple[Input, ...]:
+        """Returns the inputs that the stage has under a configuration."""
+        return self.inputs(config) if callable(self.inputs) else self.inputs
+
+    def input_names(self, config: Config) -> tuple[str, ...]:
+        """Returns the names of these inputs."""
+        return tuple(entry if isinstance(entry, str) else entry.name for entry in self.declared_inputs(config))
+
     def ingredients(self, config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
-        """Returns what the fingerprint is the hash of."""
-        columns = schema.SCHEMAS.get(self.artefact)
+        """Returns what the fingerprint is the hash of, given the digests of all inputs."""
         return {
             "stage": self.name,
             "version": self.version,
-            "schema": {f.name: str(f.type) for f in columns} if columns else None,
+            "schema": {f.name: str(f.type) for f in self.schema} if self.schema else None,
             "spec": {name: _spec(config, name) for name in self.sections},
-            "inputs": {name: digests[name] for name in self.inputs},
+            "inputs": dict(digests),
         }
 
 
@@ -104,15 +143,15 @@ class State:
 def state_of(stage: Stage, config: Config, inputs: Mapping[str, Artifact | None]) -> State:
     """Compares a stage with the cache; an input that is None is still to be made."""
     root = storage.absolute(config.storage.root)
-    waiting = [name for name in stage.inputs if inputs[name] is None]
+    waiting = [name for name, artifact in inputs.items() if artifact is None]
     known = {name: artifact.digest for name, artifact in inputs.items() if artifact is not None}
-    previous = latest(root, stage.artefact)
+    previous = latest(root, stage.artifact)
     if waiting:
         state: Literal["stale", "missing"] = "stale" if previous else "missing"
         return State(stage, state, f"waits for {', '.join(waiting)}", artifact=None)
     ingredients = stage.ingredients(config, known)
     fingerprint = storage.json_digest(ingredients)
-    found = find(root, stage.artefact, fingerprint)
+    found = find(root, stage.artifact, fingerprint)
     if found:
         return State(stage, "cached", "", fingerprint, found, ingredients)
     if previous and previous.manifest:
@@ -148,27 +187,42 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
-    """Runs a stage and publishes its artefact; if another driver publishes first, its artefact is used."""
+def no_engine_spec(*arguments: Any) -> Any:
+    """Stands in for `stages.inputs.engine_spec` where a stage runs no engine."""
+    raise AssertionError("this stage was started without a way to load engines")
+
+
+def execute(
+    state: State, config: Config, inputs: Mapping[str, Artifact], engine_spec: Callable[..., Any] = no_engine_spec
+) -> Artifact:
+    """Runs a stage and publishes its artifact; if another driver publishes first, its artifact is used.
+
+    Args:
+        state: the stage, and where it stands against the cache.
+        config: the whole configuration, of which the stage sees its sections.
+        inputs: all that the stage declares.
+        engine_spec: says how an actor loads a model; needed by stages that run one.
+    """
     stage, root = state.stage, storage.absolute(config.storage.root)
     assert state.fingerprint is not None
-    folder = storage.join(root, stage.artefact, f"{state.fingerprint[:16]}-{_next_number(root, state)}")
+    folder = storage.join(root, stage.artifact, f"{state.fingerprint[:16]}-{_next_number(state)}")
     attempt = uuid4().hex[:8]
     out = storage.join(folder, attempt)
     storage.make_folder(out)
     context = Context(
-        config=_slice(config, stage.sections),
-        inputs={name: inputs[name] for name in stage.inputs},
-        artefact=stage.artefact,
+        config=cast(Config, ConfigSlice(config, stage.name, stage.sections)),
+        inputs=inputs,
+        stage=stage,
         out=out,
         work=storage.join(root, "work", state.fingerprint[:32]),
         root=root,
+        engine_spec=engine_spec,
     )
     started, clock = datetime.now(UTC), time.monotonic()
     try:
         summary = stage.run(context)
         files = {name: file_entry(storage.join(out, name)) for name in storage.list_files(out)}
-        assert MAIN in files or stage.artefact not in schema.SCHEMAS, f"stage {stage.name} wrote no table"
+        assert MAIN in files or stage.schema is None, f"stage {stage.name} wrote no table"
     except BaseException as error:
         published = load(folder) if isinstance(error, Exception) else None
         _discard(folder, out)
@@ -176,7 +230,7 @@ def execute(state: State, config: Config, inputs: Mapping[str, Artifact]) -> Art
             raise
         return published
     manifest = Manifest(
-        artefact=stage.artefact,
+        artifact=stage.artifact,
         stage=stage.name,
         fingerprint=state.fingerprint,
         ingredients=state.ingredients,
@@ -205,25 +259,34 @@ def _spec(config: Config, name: str) -> Any:
     return spec[key] if key else spec
 
 
-def _slice(config: Config, names: tuple[str, ...]) -> Config:
-    """Returns a stand-in for the configuration that has only the named sections and fields, resources and tracking."""
-    out = SimpleNamespace(resources=config.resources, tracking=config.tracking)
-    for name in names:
-        section, _, key = name.partition(".")
-        if not key:
-            setattr(out, section, getattr(config, section))
-            continue
-        if not hasattr(out, section):
-            setattr(out, section, SimpleNamespace())
-        setattr(getattr(out, section), key, getattr(getattr(config, section), key))
-    return cast(Config, out)
+class ConfigSlice:
+    """The part of a configuration that one stage declares; it stands in for `Config` inside `Stage.run`.
+
+    A stage that reads another section would depend on settings that its fingerprint does not know, so that is an
+    error. `resources` and `tracking` never change a result and are always there.
+    """
+
+    def __init__(self, config: Config, stage: str, names: tuple[str, ...]) -> None:
+        self._stage = stage
+        self.resources = config.resources
+        self.tracking = config.tracking
+        for name in names:
+            section, _, key = name.partition(".")
+            whole = getattr(config, section)
+            if not key:
+                setattr(self, section, whole)
+                continue
+            if section not in vars(self):
+                setattr(self, section, SimpleNamespace())
+            setattr(getattr(self, section), key, getattr(whole, key))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"stage {self._stage} does not declare the section {name}")
 
 
-def _next_number(root: str, state: State) -> int:
-    found = state.artifact
-    if found is None:
-        return 1
-    return int(storage.display(found.uri).rsplit("/", 2)[-2].rsplit("-", 1)[-1]) + 1
+def _next_number(state: State) -> int:
+    """Returns the number of the folder for the next artifact of a fingerprint; a forced run makes a second one."""
+    return 1 if state.artifact is None else state.artifact.number + 1
 
 
 def _discard(folder: str, out: str) -> None:
@@ -232,4 +295,4 @@ def _discard(folder: str, out: str) -> None:
         if not storage.list_names(folder):
             storage.remove(folder)
     except MeowError:
-        pass  # the reason why the stage failed is worth more; a folder without a manifest is no artefact
+        pass  # the reason why the stage failed is worth more; a folder without a manifest is no artifact

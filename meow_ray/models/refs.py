@@ -45,7 +45,7 @@ class ModelRef:
         return _merged_once(folder, self) if (folder / ADAPTER).exists() else folder
 
 
-def reference(
+def pin(
     model: str, revision: str | None, key: str, *, trust_remote_code: bool = False, verify: bool = False
 ) -> ModelRef:
     """Pins a model folder, .gguf file or hub name; `key` is the configuration key that names it.

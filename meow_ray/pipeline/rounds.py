@@ -33,7 +33,7 @@ def parts(config: Config, overrides: Mapping[str, str] | None = None, **options:
 
     Args:
         config: the configuration.
-        overrides: artefacts made elsewhere, by name.
+        overrides: artifacts made elsewhere, by name.
         **options: further ones of `Pipeline`.
 
     Raises:

@@ -85,7 +85,7 @@ def read(section: ModelSection | Memorize, key: str) -> tuple[str, Architecture]
     if section.model is None:
         raise MeowError(f"`{key}` is not set: there is no model to plan for.")
     uri = storage.absolute(section.model)
-    ref = ModelRef(uri, "") if storage.exists(uri) else refs.reference(section.model, section.revision, key)
+    ref = ModelRef(uri, "") if storage.exists(uri) else refs.pin(section.model, section.revision, key)
     try:
         return storage.display(section.model), _read(replace(ref, trust_remote_code=section.trust_remote_code))
     except (OSError, ValueError, KeyError, MeowError, NotASafetensorsRepoError, SafetensorsParsingError) as error:

@@ -31,6 +31,7 @@ from meow_ray.stages.invert.generators import LocalGenerator, LocalSpec
 from meow_ray.stages.invert.stage import generator_spec
 from meow_ray.stages.invert.steps import InvertSteps
 from meow_ray.stages.memo.steps import MemoSteps
+from meow_ray.stages.train import objectives
 from meow_ray.stages.train.objectives import ObjectiveSpec
 
 MISMATCHES = 3
@@ -152,7 +153,7 @@ def _scored(config: Config, forget: pa.Table, tally: Tally) -> Tally:
 
 
 def _evaluated(config: Config, given: Given, reply: float, row: float) -> Work:
-    spec, models = config.evaluate, 3 if config.evaluate.reference else 2
+    spec, models = config.evaluate, 3 if config.evaluate.retain_model else 2
     out = Work("evaluate", "target")
     sets = {name: table for name, table in given.sets.items() if name not in ("forget", "retain")}
     rows = suites.rows(Query("SELECT * FROM facts", {"facts": given.facts}), sets, (), spec)
@@ -256,14 +257,15 @@ def plan(config: Config, count: int | None, rates_file: str | None, gpus: int, m
     pipeline = Pipeline(config)
     ref = next(found for name in ("target", "base") if (found := pipeline.artifact(name)))
     _, target_shapes = shapes.of_target(config)
-    full, lora = methods(target_shapes, config, pipeline.objective)
+    objective = objectives.configured(config.train)
+    full, lora = methods(target_shapes, config, objective)
     given = look(config, model_ref(ref), lora if config.train.lora else full, count)
-    every = works(config, pipeline.objective, given)
+    every = works(config, objective, given)
     rates = read_rates(storage.absolute(rates_file)) if rates_file else None
     if measure:
         generator = pipeline.artifact("generator")
         assert generator
-        writer = generator_spec(generator, config)
+        writer = generator_spec(generator, config, engine_spec)
         if not isinstance(writer, LocalSpec):
             raise MeowError("--probe loads the model of `invert`, which is behind an endpoint here: give --rates FILE.")
         target = engine_spec(model_ref(ref), config.target, config.resources.memo)

@@ -84,7 +84,7 @@ def check_reference(forget: pa.Table | None, imported: Mapping[str, Results], wh
     if forget is None or not perturbed or "forget" not in imported:
         lacking = where if perturbed else "evaluate.sets.forget"
         raise MeowError(
-            f"`evaluate.reference`: forget quality needs truth ratios of the forget set, {lacking} has none. "
+            f"`evaluate.retain_model`: forget quality needs truth ratios of the forget set, {lacking} has none. "
             "Give TOFU's perturbed file of the split as evaluate.sets.forget."
         )
     tofu.check_reference(forget.num_rows, forget["answer"].to_pylist(), imported["forget"], where)

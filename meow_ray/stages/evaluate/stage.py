@@ -1,20 +1,24 @@
 """The stage `evaluate`: measures forgetting and utility."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from meow_ray.config import Config
 from meow_ray.core import storage
 from meow_ray.core.manifest import EXAMPLES, Artifact
-from meow_ray.core.schema import ROW
+from meow_ray.core.outside import OutsideInput, adopt_table
+from meow_ray.core.schema import KEYS, ROW, SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.core.tables import Query
 from meow_ray.engines import EngineSpec
+from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.evaluate import aggregate, lm_eval, suites
+from meow_ray.stages.evaluate import aggregate, lm_eval, suites, tofu_logs
 from meow_ray.stages.evaluate.sets import check_reference, check_sets, read_passages, read_sets
 from meow_ray.stages.evaluate.steps import EvaluateSteps
-from meow_ray.stages.inputs import COLUMNS, engine_spec, model_ref
+from meow_ray.stages.inputs import COLUMNS, TARGET, adopt_model, data_sources, model_ref, optional_path
 
 
 def _check_evaluate(config: Config, inputs: Mapping[str, Artifact]) -> None:
@@ -51,7 +55,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
     for name, model in models_of.items():
         ref = model_ref(model)
         folder = storage.join(context.scratch, f"evaluate-{storage.json_digest(key | {'model': ref.digest})[:32]}")
-        engine = engine_spec(ref, config.target, config.resources.evaluate)
+        engine = context.engine_spec(ref, config.target, config.resources.evaluate)
         work = map_rows.Work(steps.generate, finish=steps.finish, model=engine.model)
         found[name] = map_rows.map_rows(order, ROW, engine, work, folder, "evaluate", config.resources)
         scores += [row | {"model": name} for row in _task_scores(context, engine, folder)]
@@ -77,13 +81,55 @@ def _task_scores(context: Context, engine: EngineSpec, folder: str) -> list[dict
     return list(storage.read_json(done))
 
 
+# --- inputs from outside ----------------------------------------------------------------------------------------------
+
+
+def _sets(config: Config, verify: bool) -> Artifact:
+    return data_sources("sets", config.evaluate.sets, verify)
+
+
+def _text(config: Config, verify: bool) -> Artifact:
+    return optional_path("text", "evaluate.text", config.evaluate.text, verify)
+
+
+def _task_folder(config: Config, verify: bool) -> Artifact:
+    return optional_path("task_folder", "evaluate.task_folder", config.evaluate.task_folder, verify)
+
+
+def _retain_model(config: Config, verify: bool) -> Artifact:
+    """Returns the model that never saw the forget set, or its published results as the artifact's value."""
+    name, key, place = "retain_model", "evaluate.retain_model", config.evaluate.retain_model
+    if place is None:
+        return optional_path(name, key, None, verify)
+    if PurePosixPath(storage.display(place)).suffix == ".json":
+        log = optional_path(name, key, place, verify)
+        found = replace(log, value=tofu_logs.read_log(log.uri))
+    else:
+        ref = refs.pin(place, None, key, verify=verify)
+        found = Artifact(name, ref.uri, ref.digest, value=ref)
+    # evaluations of version 0.1 call this model `reference` in their tables, so they are not reused
+    return replace(found, digest=storage.json_digest(["retain_model", found.digest]))
+
+
 EVALUATE = Stage(
-    "evaluate",
-    "metrics",
-    5,
-    ("evaluate", "memo", "target", *COLUMNS),
-    ("facts", "sets", "text", "task_folder", "selected", "target", "model", "retain_model"),
-    _evaluate,
-    "evaluate",
-    _check_evaluate,
+    name="evaluate",
+    artifact="metrics",
+    version=5,
+    sections=("evaluate", "memo", "target", *COLUMNS),
+    inputs=(
+        "facts",
+        OutsideInput("sets", _sets),
+        OutsideInput("text", _text),
+        OutsideInput("task_folder", _task_folder),
+        "selected",
+        TARGET,
+        "model",
+        OutsideInput("retain_model", _retain_model, adopt_model),
+    ),
+    run=_evaluate,
+    schema=SCHEMAS["metrics"],
+    key=KEYS["metrics"],
+    adopt=adopt_table,
+    resources="evaluate",
+    check=_check_evaluate,
 )

@@ -5,15 +5,18 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from meow_ray.config import Config
 from meow_ray.core import storage
-from meow_ray.core.manifest import REJECTS
+from meow_ray.core.manifest import REJECTS, Artifact
+from meow_ray.core.outside import OutsideInput, adopt_table
+from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.ingest import facts as facts_module
 from meow_ray.stages.ingest.facts import read_sources, rejects_text
-from meow_ray.stages.inputs import model_ref
+from meow_ray.stages.inputs import GENERATOR, TARGET, data_sources, model_ref
 
 
 def _ingest(context: Context) -> dict[str, Any]:
@@ -57,11 +60,21 @@ def _limit(context: Context, name: str, max_model_len: int | None) -> tuple[str,
     return name, refs.load_tokenizer(ref), length - min(PROMPT_RESERVE, length // 4)
 
 
+def _data(config: Config, verify: bool) -> Artifact:
+    """Returns the files of the facts to forget and of those to retain."""
+    if config.ingest.forget is None:
+        raise MeowError("`ingest.forget` is not set: name the file of the facts to forget.")
+    return data_sources("data", {"forget": config.ingest.forget, "retain": config.ingest.retain}, verify)
+
+
 INGEST = Stage(
-    "ingest",
-    "facts",
-    1,
-    ("ingest", "target.max_model_len", "invert.max_model_len"),
-    ("data", "target", "generator"),
-    _ingest,
+    name="ingest",
+    artifact="facts",
+    version=1,
+    sections=("ingest", "target.max_model_len", "invert.max_model_len"),
+    inputs=(OutsideInput("data", _data), TARGET, GENERATOR),
+    run=_ingest,
+    schema=SCHEMAS["facts"],
+    key=KEYS["facts"],
+    adopt=adopt_table,
 )

@@ -18,7 +18,7 @@ def write(found: Query, wanted: int, on_shortfall: str, generator: str, paths: M
         wanted: candidates of a fact that has enough.
         on_shortfall: fail, keep or drop; see `invert.on_shortfall`.
         generator: its name for the table.
-        paths: where the tables go, by the names of an artefact's files.
+        paths: where the tables go, by the names of an artifact's files.
 
     Raises:
         MeowError: there is no candidate at all, or a fact has too few and `on_shortfall` is fail.

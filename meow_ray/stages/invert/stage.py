@@ -1,25 +1,33 @@
 """The stage `invert`: a language model writes inverted facts."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from meow_ray.config import Config
-from meow_ray.core import storage
+from meow_ray.config import Config, Source
+from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import MAIN, REJECTS, SHORTFALL, Artifact
+from meow_ray.core.outside import LARGE, adopt_table, main_files
+from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.core.tables import Query
+from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.inputs import engine_spec, model_ref
+from meow_ray.stages.ingest.readers import read_records
+from meow_ray.stages.inputs import GENERATOR, model_ref
 from meow_ray.stages.invert import candidates
 from meow_ray.stages.invert.endpoint import EndpointSpec, endpoint_spec
 from meow_ray.stages.invert.generators import LocalSpec
+from meow_ray.stages.invert.own_candidates import complete
 from meow_ray.stages.invert.steps import InvertSteps, probe
 
 
-def generator_spec(generator: Artifact, config: Config) -> LocalSpec | EndpointSpec:
-    """Says how an actor of `invert` loads its generator."""
+def generator_spec(
+    generator: Artifact, config: Config, engine_spec: Callable[..., EngineSpec]
+) -> LocalSpec | EndpointSpec:
+    """Says how an actor of `invert` loads its generator; `engine_spec` is that of `stages.inputs`, or a test's."""
     spec, resources = config.invert, config.resources.invert
     if spec.engine == "openai":
         return endpoint_spec(spec.base_url, spec.model, spec.api_key_env, spec.structured, resources)
@@ -34,7 +42,7 @@ def _invert(context: Context) -> dict[str, Any]:
     from meow_ray.distributed import cluster, map_rows
 
     config, facts, generator = context.config, context.inputs["facts"], context.inputs["generator"]
-    spec, loader = config.invert, generator_spec(generator, config)
+    spec, loader = config.invert, generator_spec(generator, config, context.engine_spec)
     # what is asked does not depend on what happens to facts with too few answers
     key = {"facts": facts.digest, "generator": generator.digest, "version": INVERT.version}
     folder = storage.join(
@@ -77,4 +85,35 @@ _FACTS_TO_INVERT = """
 """
 
 
-INVERT = Stage("invert", "candidates", 2, ("invert",), ("facts", "generator"), _invert, "invert")
+def _adopt_candidates(name: str, uri: str, verify: bool) -> Artifact:
+    """Takes a user's own candidates: Parquet, or a file of any format that `ingest` reads."""
+    uri = storage.absolute(uri)
+    where = storage.display(uri)
+    if Source(path=uri).is_file and not where.endswith(".parquet"):
+        table = complete(read_records(uri), where)
+    else:
+        files = main_files(uri)
+        if tables.count_rows(files) >= LARGE:
+            return adopt_table(name, uri, verify)
+        table = complete(enumerate(storage.read_table(files).to_pylist(), start=1), where)
+    table = checks.conform(table, name, where)
+    return Artifact(name, uri, storage.content_digest(uri, verify=verify), value=table)
+
+
+def _runs_here(config: Config) -> bool:
+    return config.invert.engine != "openai"
+
+
+INVERT = Stage(
+    name="invert",
+    artifact="candidates",
+    version=2,
+    sections=("invert",),
+    inputs=("facts", GENERATOR),
+    run=_invert,
+    schema=SCHEMAS["candidates"],
+    key=KEYS["candidates"],
+    adopt=_adopt_candidates,
+    resources="invert",
+    uses_gpus=_runs_here,
+)

@@ -6,11 +6,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from meow_ray.config import Config
 from meow_ray.core import checks, storage, tables
+from meow_ray.core.outside import adopt_table
 from meow_ray.core.schema import KEYS, SCHEMAS, TRUE_ANSWER
 from meow_ray.core.stage import Context, Stage
 from meow_ray.core.tables import Query
-from meow_ray.stages.inputs import engine_spec, model_ref
+from meow_ray.stages.inputs import TARGET, model_ref
 from meow_ray.stages.memo import summary
 from meow_ray.stages.memo.steps import SCORE_NAMES, MemoSteps
 
@@ -50,7 +52,7 @@ def _scored(context: Context, rows: Query, model: str) -> Query:
 
     config = context.config
     steps = MemoSteps(config.memo, config.target.template, config.target.system)
-    engine = engine_spec(model_ref(context.inputs[model]), config.target, config.resources.memo)
+    engine = context.engine_spec(model_ref(context.inputs[model]), config.target, config.resources.memo)
     work = map_rows.Work(steps.generate, steps.prepare, steps.finish, engine.model, steps.figures)
     return map_rows.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
 
@@ -87,7 +89,34 @@ _FACTS_TO_CHECK = f"""
 """
 
 
-MEMO = Stage("memo", "memo", 2, ("memo", "target"), ("candidates", "target"), _memo, "memo")
+MEMO = Stage(
+    name="memo",
+    artifact="memo",
+    version=2,
+    sections=("memo", "target"),
+    inputs=("candidates", TARGET),
+    run=_memo,
+    schema=SCHEMAS["memo"],
+    key=KEYS["memo"],
+    adopt=adopt_table,
+    resources="memo",
+)
 
 
-REMAIN = Stage("remain", "remaining", 1, ("memo", "target", "pipeline.threshold"), ("facts", "model"), _remain, "memo")
+def _has_rounds(config: Config) -> bool:
+    return config.pipeline.rounds > 1
+
+
+REMAIN = Stage(
+    name="remain",
+    artifact="remaining",
+    version=1,
+    sections=("memo", "target", "pipeline.threshold"),
+    inputs=("facts", "model"),
+    run=_remain,
+    schema=SCHEMAS["remaining"],
+    key=KEYS["remaining"],
+    adopt=adopt_table,
+    enabled=_has_rounds,
+    resources="memo",
+)

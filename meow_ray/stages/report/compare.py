@@ -34,7 +34,7 @@ Table = dict[tuple[str, str], dict[str, Cell]]
 
 
 def metrics_of(place: str) -> Artifact:
-    """Returns the metrics of a run: the latest below a storage root, or those in an artefact's folder.
+    """Returns the metrics of a run: the latest below a storage root, or those in an artifact's folder.
 
     Raises:
         MeowError: there are none.

@@ -80,7 +80,7 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
             pipeline leaves behind (examples, training history, counts) is passed over for inputs from outside.
 
     Raises:
-        MeowError: an artefact cannot be read.
+        MeowError: an artifact cannot be read.
     """
     metrics, model = inputs["metrics"], inputs["model"]
     rows = metric_rows(metrics.table.to_pylist())

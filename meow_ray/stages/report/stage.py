@@ -4,6 +4,7 @@ from typing import Any
 
 from meow_ray.core import storage
 from meow_ray.core.stage import Context, Stage
+from meow_ray.stages.inputs import TARGET
 
 
 def _report(context: Context) -> dict[str, Any]:
@@ -15,10 +16,10 @@ def _report(context: Context) -> dict[str, Any]:
 
 
 REPORT = Stage(
-    "report",
-    "report",
-    1,
-    ("report",),
-    ("facts", "candidates", "memo", "selected", "target", "model", "metrics"),
-    _report,
+    name="report",
+    artifact="report",
+    version=1,
+    sections=("report",),
+    inputs=("facts", "candidates", "memo", "selected", TARGET, "model", "metrics"),
+    run=_report,
 )

@@ -3,7 +3,8 @@
 from typing import Any
 
 from meow_ray.core import checks, storage, tables
-from meow_ray.core.schema import SCHEMAS
+from meow_ray.core.outside import adopt_table
+from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.stages.select import selection
 
@@ -17,4 +18,14 @@ def _select(context: Context) -> dict[str, Any]:
     return selection.summarize(memo_table.source, [context.path()], context.config.select)
 
 
-SELECT = Stage("select", "selected", 1, ("select",), ("memo",), _select)
+SELECT = Stage(
+    name="select",
+    artifact="selected",
+    version=1,
+    sections=("select",),
+    inputs=("memo",),
+    run=_select,
+    schema=SCHEMAS["selected"],
+    key=KEYS["selected"],
+    adopt=adopt_table,
+)

@@ -126,6 +126,15 @@ def source_of(name: str) -> str | None:
         raise MeowError(f"`train.objective`: {storage.display(uri)} is not UTF-8 text.") from None
 
 
+def configured(spec: Train) -> ObjectiveSpec:
+    """Returns the objective that a configuration names; reads the user's file if it is one of their own.
+
+    Raises:
+        MeowError: see `source_of` and `resolve`.
+    """
+    return resolve(spec, source_of(spec.objective))
+
+
 def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     """Returns the objective that a configuration names, with the preset's defaults where it sets none.
 

@@ -28,10 +28,10 @@ def pairs_of(
 
     Args:
         roles: of an item, in order; `retain` among them adds the retain set.
-        facts: the artefact; None: no role reads it.
-        selected: the artefact; None: no role reads it.
+        facts: the artifact; None: no role reads it.
+        selected: the artifact; None: no role reads it.
         idk_answers: the refusals that the role `idk` draws from.
-        reference: the artefact, which fills `log_probs`.
+        reference: the artifact, which fills `log_probs`.
         compared: the roles that have to be in it.
 
     Raises:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray.config import FineTuning
+from meow_ray.config import Config, FineTuning
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import Artifact, load
+from meow_ray.core.outside import OutsideInput, adopt_table
 from meow_ray.core.schema import KEYS, ROW, SCHEMAS
-from meow_ray.core.stage import Context, Stage
+from meow_ray.core.stage import Context, Input, Stage
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
@@ -22,8 +23,17 @@ from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.ingest import facts as facts_module
 from meow_ray.stages.ingest.facts import read_sources, rejects_text
-from meow_ray.stages.inputs import COLUMNS, TEMPLATE, engine_spec, model_ref
-from meow_ray.stages.train import batches, objectives, stage, steps
+from meow_ray.stages.inputs import (
+    COLUMNS,
+    TARGET,
+    TEMPLATE,
+    adopt_model,
+    configured_model,
+    data_sources,
+    model_ref,
+    optional_path,
+)
+from meow_ray.stages.train import batches, objectives, steps, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.objectives import ObjectiveSpec
 from meow_ray.stages.train.pairs import pairs_of
@@ -95,7 +105,7 @@ def reference(context: Context) -> dict[str, Any]:
     for row in Query(twice, rows.sources).rows():
         raise MeowError(f"The fact {row['fact_id']} has the same answer to several questions in `selected`.")
     work = partial(steps.log_probs_batch, template=config.target.template, system=config.target.system)
-    engine = engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
+    engine = context.engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
     found = map_rows.map_rows(rows, ROW, engine, map_rows.Work(work), context.work, "memo", config.resources)
     schema = SCHEMAS["reference"]
     result = Query(f"SELECT {', '.join(schema.names)} FROM ({found.sql}) ORDER BY {keys}", found.sources)
@@ -138,34 +148,125 @@ def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any
     return [*before, request]
 
 
+# --- inputs from outside ----------------------------------------------------------------------------------------------
+
+
+def _base(config: Config, verify: bool) -> Artifact:
+    assert config.memorize is not None
+    return configured_model("base", "memorize.model", config.memorize, verify)
+
+
+def _memorize_data(config: Config, verify: bool) -> Artifact:
+    assert config.memorize is not None
+    if not config.memorize.data:
+        raise MeowError("`memorize.data` is not set: name the files of the facts to memorise.")
+    labelled = {str(i): source for i, source in enumerate(config.memorize.data)}
+    return replace(data_sources("memorize_data", labelled, verify), value=config.memorize.data)
+
+
+def _objective(config: Config, verify: bool) -> Artifact:
+    """Returns what `train` minimises, known by what it comes to and not by how it was configured."""
+    objective = objectives.configured(config.train)
+    return Artifact("objective", "", storage.json_digest(asdict(objective)), value=objective)
+
+
+def _roles(config: Config, verify: bool) -> Artifact:
+    """Returns the part of the objective that the stage `reference` depends on."""
+    objective = objectives.configured(config.train)
+    roles = (objective.reads, objective.idk_answers)
+    return Artifact("roles", "", storage.json_digest(roles), value=roles)
+
+
+def _deepspeed_file(section: str) -> OutsideInput:
+    """Returns the input that is a user's file of DeepSpeed settings for `memorize` or `train`."""
+    name, key = f"{section}_deepspeed", f"{section}.deepspeed"
+
+    def resolve(config: Config, verify: bool) -> Artifact:
+        path = getattr(config, section).deepspeed
+        file = optional_path(name, key, path, verify)
+        settings = zero.read_settings(path, storage.read_bytes(file.uri))
+        return replace(file, digest=storage.json_digest(settings), value=settings)
+
+    return OutsideInput(name, resolve)
+
+
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+
+def _has_memorize(config: Config) -> bool:
+    return config.memorize is not None
+
+
+def _memorize_inputs(config: Config) -> tuple[Input, ...]:
+    assert config.memorize is not None
+    inputs: tuple[Input, ...] = (
+        OutsideInput("memorize_data", _memorize_data),
+        OutsideInput("base", _base, adopt_model),
+    )
+    return (*inputs, _deepspeed_file("memorize")) if config.memorize.deepspeed else inputs
+
+
 MEMORIZE = Stage(
-    "memorize",
-    "target",
-    3,
-    ("memorize", *COLUMNS, *TEMPLATE),
-    ("memorize_data", "base"),
-    stage.memorize,
-    "memorize",
+    name="memorize",
+    artifact="target",
+    version=3,
+    sections=("memorize", *COLUMNS, *TEMPLATE),
+    inputs=_memorize_inputs,
+    run=memorize,
+    adopt=adopt_model,
+    enabled=_has_memorize,
+    resources="memorize",
 )
+
+
+def _pair_inputs(roles: Sequence[str]) -> tuple[Input, ...]:
+    """Returns the artifacts that the pairs of some roles are made of."""
+    selected = ("selected",) if "inverted" in roles else ()
+    facts = ("facts",) if set(roles) - {"inverted"} else ()
+    return (*selected, *facts)
+
+
+def _compares_log_probs(config: Config) -> bool:
+    return objectives.configured(config.train).reference == "log_probs"
+
+
+def _reference_inputs(config: Config) -> tuple[Input, ...]:
+    objective = objectives.configured(config.train)
+    return (*_pair_inputs(objective.reads), TARGET, OutsideInput("roles", _roles))
 
 
 REFERENCE = Stage(
-    "reference",
-    "reference",
-    1,
-    ("target",),
-    ("target", "roles"),
-    stage.reference,
-    "memo",
+    name="reference",
+    artifact="reference",
+    version=1,
+    sections=("target",),
+    inputs=_reference_inputs,
+    run=reference,
+    schema=SCHEMAS["reference"],
+    key=KEYS["reference"],
+    adopt=adopt_table,
+    enabled=_compares_log_probs,
+    resources="memo",
 )
 
 
+def _train_inputs(config: Config) -> tuple[Input, ...]:
+    objective = objectives.configured(config.train)
+    inputs: list[Input] = [*_pair_inputs(objective.roles), TARGET, OutsideInput("objective", _objective)]
+    if objective.reference == "log_probs":
+        inputs.append("reference")
+    if config.train.deepspeed:
+        inputs.append(_deepspeed_file("train"))
+    return tuple(inputs)
+
+
 TRAIN = Stage(
-    "train",
-    "model",
-    3,
-    ("train", *TEMPLATE, "target.trust_remote_code"),
-    ("target", "objective"),
-    stage.train,
-    "train",
+    name="train",
+    artifact="model",
+    version=3,
+    sections=("train", *TEMPLATE, "target.trust_remote_code"),
+    inputs=_train_inputs,
+    run=train,
+    adopt=adopt_model,
+    resources="train",
 )
