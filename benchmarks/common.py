@@ -90,7 +90,10 @@ def _pss_mib(process: psutil.Process, tree: bool) -> float:
 def peak_rss_mib() -> float:
     """Returns the peak of this process's resident memory, in MiB."""
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+    return (
+        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        / 1024
+    )
 
 
 def fresh(function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | None = None) -> T:
@@ -103,7 +106,9 @@ def fresh(function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | 
 
 
 @contextmanager
-def _started(function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | None = None) -> Iterator[Future[T]]:
+def _started(
+    function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | None = None
+) -> Iterator[Future[T]]:
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         with _environment({"PYTHONPATH": str(PROJECT), **(env or {})}):
@@ -114,7 +119,10 @@ def _started(function: Callable[..., T], *arguments: Any, env: Mapping[str, str]
 def together(calls: Sequence[tuple[Callable[..., T], Sequence[Any], Mapping[str, str]]]) -> list[T]:
     """Runs functions with their arguments and environments at the same time, each as `fresh` runs one."""
     with ExitStack() as stack:
-        futures = [stack.enter_context(_started(call, *arguments, env=env)) for call, arguments, env in calls]
+        futures = [
+            stack.enter_context(_started(call, *arguments, env=env))
+            for call, arguments, env in calls
+        ]
         return [future.result() for future in futures]
 
 
@@ -152,7 +160,9 @@ def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def report(name: str, settings: Mapping[str, Any], figures: Mapping[str, Any], output: Path | None) -> None:
+def report(
+    name: str, settings: Mapping[str, Any], figures: Mapping[str, Any], output: Path | None
+) -> None:
     """Prints figures and writes them as JSON, with what they were measured on."""
     path = write(name, settings, figures, output)
     for key, value in _flat(figures):
@@ -160,12 +170,16 @@ def report(name: str, settings: Mapping[str, Any], figures: Mapping[str, Any], o
     print(path)
 
 
-def write(name: str, settings: Mapping[str, Any], figures: Mapping[str, Any], output: Path | None = None) -> Path:
+def write(
+    name: str, settings: Mapping[str, Any], figures: Mapping[str, Any], output: Path | None = None
+) -> Path:
     """Writes figures as JSON, with what they were measured on; returns the file."""
     path = output or RESULTS / f"{name}.json"
     document = {
         "benchmark": name,
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": shlex.join(
+            ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+        ),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "versions": _versions(),
@@ -188,7 +202,11 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _machine() -> dict[str, Any]:
     import torch
 
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
         "cores": os.cpu_count(),
@@ -210,7 +228,9 @@ def _versions() -> dict[str, str]:
 
 def run_script(name: str, *arguments: str) -> None:
     """Runs a script of `pipelines/`, as a user would."""
-    subprocess.run([sys.executable, str(PROJECT / "pipelines" / name), *arguments], cwd=PROJECT, check=True)
+    subprocess.run(
+        [sys.executable, str(PROJECT / "pipelines" / name), *arguments], cwd=PROJECT, check=True
+    )
 
 
 def metrics_of(pipeline: Pipeline, model: str) -> dict[tuple[str, str], float] | None:
@@ -218,4 +238,8 @@ def metrics_of(pipeline: Pipeline, model: str) -> dict[tuple[str, str], float] |
     found = pipeline.artifact("metrics")
     if found is None:
         return None
-    return {(row["suite"], row["metric"]): row["value"] for row in found.table.to_pylist() if row["model"] == model}
+    return {
+        (row["suite"], row["metric"]): row["value"]
+        for row in found.table.to_pylist()
+        if row["model"] == model
+    }

@@ -35,12 +35,16 @@ FORGET = 10
 
 app = typer.Typer(add_completion=False)
 MaxNewTokens = Annotated[int, typer.Option(help="Longest reply.")]
-Output = Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results/evaluation_COMMAND.json].")]
+Output = Annotated[
+    Path | None, typer.Option(help="JSON file [benchmarks/results/evaluation_COMMAND.json].")
+]
 
 
 @app.command()
 def grow(
-    sizes: Annotated[str, typer.Option(help="Examples, growing, with commas.")] = "1000,10000,100000",
+    sizes: Annotated[
+        str, typer.Option(help="Examples, growing, with commas.")
+    ] = "1000,10000,100000",
     max_new_tokens: MaxNewTokens = 8,
     output: Output = None,
 ) -> None:
@@ -53,18 +57,24 @@ def grow(
         print(f"{runs[-1].rows} examples: {runs[-1].seconds:.1f} s", flush=True)
     pairs = list(pairwise(runs))
     figures = {
-        "runs": {str(run.rows): asdict(run) | {"examples_per_second": run.rows / run.seconds} for run in runs},
+        "runs": {
+            str(run.rows): asdict(run) | {"examples_per_second": run.rows / run.seconds}
+            for run in runs
+        },
         "seconds_per_further_example": {
             f"{a.rows} to {b.rows}": (b.seconds - a.seconds) / (b.rows - a.rows) for a, b in pairs
         },
-        "driver_peak_pss_last_over_first": runs[-1].driver_peak_pss_mib / runs[0].driver_peak_pss_mib,
+        "driver_peak_pss_last_over_first": runs[-1].driver_peak_pss_mib
+        / runs[0].driver_peak_pss_mib,
     }
     report("evaluation_grow", {"max_new_tokens": max_new_tokens}, figures, output)
 
 
 @app.command()
 def kill(
-    examples: Annotated[int, typer.Option(help="Examples, of which the driver does half.")] = 100_000,
+    examples: Annotated[
+        int, typer.Option(help="Examples, of which the driver does half.")
+    ] = 100_000,
     max_new_tokens: MaxNewTokens = 8,
     output: Output = None,
 ) -> None:
@@ -82,7 +92,9 @@ def kill(
         "seconds_until_killed": seconds,
         "examples": rest.rows,
         "seconds_for_the_others": rest.seconds,
-        "seconds_an_example_after_over_before": rest.seconds / (rest.rows - kept) / (seconds / kept),
+        "seconds_an_example_after_over_before": rest.seconds
+        / (rest.rows - kept)
+        / (seconds / kept),
     }
     report("evaluation_kill", {"max_new_tokens": max_new_tokens}, figures, output)
 
@@ -101,7 +113,9 @@ def write_inputs(folder: Path, facts: int) -> None:
         }
         for i in range(facts)
     ]
-    storage.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["facts"]), str(folder / "facts.parquet"))
+    storage.write_table(
+        pa.Table.from_pylist(rows, schema=SCHEMAS["facts"]), str(folder / "facts.parquet")
+    )
     tokenizer = refs.load_tokenizer(refs.pin(SMALL_MODEL, None, "--model"))
     for seed, name in enumerate(MODELS):
         torch.manual_seed(seed)
@@ -125,7 +139,11 @@ def drive(folder: Path, max_new_tokens: int) -> Run:
         {
             "target": {"engine": "transformers", "template": "{{ question }}\n"},
             "memo": {"window": "token", "template": "target", "max_new_tokens": "label"},
-            "evaluate": {"max_new_tokens": max_new_tokens, "memo_sample": FORGET, "bootstrap_resamples": 100},
+            "evaluate": {
+                "max_new_tokens": max_new_tokens,
+                "memo_sample": FORGET,
+                "bootstrap_resamples": 100,
+            },
             "storage": {"root": str(folder / "root")},
         }
     )

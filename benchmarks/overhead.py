@@ -31,11 +31,15 @@ class InstantEngine:
         self.tokenizer: Any = refs.load_tokenizer(ref)
         self.max_model_len = refs.context_length(ref, None)
         text = "thing 7 was made"
-        self.reply = Completion(text, True, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        self.reply = Completion(
+            text, True, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        )
 
     generated = 0
 
-    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
         """See `Engine.generate`."""
         return [[self.reply] for _ in prompts]
 
@@ -43,7 +47,9 @@ class InstantEngine:
         self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
     ) -> list[TeacherForced]:
         """See `Engine.teacher_force`."""
-        return [TeacherForced([0.0] * len(answer), [True] * len(answer), True) for answer in answers]
+        return [
+            TeacherForced([0.0] * len(answer), [True] * len(answer), True) for answer in answers
+        ]
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,10 @@ class Run:
 
 
 def measured(
-    step: stage.Stage, config: Config, inputs: dict[str, Artifact], engine_spec: Callable[..., EngineSpec]
+    step: stage.Stage,
+    config: Config,
+    inputs: dict[str, Artifact],
+    engine_spec: Callable[..., EngineSpec],
 ) -> tuple[Manifest, float, float]:
     """Runs a stage as its driver; returns its manifest, its seconds (Ray had started), and this process's peak PSS."""
     import ray
@@ -117,7 +126,9 @@ def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
     """Runs the stage as its driver, on candidates that are not loaded before it."""
     files = [str(candidates)]
     inputs = {
-        "candidates": Artifact("candidates", files[0], storage.content_digest(files[0]), value=files),
+        "candidates": Artifact(
+            "candidates", files[0], storage.content_digest(files[0]), value=files
+        ),
         "target": Artifact("target", ref.uri, ref.digest, value=ref),
     }
     manifest, seconds, pss = measured(MEMO, config, inputs, instant_spec)
@@ -125,7 +136,7 @@ def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
     return Run(manifest.rows, seconds, pss, peak_rss_mib())
 
 
-# --- invert -----------------------------------------------------------------------------------------------------------
+# --- invert -------------------------------------------------------------------------------------
 
 
 class InstantGenerator:
@@ -135,7 +146,9 @@ class InstantGenerator:
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
         """See `Generator.ask`."""
-        return [[Completion(f" has colour c{i}.", True) for i in range(ask.sampling.n)] for ask in asks]
+        return [
+            [Completion(f" has colour c{i}.", True) for i in range(ask.sampling.n)] for ask in asks
+        ]
 
 
 class InstantGeneratorSpec:
@@ -170,7 +183,9 @@ def drive_invert(config: Config, facts: Path) -> Run:
     files = [str(facts)]
     inputs = {
         "facts": Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
-        "generator": Artifact("generator", "instant", "instant", value=ModelRef("instant", "instant")),
+        "generator": Artifact(
+            "generator", "instant", "instant", value=ModelRef("instant", "instant")
+        ),
     }
     manifest, seconds, pss = measured(invert_stage.INVERT, config, inputs)
     return Run(manifest.summary["candidates"], seconds, pss, peak_rss_mib())

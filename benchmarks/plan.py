@@ -15,11 +15,22 @@ from meow_ray.pipeline.pipeline import Pipeline, load_config
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"
 
 
-def main(output: Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results/plan.json].")] = None) -> None:
+def main(
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file [benchmarks/results/plan.json].")
+    ] = None,
+) -> None:
     """Plans the demo by a probe, runs it from nothing, and prints for each stage the ratio of the two times."""
     with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
         root = f"storage.root={folder}"
-        command = [str(Path(sys.executable).parent / "meow"), "plan", f"--config={CONFIG}", "--probe", "--json", root]
+        command = [
+            str(Path(sys.executable).parent / "meow"),
+            "plan",
+            f"--config={CONFIG}",
+            "--probe",
+            "--json",
+            root,
+        ]
         done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True)
         planned = json.loads(done.stdout)["run"]
         run_script("meow.py", f"--config={CONFIG}", root)
@@ -30,14 +41,20 @@ def main(output: Annotated[Path | None, typer.Option(help="JSON file [benchmarks
             if (found := pipeline.artifact(stage.artifact)) and found.manifest
         }
     stages = {
-        stage["stage"]: {"planned": stage["seconds"], "took": took[stage["stage"]]} for stage in planned["stages"]
+        stage["stage"]: {"planned": stage["seconds"], "took": took[stage["stage"]]}
+        for stage in planned["stages"]
     }
     for times in (
         *stages.values(),
         total := {name: sum(t[name] for t in stages.values()) for name in ("planned", "took")},
     ):
         times["planned_over_took"] = times["planned"] / times["took"]
-    report("plan", {"config": CONFIG.name}, {"rates": planned["rates"], "stages": stages, "total": total}, output)
+    report(
+        "plan",
+        {"config": CONFIG.name},
+        {"rates": planned["rates"], "stages": stages, "total": total},
+        output,
+    )
 
 
 if __name__ == "__main__":

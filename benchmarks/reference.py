@@ -60,7 +60,9 @@ def measure(folder: str, dtype: str, pairs: Sequence[Pair], procedure: Procedure
     torch.set_num_threads(os.cpu_count() or 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    model = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    )
     scorer = RougeScorer(["rouge1"], use_stemmer=True)
 
     def speak(prompt: Sequence[int], limit: int) -> list[int]:
@@ -97,7 +99,9 @@ def measure(folder: str, dtype: str, pairs: Sequence[Pair], procedure: Procedure
     return out
 
 
-def windows(tokenizer: Any, pair: Pair, procedure: Procedure) -> Iterator[tuple[list[int], str, int]]:
+def windows(
+    tokenizer: Any, pair: Pair, procedure: Procedure
+) -> Iterator[tuple[list[int], str, int]]:
     """Yields the prompt's tokens, the label, and the most new tokens of each cut."""
 
     def tokens(text: str, special: bool) -> list[int]:

@@ -35,12 +35,16 @@ def write_memo(path: Path, facts: int, seed: int = 0) -> None:
             fact = pa.array(np.repeat(np.arange(count), ANSWERS))
             rows = count * ANSWERS
             # odd multiplier: a permutation of the 64-bit numbers, so that ids are distinct
-            numbers = np.arange(start, start + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            numbers = np.arange(start, start + count, dtype=np.uint64) * np.uint64(
+                0x9E3779B97F4A7C15
+            )
             scores = np.round(rng.beta(2, 4, (4, rows)), 2)
             short = rng.random(rows) < 0.01
             columns = [
                 pa.array([f"{number:016x}" for number in numbers.tolist()]).take(fact),
-                pa.array(np.tile(np.arange(TRUE_ANSWER, ANSWERS + TRUE_ANSWER, dtype=np.int32), count)),
+                pa.array(
+                    np.tile(np.arange(TRUE_ANSWER, ANSWERS + TRUE_ANSWER, dtype=np.int32), count)
+                ),
                 _texts(rng, count, QUESTION).take(fact),
                 _texts(rng, rows, TEXT),
                 *(pa.array(values, mask=short) for values in (scores[0], *scores)),
@@ -73,7 +77,13 @@ class Run:
 
 def run_stage(memo: Path, root: Path) -> Run:
     """Runs `pipelines/stage.py select`."""
-    command = [sys.executable, "pipelines/stage.py", "select", f"--input=memo={memo}", f"storage.root={root}"]
+    command = [
+        sys.executable,
+        "pipelines/stage.py",
+        "select",
+        f"--input=memo={memo}",
+        f"storage.root={root}",
+    ]
     seconds, peak, _ = _timed(command)
     return Run(_candidates(memo), seconds, published(root, "selected")[1].seconds, peak)
 
@@ -90,11 +100,15 @@ def sort_in_memory(memo: str, out: str) -> float:
     start, spec = time.perf_counter(), Select()
     table = pq.read_table(memo)
     table = table.filter((pc.field("candidate_id") != TRUE_ANSWER) & pc.field("memo").is_valid())
-    table = table.sort_by([("fact_id", "ascending"), ("memo", "descending"), ("candidate_id", "ascending")])
+    table = table.sort_by(
+        [("fact_id", "ascending"), ("memo", "descending"), ("candidate_id", "ascending")]
+    )
     facts = table["fact_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     first = np.flatnonzero(np.diff(facts, prepend=-1))
     rank = np.arange(len(facts)) - np.repeat(first, np.diff(first, append=len(facts)))
-    table = table.append_column("rank", pa.array(rank.astype(np.int32))).filter(pa.array(rank < spec.top_k))
+    table = table.append_column("rank", pa.array(rank.astype(np.int32))).filter(
+        pa.array(rank < spec.top_k)
+    )
     table = table.rename_columns({"text": "answer"}).select(SCHEMAS["selected"].names)
     pq.write_table(table, out, compression="zstd")
     return time.perf_counter() - start
@@ -116,15 +130,25 @@ def _candidates(memo: Path) -> int:
 
 
 def main(
-    sizes: Annotated[str, typer.Option(help="Facts of each table, with commas.")] = "10000,100000,1000000",
-    reference_size: Annotated[int, typer.Option(help="The size that is also sorted in memory.")] = 100_000,
-    output: Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results/selection.json].")] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Facts of each table, with commas.")
+    ] = "10000,100000,1000000",
+    reference_size: Annotated[
+        int, typer.Option(help="The size that is also sorted in memory.")
+    ] = 100_000,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file [benchmarks/results/selection.json].")
+    ] = None,
 ) -> None:
     """Runs the real `select` stage on synthetic memo tables, and a sort in memory against it."""
     runs, reference, same = {}, None, None
     for size in sorted(map(int, sizes.split(","))):
         with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
-            memo, root, out = Path(folder, "memo.parquet"), Path(folder, "root"), Path(folder, "reference.parquet")
+            memo, root, out = (
+                Path(folder, "memo.parquet"),
+                Path(folder, "root"),
+                Path(folder, "reference.parquet"),
+            )
             fresh(write_memo, memo, size)
             run = run_stage(memo, root)
             runs[str(size)] = asdict(run) | {

@@ -89,7 +89,7 @@ def facts_of(table: pa.Table) -> tuple[Fact, ...]:
     return tuple(Fact(question, tuple(texts)) for question, *texts in found.values())
 
 
-# --- the reference ----------------------------------------------------------------------------------------------------
+# --- the reference ------------------------------------------------------------------------------
 
 
 def plain_loop(case: Case, chosen: Sequence[tuple[int, int]]) -> reference.Measured:
@@ -110,7 +110,7 @@ def plain_loop(case: Case, chosen: Sequence[tuple[int, int]]) -> reference.Measu
     return reference.measure(str(case.engine.model.folder), case.engine.dtype, pairs, procedure)
 
 
-# --- the bare engine --------------------------------------------------------------------------------------------------
+# --- the bare engine ----------------------------------------------------------------------------
 
 
 @dataclass
@@ -133,13 +133,18 @@ def bare_engine(case: Case) -> Bare:
         import vllm
 
         inputs = [{"prompt_token_ids": list(prompt)} for prompt, _ in jobs]
-        params = [vllm.SamplingParams(temperature=0.0, max_tokens=limit, detokenize=False) for _, limit in jobs]
+        params = [
+            vllm.SamplingParams(temperature=0.0, max_tokens=limit, detokenize=False)
+            for _, limit in jobs
+        ]
         with stopwatch(seconds, "generate"):
             outputs = engine.llm.generate(inputs, params, use_tqdm=False)
         tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     else:
         with stopwatch(seconds, "generate"):
-            replies = engine.generate([prompt for prompt, _ in jobs], [Sampling(limit) for _, limit in jobs])
+            replies = engine.generate(
+                [prompt for prompt, _ in jobs], [Sampling(limit) for _, limit in jobs]
+            )
         tokens = sum(map(_spoken, (reply[0] for reply in replies)))
     return Bare(len(jobs), tokens, seconds["generate"], peak_rss_mib())
 
@@ -152,7 +157,10 @@ def _distinct_prompts(case: Case, engine: Engine, batch: pa.Table) -> list[tuple
         jobs = list(zip(row["prompts"], row["limits"], strict=True))
         if case.memo.window == "token":
             jobs = [
-                ((*one["prompt"], *one["sequence"][:cut]), _limit(case.memo, len(one["sequence"]) - cut))
+                (
+                    (*one["prompt"], *one["sequence"][:cut]),
+                    _limit(case.memo, len(one["sequence"]) - cut),
+                )
                 for one in row["forced"]
                 for cut in score.token_cuts(len(one["sequence"]), case.memo)
             ]
@@ -177,7 +185,7 @@ def _spoken(completion: Completion) -> int:
     return len(completion.tokens) + completion.finished
 
 
-# --- ours, in one process ---------------------------------------------------------------------------------------------
+# --- ours, in one process -----------------------------------------------------------------------
 
 
 @dataclass
@@ -218,7 +226,9 @@ class Counting:
         self.tokenizer, self.max_model_len = self.engine.tokenizer, self.engine.max_model_len
         self.generated = 0
 
-    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
         """See `Engine.generate`."""
         out = self.engine.generate(prompts, sampling)
         self.found.prompts += len(prompts)
@@ -252,7 +262,9 @@ def take_steps(case: Case, engine: Engine) -> Ours:
         with stopwatch(found.seconds, "finish"):
             done = steps.finish(tokenizer, said)
         # once more and untimed, to see the continuations that are scored
-        with mock.patch.object(MemoSteps, "_scores", autospec=True, side_effect=MemoSteps._scores) as spy:
+        with mock.patch.object(
+            MemoSteps, "_scores", autospec=True, side_effect=MemoSteps._scores
+        ) as spy:
             steps.finish(tokenizer, said)
         calls = iter(spy.call_args_list)
         for row in done.select(["fact", "scores"]).to_pylist():
@@ -260,12 +272,19 @@ def take_steps(case: Case, engine: Engine) -> Ours:
                 _, _, labels, tokens, label_tokens, _ = next(calls).args
                 lengths = [len(label) for label in label_tokens]
                 if not label_tokens and case.memo.max_new_tokens == "label":
-                    lengths = [len(tokenizer(label, add_special_tokens=False)["input_ids"]) for label in labels]
+                    lengths = [
+                        len(tokenizer(label, add_special_tokens=False)["input_ids"])
+                        for label in labels
+                    ]
                 limits = [_limit(case.memo, length) for length in lengths or [0] * len(tokens)]
                 found.answers[row["fact"], j] = Answer(
                     memo=scores["memo"],
-                    texts=tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else [],
-                    window_tokens=sum(min(len(one) + 1, limit) for one, limit in zip(tokens, limits, strict=True)),
+                    texts=tokenizer.batch_decode(tokens, skip_special_tokens=True)
+                    if tokens
+                    else [],
+                    window_tokens=sum(
+                        min(len(one) + 1, limit) for one, limit in zip(tokens, limits, strict=True)
+                    ),
                 )
     found.peak_rss_mib = peak_rss_mib()
     return found
@@ -275,10 +294,13 @@ def variants(case: Case, specs: Sequence[Memo]) -> list[Ours]:
     """Scores the facts under several settings with one engine."""
     engine = case.engine.load()
     _warm_up(engine)
-    return [take_steps(Case(case.facts, case.engine, spec, case.template, case.batch_size), engine) for spec in specs]
+    return [
+        take_steps(Case(case.facts, case.engine, spec, case.template, case.batch_size), engine)
+        for spec in specs
+    ]
 
 
-# --- ours, through Ray ------------------------------------------------------------------------------------------------
+# --- ours, through Ray --------------------------------------------------------------------------
 
 
 @dataclass
@@ -294,10 +316,16 @@ class Staged:
 def ray_stage(case: Case, rows: pa.Table) -> Staged:
     """Runs `pipelines/stage.py memo` on a candidates table over a fresh storage root."""
     with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
-        root, table, config = Path(folder, "root"), Path(folder, "candidates.parquet"), Path(folder, "config.yaml")
+        root, table, config = (
+            Path(folder, "root"),
+            Path(folder, "candidates.parquet"),
+            Path(folder, "config.yaml"),
+        )
         pq.write_table(rows, table)
         target = {"model": case.engine.model.uri, "template": case.template}
-        target |= {name: getattr(case.engine, name) for name in ("engine", "dtype", "max_model_len")}
+        target |= {
+            name: getattr(case.engine, name) for name in ("engine", "dtype", "max_model_len")
+        }
         sections = {
             "target": target,
             "memo": case.memo.model_dump(mode="json"),
@@ -305,7 +333,13 @@ def ray_stage(case: Case, rows: pa.Table) -> Staged:
             "storage": {"root": str(root)},
         }
         config.write_text(yaml.safe_dump(sections))
-        command = [sys.executable, "pipelines/stage.py", "memo", f"--config={config}", f"--input=candidates={table}"]
+        command = [
+            sys.executable,
+            "pipelines/stage.py",
+            "memo",
+            f"--config={config}",
+            f"--input=candidates={table}",
+        ]
         process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
         with sampled(process.pid, tree=True, interval=1.0) as memory:
             status = process.wait()
@@ -315,7 +349,7 @@ def ray_stage(case: Case, rows: pa.Table) -> Staged:
         return Staged(manifest.seconds, int(manifest.summary["generations"]), memory.peak_pss_mib)
 
 
-# --- agreement --------------------------------------------------------------------------------------------------------
+# --- agreement ----------------------------------------------------------------------------------
 
 Scores = dict[tuple[int, int], float]
 """MEMO by (fact, answer); answers that are too short for a window are left out."""
@@ -336,7 +370,9 @@ def compare(first: Scores, second: Scores, top_k: int) -> dict[str, Any]:
     assert first.keys() == second.keys()
     a, b = list(first.values()), [second[key] for key in first]
     varied = len(set(a)) > 1 and len(set(b)) > 1
-    facts = [fact for fact, count in Counter(fact for fact, j in first if j).items() if count > top_k]
+    facts = [
+        fact for fact, count in Counter(fact for fact, j in first if j).items() if count > top_k
+    ]
     same = sum(_largest(first, fact, top_k) == _largest(second, fact, top_k) for fact in facts)
     return {
         "answers": len(a),

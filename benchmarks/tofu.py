@@ -25,7 +25,10 @@ from meow_ray.stages.report import compare
 
 RETAIN, EVALUATED, SEED = 160, 60, 7
 """Retain facts that target and reference have memorised; how many of them, and of the holdout set, are evaluated."""
-TEMPLATE, LEARNING_RATE = "<|im_start|>user\n{{ question }}<|im_end|>\n<|im_start|>assistant\n", 2e-4
+TEMPLATE, LEARNING_RATE = (
+    "<|im_start|>user\n{{ question }}<|im_end|>\n<|im_start|>assistant\n",
+    2e-4,
+)
 """How the target is asked, and learns: in the form that the base model knows, and so gently that it keeps what it knew
 of the world. With a bare template and 5e-4 it named 2 of 60 real authors afterwards, and model utility, a harmonic
 mean, was the noise of these two."""
@@ -70,7 +73,9 @@ METHODS = {
     "AltPO": Method(("train.objective=altpo",), THREE, uses_retain=True),
 }
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
 Root = Annotated[Path, typer.Option(help="Folder of data and storage root.")]
 DEFAULT_ROOT = Path(storage.display(storage.absolute("~/.cache/meow_ray/runs/tofu")))
 
@@ -92,7 +97,9 @@ def run(
     root: Root = DEFAULT_ROOT,
     minutes: Annotated[float, typer.Option(help="Begin nothing more after so many.")] = 1e9,
     seeds: Annotated[int, typer.Option(help="Seeds of each method at its learning rate.")] = 3,
-    methods: Annotated[str, typer.Option(help="Some of the methods, with semicolons.")] = ";".join(METHODS),
+    methods: Annotated[str, typer.Option(help="Some of the methods, with semicolons.")] = ";".join(
+        METHODS
+    ),
 ) -> None:
     """Runs what is not there yet: the grid on seed 0 first, then further seeds at the rate that was chosen."""
     config, end = write_config(root), time.monotonic() + 60 * minutes
@@ -120,7 +127,10 @@ def table() -> None:
     heads = ("method", "retain data", "learning rate", *COLUMNS, "minutes", "seeds")
     print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
     print("\nForget quality / model utility of seed 0 at each learning rate:\n")
-    rows = [[name, *(_pair(found.runs.get(name, {}).get(rate, {}).get("0")) for rate in RATES)] for name in METHODS]
+    rows = [
+        [name, *(_pair(found.runs.get(name, {}).get(rate, {}).get("0")) for rate in RATES)]
+        for name in METHODS
+    ]
     print(tabulate(rows, ("method", *RATES), tablefmt="github", disable_numparse=True))
 
 
@@ -168,7 +178,12 @@ def write_config(root: Path) -> Path:
     retain, holdout = others[:RETAIN], others[RETAIN : RETAIN + EVALUATED]
     plain = [{"question": row["question"], "answer": row["answer"]} for row in retain]
     forget, kept = str(SHARED_DATA / "tofu" / "forget01.jsonl"), file("retain.jsonl", plain)
-    learn = {"learning_rate": LEARNING_RATE, "epochs": 8, "batch_size": 16, "train_dtype": "bfloat16"}
+    learn = {
+        "learning_rate": LEARNING_RATE,
+        "epochs": 8,
+        "batch_size": 16,
+        "train_dtype": "bfloat16",
+    }
     settings = {
         "memorize": {"model": SMALL_MODEL, "data": [forget, kept], **learn},
         "target": {"template": TEMPLATE, "max_model_len": 1024},
@@ -191,7 +206,12 @@ def write_config(root: Path) -> Path:
         "storage": {"root": str(root / "runs")},
         "resources": {
             "memorize": {"max_workers": 2, "micro_batch_size": 8, "checkpoint_every": 4},
-            "train": {"num_workers": 1, "cpus_per_worker": 2, "micro_batch_size": 8, "checkpoint_every": 4},
+            "train": {
+                "num_workers": 1,
+                "cpus_per_worker": 2,
+                "micro_batch_size": 8,
+                "checkpoint_every": 4,
+            },
         },
     }
     reference = {**settings, "memorize": {"model": SMALL_MODEL, "data": [kept], **learn}}
@@ -209,7 +229,11 @@ def write_config(root: Path) -> Path:
 
 def _overrides(name: str, rate: str, seed: int) -> tuple[list[str], dict[str, str]]:
     method = METHODS[name]
-    authors = {"candidates": str(SHARED_DATA / "meow" / "inverted_forget01.json")} if method.authors else {}
+    authors = (
+        {"candidates": str(SHARED_DATA / "meow" / "inverted_forget01.json")}
+        if method.authors
+        else {}
+    )
     common = [f"train.learning_rate={rate}", f"train.seed={seed}", f"train.epochs={method.epochs}"]
     return [*method.overrides, *common, f"select.seed={seed}"], authors
 
@@ -220,7 +244,13 @@ def _run(config: Path, name: str, rate: str, seed: int, end: float) -> None:
         return
     overrides, inputs = _overrides(name, rate, seed)
     print(f"{name}, learning rate {rate}, seed {seed}", flush=True)
-    run_script("meow.py", "--config", str(config), *(f"--input={key}={uri}" for key, uri in inputs.items()), *overrides)
+    run_script(
+        "meow.py",
+        "--config",
+        str(config),
+        *(f"--input={key}={uri}" for key, uri in inputs.items()),
+        *overrides,
+    )
     pipeline = Pipeline(load_config(config, overrides), inputs)
     for model, title in (("before", "target"), ("reference", "retain model")):
         found.models.setdefault(title, _figures(pipeline, model))

@@ -39,12 +39,16 @@ PAPER_WIDTH = 200
 LONGEST_TURN = 900
 """Seconds."""
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
 
 Model = Annotated[str, typer.Option(help="Model folder or .gguf file [SmolLM2-135M-Instruct].")]
 Batch = Annotated[int, typer.Option(help="Pairs of an optimiser step.")]
 Micro = Annotated[int, typer.Option(help="Pairs of a forward pass.")]
-Output = Annotated[Path | None, typer.Option(help="JSON file; the default is below benchmarks/results.")]
+Output = Annotated[
+    Path | None, typer.Option(help="JSON file; the default is below benchmarks/results.")
+]
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,15 @@ class Measured:
     @property
     def tokens_per_second(self) -> float:
         """Median over all steps but the first."""
-        return median(count / took for count, took in zip(self.tokens[1:], self.step_seconds[1:], strict=True))
+        return median(
+            count / took for count, took in zip(self.tokens[1:], self.step_seconds[1:], strict=True)
+        )
 
     def over(self, other: "Measured") -> float:
         """Times as many tokens a second as another side: median over all steps but the first, each with its like."""
-        return median(b / a for a, b in zip(self.step_seconds[1:], other.step_seconds[1:], strict=True))
+        return median(
+            b / a for a, b in zip(self.step_seconds[1:], other.step_seconds[1:], strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,9 @@ Side = Callable[[Case, Turn], Measured]
 @app.command()
 def speed(
     model: Model = SMALL_MODEL,
-    pairs: Annotated[int, typer.Option(help="Pairs of TOFU forget01 with the authors' inverted facts.")] = 128,
+    pairs: Annotated[
+        int, typer.Option(help="Pairs of TOFU forget01 with the authors' inverted facts.")
+    ] = 128,
     batch_size: Batch = 32,
     micro_batch_size: Micro = 8,
     output: Output = None,
@@ -117,7 +127,9 @@ def speed(
     with tempfile.TemporaryDirectory() as folder, Manager() as manager:
         spec = Train(batch_size=batch_size, epochs=1, learning_rate=1e-5, warmup_ratio=0)
         packed = _job(model, pairs, spec, TrainResources(micro_batch_size=micro_batch_size), folder)
-        padded = Job(**{**vars(packed), "resources": packed.resources.model_copy(update={"packing": False})})
+        padded = Job(
+            **{**vars(packed), "resources": packed.resources.model_copy(update={"packing": False})}
+        )
         groups: list[dict[str, tuple[Side, Case]]] = [
             {
                 "paper": (plain, Case(padded, PAPER_WIDTH)),
@@ -132,16 +144,30 @@ def speed(
         ]
         for group in groups:
             turns = [manager.Semaphore(int(i == 0)) for i in range(len(group))]
-            ring = [Turn(mine, after) for mine, after in zip(turns, turns[1:] + turns[:1], strict=True)]
-            calls = [(side, (case, turn), CPU_ENV) for (side, case), turn in zip(group.values(), ring, strict=True)]
+            ring = [
+                Turn(mine, after) for mine, after in zip(turns, turns[1:] + turns[:1], strict=True)
+            ]
+            calls = [
+                (side, (case, turn), CPU_ENV)
+                for (side, case), turn in zip(group.values(), ring, strict=True)
+            ]
             found |= zip(group, together(calls), strict=True)
-            print(*(f"{name}: {found[name].tokens_per_second:.1f} tokens/s" for name in group), sep="\n", flush=True)
+            print(
+                *(f"{name}: {found[name].tokens_per_second:.1f} tokens/s" for name in group),
+                sep="\n",
+                flush=True,
+            )
     rates = {name: one.tokens_per_second for name, one in found.items()}
     figures = {
         "tokens_per_second": rates,
         "peak_rss_mib": {name: one.peak_rss_mib for name, one in found.items()},
-        "ours_over_paper": {name: found[f"ours_{name}"].over(found["paper"]) for name in ("padded", "packed")},
-        "ours_over_plain": {name: found[f"ours_{name}"].over(found[f"plain_{name}"]) for name in ("padded", "packed")},
+        "ours_over_paper": {
+            name: found[f"ours_{name}"].over(found["paper"]) for name in ("padded", "packed")
+        },
+        "ours_over_plain": {
+            name: found[f"ours_{name}"].over(found[f"plain_{name}"])
+            for name in ("padded", "packed")
+        },
         "ours_padded_over_trainer": found["ours_padded"].over(found["trainer"]),
         "largest_relative_difference_of_losses": {
             name: _difference(one.losses, found["plain_padded"].losses)
@@ -169,9 +195,16 @@ def memory(
             resources = TrainResources(zero_stage=stage, micro_batch_size=micro_batch_size)
             with tempfile.TemporaryDirectory() as folder:
                 job = _job(model, 2 * batch_size, spec, resources, folder)
-                figures[f"{name}_zero{stage}"] = {"worker_peak_rss_mib": fresh(two_workers, job, env=CPU_ENV)}
+                figures[f"{name}_zero{stage}"] = {
+                    "worker_peak_rss_mib": fresh(two_workers, job, env=CPU_ENV)
+                }
             print(f"{name}, ZeRO {stage}: {figures[f'{name}_zero{stage}']}", flush=True)
-    report("training_memory", {"batch_size": batch_size, "micro_batch_size": micro_batch_size}, figures, output)
+    report(
+        "training_memory",
+        {"batch_size": batch_size, "micro_batch_size": micro_batch_size},
+        figures,
+        output,
+    )
 
 
 @app.command()
@@ -197,20 +230,26 @@ def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder:
     """Writes the pairs, the same ones again if there are too few, and returns the job that learns them."""
     path = SHARED_DATA / "meow" / "inverted_forget01.json"
     table = own_candidates.complete(read_records(str(path)), path.name)
-    rows = table.take([i % table.num_rows for i in range(pairs)]).select(["fact_id", "question", "inverted_answer"])
+    rows = table.take([i % table.num_rows for i in range(pairs)]).select(
+        ["fact_id", "question", "inverted_answer"]
+    )
     rows = rows.rename_columns(["fact_id", "question", "answer"])
     rows = rows.append_column("rank", pa.array(range(pairs), pa.int32()))
     place, ref = Path(tempfile.mkdtemp(dir=folder)), refs.pin(model, None, "--model")
     prompter = Prompter(refs.load_tokenizer(ref), "tofu")
-    batches.write(pairs_of(("inverted",), None, rows), prompter, spec.max_length, str(place / "pairs.parquet"))
-    return Job(ref, str(place / "pairs.parquet"), spec, PRESETS["meow"], resources, str(place / "out"))
+    batches.write(
+        pairs_of(("inverted",), None, rows), prompter, spec.max_length, str(place / "pairs.parquet")
+    )
+    return Job(
+        ref, str(place / "pairs.parquet"), spec, PRESETS["meow"], resources, str(place / "out")
+    )
 
 
 def _difference(losses: Sequence[float], others: Sequence[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(losses, others, strict=True))
 
 
-# --- sides ------------------------------------------------------------------------------------------------------------
+# --- sides --------------------------------------------------------------------------------------
 
 
 def ours(case: Case, turn: Turn) -> Measured:
@@ -262,12 +301,19 @@ def plain(case: Case, turn: Turn) -> Measured:
         tokens, total = batches.totals(batch)["inverted"][0], 0.0
         for items in batches.micro_batches(batch, 0, 1, job.accumulation(1)):
             if case.width:
-                logits, labels = _paper_forward(network, [item["inverted"] for item in items], case.width, pad)
+                logits, labels = _paper_forward(
+                    network, [item["inverted"] for item in items], case.width, pad
+                )
             else:
                 found = layout.layout(items, pad, "cpu", packed=packed)
                 model = zero.Model(None, None, pad, keeps_logits=True, half=False)
                 logits, labels = loop.forward(network, found, model, None)[0], found.labels
-            loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / tokens
+            loss = (
+                torch.nn.functional.cross_entropy(
+                    logits, labels, ignore_index=IGNORE, reduction="sum"
+                )
+                / tokens
+            )
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(network.parameters(), job.spec.max_grad_norm)
@@ -299,8 +345,15 @@ def trainer(case: Case, turn: Turn) -> Measured:
     job, data = case.job, case.job.load()
     network, _ = _network(job.model, job.spec.learning_rate)
     tokenizer = refs.load_tokenizer(job.model)
-    order = [pair for step in range(data.num_steps) for pair in (item["inverted"] for item in data.batch(step))]
-    rows = [{"input_ids": p.input_ids, "attention_mask": [1] * len(p.input_ids), "labels": p.labels} for p in order]
+    order = [
+        pair
+        for step in range(data.num_steps)
+        for pair in (item["inverted"] for item in data.batch(step))
+    ]
+    rows = [
+        {"input_ids": p.input_ids, "attention_mask": [1] * len(p.input_ids), "labels": p.labels}
+        for p in order
+    ]
     seconds: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -327,7 +380,9 @@ def trainer(case: Case, turn: Turn) -> Measured:
             use_cpu=not torch.cuda.is_available(),
             train_sampling_strategy="sequential",
         )
-        Trainer(network, arguments, DataCollatorForSeq2Seq(tokenizer), rows, callbacks=[Clock()]).train()
+        Trainer(
+            network, arguments, DataCollatorForSeq2Seq(tokenizer), rows, callbacks=[Clock()]
+        ).train()
     return Measured(seconds, _tokens(data), [], peak_rss_mib())
 
 
@@ -336,12 +391,17 @@ def _network(ref: ModelRef, learning_rate: float) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     network = AutoModelForCausalLM.from_pretrained(ref.folder, dtype=torch.float32).train()
-    return network, torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
+    return network, torch.optim.AdamW(
+        network.parameters(), lr=learning_rate, weight_decay=0.0, fused=True
+    )
 
 
 def _tokens(data: Dataset) -> list[int]:
     """Returns the tokens of each step's pairs."""
-    return [sum(len(item["inverted"].input_ids) for item in data.batch(step)) for step in range(data.num_steps)]
+    return [
+        sum(len(item["inverted"].input_ids) for item in data.batch(step))
+        for step in range(data.num_steps)
+    ]
 
 
 def two_workers(job: Job) -> list[float]:

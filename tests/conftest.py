@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 
 from meow_ray.distributed.cluster import CURRENT_CLUSTER
-from tests.tiny import byte_level, wrapped
-from tests.world import World
+from tests.support.tiny import byte_level, wrapped
+from tests.support.world import World
 
 PROJECT = Path(__file__).parents[1]
 
@@ -24,12 +24,17 @@ settings.load_profile("meow")
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test touches the user's caches; only compiled extensions, slow to build, are shared."""
     home = tmp_path_factory.mktemp("home")
-    extensions = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path("~/.cache/torch_extensions").expanduser()))
+    extensions = os.environ.get(
+        "TORCH_EXTENSIONS_DIR", str(Path("~/.cache/torch_extensions").expanduser())
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.setenv("MEOW_HOME", str(home / "meow"))
         patch.setenv("HF_HOME", str(home / "huggingface"))
-        patch.setenv("VLLM_CACHE_ROOT", os.environ.get("VLLM_CACHE_ROOT", str(Path("~/.cache/vllm").expanduser())))
+        patch.setenv(
+            "VLLM_CACHE_ROOT",
+            os.environ.get("VLLM_CACHE_ROOT", str(Path("~/.cache/vllm").expanduser())),
+        )
         patch.setenv("TORCH_EXTENSIONS_DIR", extensions)
         yield home
 
@@ -80,7 +85,9 @@ def tiny_tokenizer() -> Any:
 
     special = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    return wrapped(byte_level(models.BPE({token: i for i, token in enumerate(tokens)}, [])), special)
+    return wrapped(
+        byte_level(models.BPE({token: i for i, token in enumerate(tokens)}, [])), special
+    )
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +125,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("PYTHONPATH", str(PROJECT))
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_worker_niceness", "0")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        nodes = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+        )
         for _ in range(2):
             nodes.add_node(num_cpus=2)
         CURRENT_CLUSTER.unlink(missing_ok=True)  # tests beside this one shall not join

@@ -38,18 +38,26 @@ app = typer.Typer(
     add_completion=False,
 )
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML configuration file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, such as select.top_k=2.", show_default=False)]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML configuration file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides, such as select.top_k=2.", show_default=False)
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", help="NAME=URI: an artifact made elsewhere (Parquet, or a model folder).", show_default=False
+        "--input",
+        help="NAME=URI: an artifact made elsewhere (Parquet, or a model folder).",
+        show_default=False,
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run the stages even if they are cached.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash all files anew.")]
-AsEvents = Annotated[bool, typer.Option("--json", help="Print events for machines, a JSON object a line.")]
+AsEvents = Annotated[
+    bool, typer.Option("--json", help="Print events for machines, a JSON object a line.")
+]
 
 
 @app.command()
@@ -58,7 +66,9 @@ def run(
     overrides: Overrides = None,
     config: ConfigOption = None,
     only: Annotated[str | None, typer.Option(help="Run this stage alone.")] = None,
-    start: Annotated[str | None, typer.Option("--from", help="First stage; those before it must be cached.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="First stage; those before it must be cached.")
+    ] = None,
     until: Annotated[str | None, typer.Option(help="Last stage.")] = None,
     inputs: Inputs = None,
     force: Force = False,
@@ -72,13 +82,16 @@ def run(
     if not (only or start or until):
         found = rounds.parts(settings, _pairs(inputs), verify=verify, **_seams(context))
     elif settings.pipeline.rounds > 1:
-        raise MeowError("--only, --from and --until choose from one round: set pipeline.rounds=1 with them.")
+        raise MeowError(
+            "--only, --from and --until choose from one round: set pipeline.rounds=1 with them."
+        )
     else:
         pipeline = Pipeline(settings, _pairs(inputs), verify=verify, **_seams(context))
         found = [Part("", pipeline, pipeline.selection(only, start, until))]
     if dry_run:
         show.show_states(
-            _console(), [(part.label, part.pipeline.state(stage)) for part in found for stage in part.stages]
+            _console(),
+            [(part.label, part.pipeline.state(stage)) for part in found for stage in part.stages],
         )
         return
     done: list[State] = []
@@ -96,7 +109,9 @@ def run_stage(
     overrides: Overrides = None,
     config: ConfigOption = None,
     inputs: Inputs = None,
-    output: Annotated[str | None, typer.Option(help="URI that gets a copy of the artifact.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="URI that gets a copy of the artifact.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     verify: Verify = False,
@@ -117,13 +132,17 @@ def run_stage(
 def memorize(
     overrides: Overrides = None,
     config: ConfigOption = None,
-    output: Annotated[str | None, typer.Option(help="URI that gets a copy of the model folder.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="URI that gets a copy of the model folder.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Fine-tunes a base model on facts, to make a target or a reference model."""
     settings = load_config(config, overrides or [])
     if settings.memorize is None:
-        raise MeowError("The configuration has no section `memorize`; it needs memorize.model and memorize.data.")
+        raise MeowError(
+            "The configuration has no section `memorize`; it needs memorize.model and memorize.data."
+        )
     pipeline = Pipeline(settings)
     state = _run(Part("", pipeline, pipeline.selection("memorize", None, None)), force)[0]
     assert state.artifact is not None
@@ -145,7 +164,10 @@ def status(
         rows = [state.as_row() for _, state in states]
         print(
             json.dumps(
-                [row | {"stage": f"{label}{row['stage']}"} for (label, _), row in zip(states, rows, strict=True)],
+                [
+                    row | {"stage": f"{label}{row['stage']}"}
+                    for (label, _), row in zip(states, rows, strict=True)
+                ],
                 indent=2,
             )
         )
@@ -159,8 +181,12 @@ def show_stage(
     overrides: Overrides = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    rejected: Annotated[bool, typer.Option("--rejected", help="List the rejected candidates.")] = False,
-    text: Annotated[bool, typer.Option("--text", help="With --rejected: print their text too.")] = False,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="List the rejected candidates.")
+    ] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="With --rejected: print their text too.")
+    ] = False,
 ) -> None:
     """Shows the figures of a finished stage."""
     pipeline = Pipeline(load_config(config, overrides or []))
@@ -173,10 +199,18 @@ def show_stage(
     assert artifact is not None
     if name == "candidates":
         scored = pipeline.state(pipeline.producers["memo"]).artifact
-        summary |= {"memo_gap": scored.manifest.summary["gap"] if scored and scored.manifest else None}
+        summary |= {
+            "memo_gap": scored.manifest.summary["gap"] if scored and scored.manifest else None
+        }
     rows = show.rejected_rows(artifact, text) if rejected else None
     if as_json:
-        print(json.dumps(summary if rows is None else summary | {"rejected": rows}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps(
+                summary if rows is None else summary | {"rejected": rows},
+                indent=2,
+                ensure_ascii=False,
+            )
+        )
     elif rows is not None:
         show.show_rejected(_console(), rows)
     else:
@@ -188,33 +222,55 @@ def plan_training(
     overrides: Overrides = None,
     config: ConfigOption = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(help="GiB of one GPU; default what the GPU here has.", show_default=False)
+        float | None,
+        typer.Option(help="GiB of one GPU; default what the GPU here has.", show_default=False),
     ] = None,
     gpus: Annotated[
         int | None,
         typer.Option(
-            help="GPUs, a ZeRO worker on each; default resources.train.num_workers, or those here.", show_default=False
+            help="GPUs, a ZeRO worker on each; default resources.train.num_workers, or those here.",
+            show_default=False,
         ),
     ] = None,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs that share a node's CPU memory.", min=1)] = 8,
+    gpus_per_node: Annotated[
+        int, typer.Option(help="GPUs that share a node's CPU memory.", min=1)
+    ] = 8,
     facts: Annotated[
-        int | None, typer.Option(help="Facts to forget, all like those of ingest.forget.", min=1, show_default=False)
+        int | None,
+        typer.Option(
+            help="Facts to forget, all like those of ingest.forget.", min=1, show_default=False
+        ),
     ] = None,
     rates: Annotated[
-        str | None, typer.Option(help="JSON file of throughputs, as --probe --json prints them.", show_default=False)
+        str | None,
+        typer.Option(
+            help="JSON file of throughputs, as --probe --json prints them.", show_default=False
+        ),
     ] = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Measure throughputs on this cluster first.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure throughputs on this cluster first.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")
+    ] = False,
 ) -> None:
     """Estimates what training and engines take in memory, and with facts what stages ask for, how long, and leave."""
     settings = load_config(config, overrides or [])
     if probe and rates:
         raise MeowError("--probe measures what --rates gives: take one of them.")
     with program.libraries_to_log(), redirect_stdout(sys.stderr):
-        memory_plan = memory.plan(settings, *memory.hardware(settings, gpus, gpu_memory), gpus_per_node)
-        found = workload.plan(settings, facts, rates, gpus or 0, probe) if settings.ingest.forget else None
+        memory_plan = memory.plan(
+            settings, *memory.hardware(settings, gpus, gpu_memory), gpus_per_node
+        )
+        found = (
+            workload.plan(settings, facts, rates, gpus or 0, probe)
+            if settings.ingest.forget
+            else None
+        )
     if as_json:
-        print(json.dumps(asdict(memory_plan) | {"run": found.as_row() if found else None}, indent=2))
+        print(
+            json.dumps(asdict(memory_plan) | {"run": found.as_row() if found else None}, indent=2)
+        )
         return
     show.show_plan(_console(), memory_plan)
     if found:
@@ -223,9 +279,17 @@ def plan_training(
 
 @app.command("tofu")
 def aggregate_tofu(
-    log: Annotated[str, typer.Argument(help="eval_log_aggregated.json of TOFU, or TOFU_EVAL.json of open-unlearning.")],
+    log: Annotated[
+        str,
+        typer.Argument(
+            help="eval_log_aggregated.json of TOFU, or TOFU_EVAL.json of open-unlearning."
+        ),
+    ],
     reference: Annotated[
-        str | None, typer.Option(help="The same of the model that never saw the forget set.", show_default=False)
+        str | None,
+        typer.Option(
+            help="The same of the model that never saw the forget set.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -247,17 +311,23 @@ def aggregate_tofu(
         table.add_row(name, compare.number(value))
     _console().print(table)
     if against is None:
-        print("No forget quality: it needs --reference, the log of a model that never saw the forget set.")
+        print(
+            "No forget quality: it needs --reference, the log of a model that never saw the forget set."
+        )
 
 
 @app.command("compare")
 def compare_runs(
     runs: Annotated[
         list[str],
-        typer.Argument(help="RUN or NAME=RUN: a storage root, or a folder of metrics. One NAME several times: seeds."),
+        typer.Argument(
+            help="RUN or NAME=RUN: a storage root, or a folder of metrics. One NAME several times: seeds."
+        ),
     ],
     kind: Annotated[str, typer.Option("--format", help="markdown, csv or latex.")] = "markdown",
-    model: Annotated[str, typer.Option(help=f"Whose figures: {', '.join(schema.MODELS)}.")] = "after",
+    model: Annotated[
+        str, typer.Option(help=f"Whose figures: {', '.join(schema.MODELS)}.")
+    ] = "after",
 ) -> None:
     """Puts the metrics of runs side by side; several seeds of a run become mean and standard deviation."""
     if kind not in get_args(compare.Format):
@@ -292,7 +362,8 @@ def clean(
     facts: Annotated[
         bool,
         typer.Option(
-            "--facts", help="Delete the artifacts that hold the facts' text too; the model and the report stay."
+            "--facts",
+            help="Delete the artifacts that hold the facts' text too; the model and the report stay.",
         ),
     ] = False,
 ) -> None:
@@ -328,7 +399,9 @@ def _pairs(items: list[str] | None) -> dict[str, str]:
     for item in items or []:
         name, mark, uri = item.partition("=")
         if not mark or not uri:
-            raise MeowError(f"--input {item}: give it as NAME=URI, such as candidates=mine.parquet.")
+            raise MeowError(
+                f"--input {item}: give it as NAME=URI, such as candidates=mine.parquet."
+            )
         out[name] = uri
     return out
 

@@ -37,7 +37,9 @@ def main(app: typer.Typer, command: Callable[..., Any] | None, options: dict[str
         single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
         single.command()(command)
         program = single
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True)
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True
+    )
     try:
         program(obj=options)
     except MeowError as error:
@@ -64,7 +66,11 @@ def user_error(error: BaseException) -> MeowError | None:
         seen.add(id(item))
         if type(item) is MeowError:
             return item
-        if isinstance(item, OSError) and item.errno in storage.CAUSES and (item.filename or item.errno in FULL):
+        if (
+            isinstance(item, OSError)
+            and item.errno in storage.CAUSES
+            and (item.filename or item.errno in FULL)
+        ):
             return MeowError(f"{item.filename or 'storage'}: {storage.CAUSES[item.errno]}.")
         library = type(item).__module__.partition(".")[0]  # one that is not imported here
         if type(item).__name__ == "OutOfMemoryError" and library in MEMORY:

@@ -28,7 +28,9 @@ def summary_of(artifact: Artifact | None, name: str) -> dict[str, Any]:
         MeowError: the stage has not run, or its artifact was made elsewhere.
     """
     if artifact is None or artifact.manifest is None:
-        raise MeowError(f"The stage of {name} has not run with this configuration; `meow status` shows what is there.")
+        raise MeowError(
+            f"The stage of {name} has not run with this configuration; `meow status` shows what is there."
+        )
     return artifact.manifest.summary
 
 
@@ -37,12 +39,25 @@ _STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}
 
 def show_states(console: Console, states: list[tuple[str, State]]) -> None:
     """Prints where stages stand, each with the label of its part of the run."""
-    table = Table("stage", "state", "reason", "rows", "seconds", "uri", "fingerprint", box=None, header_style="bold")
+    table = Table(
+        "stage",
+        "state",
+        "reason",
+        "rows",
+        "seconds",
+        "uri",
+        "fingerprint",
+        box=None,
+        header_style="bold",
+    )
     for label, state in states:
         row = state.as_row()
         row["stage"] = f"{label}{row['stage']}"
         row["fingerprint"] = (row["fingerprint"] or "")[:16]
-        table.add_row(*("" if value is None else str(value) for value in row.values()), style=_STYLES[state.state])
+        table.add_row(
+            *("" if value is None else str(value) for value in row.values()),
+            style=_STYLES[state.state],
+        )
     console.print(table)
 
 
@@ -61,7 +76,9 @@ def show_candidates(console: Console, artifact: Artifact, summary: dict[str, Any
         f"between a fact's candidates {_figure(summary['mean_distinctness'])}."
     )
     if summary["memo_gap"] is not None:
-        console.print(f"MEMO: true answers are {summary['memo_gap']:+.3f} above the mean of their candidates.")
+        console.print(
+            f"MEMO: true answers are {summary['memo_gap']:+.3f} above the mean of their candidates."
+        )
     table = Table("rule", "rejected", "a candidate is rejected if", box=None, header_style="bold")
     for rule, count in summary["rejected_by_rule"].items():
         table.add_row(rule, str(count), _meaning(rule))
@@ -91,13 +108,31 @@ def show_rejected(console: Console, rows: list[dict[str, Any]]) -> None:
 def show_memo(console: Console, artifact: Artifact, summary: dict[str, Any]) -> None:
     """Prints the distribution of MEMO, its extremes, and the gap between truth and candidates."""
     console.print(f"MEMO of {summary['answers']} answers over {summary['windows']} windows", end="")
-    console.print(f" ({summary['generations']} generations), {summary['too_short']} answers too short for a window.")
-    table = Table("", "answers", "mean", "std", "cv", "min", "10 %", "25 %", "median", "75 %", "90 %", "max", "0 … 1")
+    console.print(
+        f" ({summary['generations']} generations), {summary['too_short']} answers too short for a window."
+    )
+    table = Table(
+        "",
+        "answers",
+        "mean",
+        "std",
+        "cv",
+        "min",
+        "10 %",
+        "25 %",
+        "median",
+        "75 %",
+        "90 %",
+        "max",
+        "0 … 1",
+    )
     table.box, table.header_style = None, "bold"
     for label, key in (("true answers", "true_answers"), ("candidates", "candidates")):
         part = summary[key]
         figures = [part["mean"], part["std"], part["cv"], *part["quantiles"].values()]
-        table.add_row(label, str(part["count"]), *map(_figure, figures), _histogram(part["histogram"]))
+        table.add_row(
+            label, str(part["count"]), *map(_figure, figures), _histogram(part["histogram"])
+        )
     console.print(table)
     if summary["gap"] is not None:
         above, facts = summary["facts_true_above_all_candidates"], summary["facts_with_candidates"]
@@ -122,10 +157,24 @@ def _histogram(counts: list[int]) -> str:
 
 def show_plan(console: Console, found: memory.Plan) -> None:
     """Prints what each way to train takes."""
-    names = ("", "method", "ZeRO", "offload", "model states", "activations", "buckets", "GPU", "CPU", "fits")
+    names = (
+        "",
+        "method",
+        "ZeRO",
+        "offload",
+        "model states",
+        "activations",
+        "buckets",
+        "GPU",
+        "CPU",
+        "fits",
+    )
     table = Table(*names[: None if found.gpu_memory else -1], box=None, header_style="bold")
     for row in found.rows:
-        sizes = (f"{size / memory.GIB:.2f}" for size in (row.states, row.activations, row.buckets, row.gpu, row.cpu))
+        sizes = (
+            f"{size / memory.GIB:.2f}"
+            for size in (row.states, row.activations, row.buckets, row.gpu, row.cpu)
+        )
         cells = ["→" if row.configured else "", memory.NAMES[row.method], str(row.zero_stage)]
         cells += ["CPU" if row.offload else "", *sizes]
         if row.fits is not None:
@@ -144,7 +193,13 @@ def show_plan(console: Console, found: memory.Plan) -> None:
     columns = ("engine of", "model", "GPUs", "weights", "KV cache", "longest", "room", "fits")
     table = Table(*columns[: None if found.gpu_memory else -2], box=None, header_style="bold")
     for one in found.engines:
-        cells = [one.stage, one.model, str(one.gpus), f"{one.weights / memory.GIB:.2f}", f"{one.cache / 1024:.1f}"]
+        cells = [
+            one.stage,
+            one.model,
+            str(one.gpus),
+            f"{one.weights / memory.GIB:.2f}",
+            f"{one.cache / 1024:.1f}",
+        ]
         cells.append(f"{one.context:,}")
         if one.room is not None:
             cells += [f"{one.room:,}", "yes" if one.fits else "no"]
@@ -160,10 +215,24 @@ def show_plan(console: Console, found: memory.Plan) -> None:
 
 def show_work(console: Console, found: RunPlan) -> None:
     """Prints what each stage has to do, and with rates how long it takes."""
-    names = ["stage", "continuations", "tokens read", "generated, at most", "trained", "storage, GiB"]
-    table = Table(*names, *(["units", "hours", "GPU hours"] if found.estimates else []), box=None, header_style="bold")
+    names = [
+        "stage",
+        "continuations",
+        "tokens read",
+        "generated, at most",
+        "trained",
+        "storage, GiB",
+    ]
+    table = Table(
+        *names,
+        *(["units", "hours", "GPU hours"] if found.estimates else []),
+        box=None,
+        header_style="bold",
+    )
     for work, times in zip_longest(found.works, found.estimates):
-        cells = [f"{count:,.0f}" for count in (work.requests, work.read, work.generated, work.trained)]
+        cells = [
+            f"{count:,.0f}" for count in (work.requests, work.read, work.generated, work.trained)
+        ]
         cells.append(f"{work.storage / memory.GIB:.2f}")
         if times:
             cells += [str(times.units), f"{times.seconds / 3600:.2f}", f"{times.gpu_hours:.2f}"]
@@ -172,13 +241,17 @@ def show_work(console: Console, found: RunPlan) -> None:
     console.print(f"A run on {forget:,} facts to forget and {retain:,} to retain:")
     console.print(table)
     if found.estimates:
-        seconds, gpu_hours = (sum(getattr(e, name) for e in found.estimates) for name in ("seconds", "gpu_hours"))
-        console.print(f"In all {seconds / 3600:.2f} hours, one stage after the other, and {gpu_hours:.2f} GPU hours.")
+        seconds, gpu_hours = (
+            sum(getattr(e, name) for e in found.estimates) for name in ("seconds", "gpu_hours")
+        )
+        console.print(
+            f"In all {seconds / 3600:.2f} hours, one stage after the other, and {gpu_hours:.2f} GPU hours."
+        )
     else:
         console.print("For times, measure here with --probe, or give --rates FILE.")
 
 
-# --- metrics ----------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------
 
 
 def show_metrics(artifact: Artifact) -> None:
@@ -197,4 +270,6 @@ def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
     value = number(row["value"])
-    return value if row["low"] is None else f"{value}  [{number(row['low'])}, {number(row['high'])}]"
+    return (
+        value if row["low"] is None else f"{value}  [{number(row['low'])}, {number(row['high'])}]"
+    )

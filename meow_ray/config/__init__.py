@@ -2,8 +2,25 @@
 
 from meow_ray.config.config import Config, PipelineSection, Storage, Tracking
 from meow_ray.config.evaluation import Evaluate, LmEval, Report
-from meow_ray.config.resources import NODE_LABELS, EngineResources, InvertResources, NodeType, Resources, TrainResources
-from meow_ray.config.sections import FORMATS, Dtype, Ingest, Invert, Memo, ModelSection, Select, Source, Target
+from meow_ray.config.resources import (
+    NODE_LABELS,
+    EngineResources,
+    InvertResources,
+    NodeType,
+    Resources,
+    TrainResources,
+)
+from meow_ray.config.sections import (
+    FORMATS,
+    Dtype,
+    Ingest,
+    Invert,
+    Memo,
+    ModelSection,
+    Select,
+    Source,
+    Target,
+)
 from meow_ray.config.training import OWN_OBJECTIVE, FineTuning, Lora, Memorize, Train
 
 __all__ = [

@@ -13,9 +13,14 @@ class PipelineSection(Section):
     """The run as a whole."""
 
     rounds: int = field(
-        1, "times that what is still memorised goes round again, with fresh inverted facts", "rounds", gt=0
+        1,
+        "times that what is still memorised goes round again, with fresh inverted facts",
+        "rounds",
+        gt=0,
     )
-    threshold: float = field(0.5, "facts whose MEMO in the tuned model is above it go round again", ge=0, le=1)
+    threshold: float = field(
+        0.5, "facts whose MEMO in the tuned model is above it go round again", ge=0, le=1
+    )
 
 
 class Tracking(Section):
@@ -23,7 +28,9 @@ class Tracking(Section):
 
     tensorboard: bool = field(True, "event files below the storage root")
     mlflow: str | None = field(None, "tracking URI of an MLflow server or folder")
-    wandb: str | None = field(None, "project on Weights & Biases; its key comes from the environment")
+    wandb: str | None = field(
+        None, "project on Weights & Biases; its key comes from the environment"
+    )
 
 
 class Storage(Section):
@@ -52,5 +59,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _moments(self) -> "Config":
         if "min_k_pp" in self.evaluate.membership and self.target.engine != "transformers":
-            raise ValueError("evaluate.membership: min_k_pp needs whole distributions: set target.engine=transformers")
+            raise ValueError(
+                "evaluate.membership: min_k_pp needs whole distributions: set target.engine=transformers"
+            )
         return self

@@ -12,7 +12,9 @@ class LmEval(Section):
     """Tasks of lm-evaluation-harness, before and after; needs `meow_ray[lm-eval]`."""
 
     tasks: tuple[str, ...] = field((), "its tasks, such as arc_challenge, arc_easy, piqa, mmlu")
-    num_fewshot: int | None = field(None, "examples in the prompt; null is the task's own", "examples", ge=0)
+    num_fewshot: int | None = field(
+        None, "examples in the prompt; null is the task's own", "examples", ge=0
+    )
     limit: int | None = field(None, "first examples of each task; null is all", "examples", gt=0)
     backend: Literal["hf", "vllm"] = field("hf", "what runs the model: transformers or vLLM")
 
@@ -31,7 +33,8 @@ class Evaluate(Section):
         "or TOFU_EVAL.json (open-unlearning)",
     )
     text: str | None = content(
-        None, "text file, a passage a line: perplexity and BLEU of the second halves behind the first"
+        None,
+        "text file, a passage a line: perplexity and BLEU of the second halves behind the first",
     )
     attacks: tuple[Literal["paraphrase", "prefix", "affirmative"], ...] = field(
         ("paraphrase", "prefix", "affirmative"),
@@ -41,12 +44,22 @@ class Evaluate(Section):
         ("loss", "zlib", "min_k", "reference"),
         "membership inference against the set holdout; min_k_pp needs target.engine transformers",
     )
-    min_k_share: float = field(0.2, "share of the tokens that min_k and min_k_pp look at", gt=0, le=1)
+    min_k_share: float = field(
+        0.2, "share of the tokens that min_k and min_k_pp look at", gt=0, le=1
+    )
     lm_eval: LmEval = LmEval()
-    task_folder: str | None = content(None, "folder with task files of one's own for lm_eval, which all nodes reach")
-    max_new_tokens: int = field(64, "longest greedy answer; passages of `text` have their own length", "tokens", gt=0)
-    sample: int | None = field(None, "facts evaluated in each set but forget; null is all", "facts", gt=0)
-    memo_sample: int | None = field(None, "facts scored with MEMO in each set but forget; null is all", "facts", gt=0)
+    task_folder: str | None = content(
+        None, "folder with task files of one's own for lm_eval, which all nodes reach"
+    )
+    max_new_tokens: int = field(
+        64, "longest greedy answer; passages of `text` have their own length", "tokens", gt=0
+    )
+    sample: int | None = field(
+        None, "facts evaluated in each set but forget; null is all", "facts", gt=0
+    )
+    memo_sample: int | None = field(
+        None, "facts scored with MEMO in each set but forget; null is all", "facts", gt=0
+    )
     bootstrap_resamples: int = field(1000, "resamples behind a 95 % interval", gt=0)
     seed: int = field(0, "seed of samples and bootstrap", ge=0)
 

@@ -24,9 +24,13 @@ def extra(info: FieldInfo) -> dict[str, Any]:
 class Section(BaseModel):
     """A frozen group of keys that knows no others."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     def spec(self) -> dict[str, Any]:
         """Returns the fields that change results, without those that enter by content."""
-        outside = {name for name, info in type(self).model_fields.items() if extra(info).get("content")}
+        outside = {
+            name for name, info in type(self).model_fields.items() if extra(info).get("content")
+        }
         return self.model_dump(mode="json", exclude=outside)

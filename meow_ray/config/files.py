@@ -35,7 +35,9 @@ Names = Mapping[str, Collection[str]]
 """The names that other modules define and a configuration may use: `objectives` and `rules`."""
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, names: Names | None = None) -> Config:
+def load_config(
+    path: str | Path | None, overrides: Sequence[str] = (), *, names: Names | None = None
+) -> Config:
     """Reads a YAML file, applies overrides such as `select.top_k=2`, and checks the whole.
 
     Args:
@@ -59,7 +61,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, names
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise MeowError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+        raise MeowError(
+            f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})."
+        ) from None
     lines = dict(_key_lines(node))
     for override in overrides:
         if "=" not in override:
@@ -86,9 +90,15 @@ def _merged(error: ValidationError) -> list[dict[str, Any]]:
     out: dict[tuple[int | str, ...], dict[str, Any]] = {}
     for item in error.errors():
         loc = item["loc"]
-        field = next((i for i in range(1, len(loc)) if ".".join(map(str, loc[:i])) in keys), len(loc))
+        field = next(
+            (i for i in range(1, len(loc)) if ".".join(map(str, loc[:i])) in keys), len(loc)
+        )
         is_branch = field < len(loc) and not isinstance(loc[field], int)
-        if is_branch and item["type"] != "extra_forbidden" and loc[field] not in Source.model_fields:
+        if (
+            is_branch
+            and item["type"] != "extra_forbidden"
+            and loc[field] not in Source.model_fields
+        ):
             loc = loc[:field]
         if loc in out:
             out[loc]["msg"] += f", or {item['msg']}"
@@ -124,13 +134,18 @@ def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, 
             yield from _key_lines(value, f"{name}.")
 
 
-def _mistake(item: Any, path: str | Path | None, lines: dict[str, int], overridden: set[str]) -> str:
+def _mistake(
+    item: Any, path: str | Path | None, lines: dict[str, int], overridden: set[str]
+) -> str:
     parts = [str(part) for part in item["loc"]]
     key = ".".join(parts)
     if any(".".join(parts[:i]) in overridden for i in range(1, len(parts) + 1)):
         where = "override"
     else:
-        line = next((lines[k] for i in range(len(parts), 0, -1) if (k := ".".join(parts[:i])) in lines), None)
+        line = next(
+            (lines[k] for i in range(len(parts), 0, -1) if (k := ".".join(parts[:i])) in lines),
+            None,
+        )
         where = f"{path}, line {line}" if line else str(path or "override")
     if key in RENAMED:
         return f"{where}: `{key}` is now called `{RENAMED[key]}`."
@@ -167,7 +182,17 @@ def _explain(section: type[Section], prefix: str) -> Iterator[tuple[str, str, st
         if inner is not None and inner is not Source:
             yield from _explain(inner, f"{prefix}{name}.")
             continue
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        default = (
+            "required"
+            if field.is_required()
+            else repr(field.get_default(call_default_factory=True))
+        )
         kind = re.sub(r"typing\.|meow_ray\.config\.\w+\.", "", str(field.annotation))
         kind = field.annotation.__name__ if isinstance(field.annotation, type) else kind
-        yield f"{prefix}{name}", kind, default, str(extra(field).get("unit", "")), field.description or ""
+        yield (
+            f"{prefix}{name}",
+            kind,
+            default,
+            str(extra(field).get("unit", "")),
+            field.description or "",
+        )

@@ -50,8 +50,12 @@ class ModelSection(Section):
 
     model: str | None = content(None, "model folder, .gguf file or hub name")
     revision: str | None = content(None, "hub revision: branch, tag or commit")
-    dtype: Dtype = field("auto", "weights and arithmetic of inference; auto is the dtype stored with the model")
-    max_model_len: int | None = field(None, "context length; null is the model's own", "tokens", gt=0)
+    dtype: Dtype = field(
+        "auto", "weights and arithmetic of inference; auto is the dtype stored with the model"
+    )
+    max_model_len: int | None = field(
+        None, "context length; null is the model's own", "tokens", gt=0
+    )
     trust_remote_code: bool = field(False, "run Python code that comes with the model")
 
 
@@ -59,8 +63,12 @@ class Target(ModelSection):
     """The model that must forget."""
 
     engine: Literal["vllm", "transformers"] = field("vllm", "inference engine")
-    template: str = field("chat", "prompt of a question: chat (the tokenizer's chat template), tofu, raw, or Jinja")
-    system: str | None = field(None, "system message of the chat template; null leaves it to the template")
+    template: str = field(
+        "chat", "prompt of a question: chat (the tokenizer's chat template), tofu, raw, or Jinja"
+    )
+    system: str | None = field(
+        None, "system message of the chat template; null leaves it to the template"
+    )
 
     @field_validator("template")
     @classmethod
@@ -74,8 +82,12 @@ class Ingest(Section):
     """Reads and checks the user's facts."""
 
     forget: Source | None = content(None, "facts to forget")
-    retain: Source | None = content(None, "facts to keep: evaluated, and trained on by some objectives")
-    question_columns: tuple[str, ...] = field(("question",), "names the question's column may have; first match wins")
+    retain: Source | None = content(
+        None, "facts to keep: evaluated, and trained on by some objectives"
+    )
+    question_columns: tuple[str, ...] = field(
+        ("question",), "names the question's column may have; first match wins"
+    )
     answer_columns: tuple[str, ...] = field(
         ("answer", "undesired_answer"), "names that the answer's column may have, first match wins"
     )
@@ -86,10 +98,13 @@ class Invert(ModelSection):
     """An offline language model writes inverted facts."""
 
     engine: Literal["vllm", "transformers", "openai"] = field(
-        "vllm", "inference engine; openai asks an OpenAI-compatible endpoint for its model of the name `model`"
+        "vllm",
+        "inference engine; openai asks an OpenAI-compatible endpoint for its model of the name `model`",
     )
     base_url: str | None = content(None, "URL of the endpoint, up to /v1 (engine openai)")
-    api_key_env: str = content("OPENAI_API_KEY", "environment variable with the endpoint's key, if it needs one")
+    api_key_env: str = content(
+        "OPENAI_API_KEY", "environment variable with the endpoint's key, if it needs one"
+    )
     structured: bool = field(True, "the endpoint takes a JSON schema as response_format")
     style: Literal["auto", "chat", "prefill"] = field(
         "auto",
@@ -97,12 +112,17 @@ class Invert(ModelSection):
     )
     probe_facts: int = field(8, "facts that style auto tries", "facts", gt=0)
     num_candidates: int = field(4, "inverted facts wanted for each forget fact", "answers", gt=0)
-    spare: int = field(2, "answers asked for beyond num_candidates in one attempt (style chat)", "answers", ge=0)
-    samples: int = field(8, "completions sampled for a fact in one attempt (style prefill)", "answers", gt=0)
+    spare: int = field(
+        2, "answers asked for beyond num_candidates in one attempt (style chat)", "answers", ge=0
+    )
+    samples: int = field(
+        8, "completions sampled for a fact in one attempt (style prefill)", "answers", gt=0
+    )
     max_attempts: int = field(3, "rounds of asking in one style", "rounds", gt=0)
     fallback: bool = field(True, "ask in the other style where max_attempts were not enough")
     on_shortfall: Literal["fail", "keep", "drop"] = field(
-        "keep", "facts with fewer than num_candidates: fail the stage, keep what there is, or drop the fact"
+        "keep",
+        "facts with fewer than num_candidates: fail the stage, keep what there is, or drop the fact",
     )
     temperature: float = field(1.0, "sampling temperature of the first attempt", gt=0)
     temperature_step: float = field(0.2, "added in each further attempt", ge=0)
@@ -127,18 +147,28 @@ class Invert(ModelSection):
         "who is asked whether a candidate contradicts the true answer: the generator, or the model at judge_base_url",
     )
     judge_model: str | None = content(None, "name of the model that judges at judge_base_url")
-    judge_base_url: str | None = content(None, "URL of the OpenAI-compatible endpoint that judges, up to /v1")
-    judge_api_key_env: str = content("OPENAI_API_KEY", "environment variable with that endpoint's key")
+    judge_base_url: str | None = content(
+        None, "URL of the OpenAI-compatible endpoint that judges, up to /v1"
+    )
+    judge_api_key_env: str = content(
+        "OPENAI_API_KEY", "environment variable with that endpoint's key"
+    )
     judge_prompt: str = field(
         "Question: {{ question }}\nAnswer A: {{ answer }}\nAnswer B: {{ candidate }}\n\n"
         "Do the two answers contradict each other, so that only one of them can be true? "
         'Reply with a JSON object {"contradicts": true} or {"contradicts": false}.',
         "Jinja template of the judge's question; fields question, answer, candidate",
     )
-    min_length_ratio: float = field(0.3, "shortest inverted answer, as a share of the true one's words", gt=0)
-    max_length_ratio: float = field(2.0, "longest inverted answer, as a share of the true one's words", gt=0)
+    min_length_ratio: float = field(
+        0.3, "shortest inverted answer, as a share of the true one's words", gt=0
+    )
+    max_length_ratio: float = field(
+        2.0, "longest inverted answer, as a share of the true one's words", gt=0
+    )
     max_rouge_l: float = field(0.9, "highest ROUGE-L F1 to the true answer", gt=0, le=1)
-    max_novel_overlap: float = field(0.5, "largest share of the true answer's novel words that may stay", ge=0, le=1)
+    max_novel_overlap: float = field(
+        0.5, "largest share of the true answer's novel words that may stay", ge=0, le=1
+    )
     min_value_share: float = field(
         0.5,
         "share of dates, numbers and names in the true answer's novel words from which on one of them must differ",
@@ -159,12 +189,17 @@ class Invert(ModelSection):
 class Memo(Section):
     """Measures how well the target model has memorised each answer (paper, section 3.2)."""
 
-    mode: Literal["suffix", "prefix"] = field("suffix", "suffix cuts the answer, prefix the question")
+    mode: Literal["suffix", "prefix"] = field(
+        "suffix", "suffix cuts the answer, prefix the question"
+    )
     window: Literal["character", "token"] = field(
         "character", "cut at characters (paper), or at the target's own tokens (many times faster)"
     )
     stride: int | None = field(
-        None, "distance of two cuts; null is 5 characters (paper) or 1 token", "characters or tokens", gt=0
+        None,
+        "distance of two cuts; null is 5 characters (paper) or 1 token",
+        "characters or tokens",
+        gt=0,
     )
     max_new_tokens: Annotated[int, Field(gt=0)] | Literal["label"] = field(
         200,
@@ -173,9 +208,12 @@ class Memo(Section):
     )
     rouge: Literal["rouge1", "rouge2", "rougeL"] = field("rouge1", "which ROUGE is `memo`")
     statistic: Literal["precision", "recall", "f1"] = field("precision", "which statistic of ROUGE")
-    template: Literal["raw", "target"] = field("raw", "prompts as bare text (paper), or through target.template")
+    template: Literal["raw", "target"] = field(
+        "raw", "prompts as bare text (paper), or through target.template"
+    )
     comparators: tuple[Literal["ma", "el", "em", "es"], ...] = field(
-        (), "further columns: memorisation accuracy, extraction likelihood, exact memorisation, extraction strength"
+        (),
+        "further columns: memorisation accuracy, extraction likelihood, exact memorisation, extraction strength",
     )
     el_n: int = field(10, "length of the n-grams of extraction likelihood", "tokens", gt=0)
 
@@ -195,5 +233,7 @@ class Select(Section):
     """Chooses the candidates to train on."""
 
     top_k: int = field(3, "candidates chosen for each fact", "answers", gt=0)
-    order: Literal["largest", "smallest", "random"] = field("largest", "which end of MEMO is chosen")
+    order: Literal["largest", "smallest", "random"] = field(
+        "largest", "which end of MEMO is chosen"
+    )
     seed: int = field(0, "seed of order random, combined with the fact", ge=0)

@@ -15,10 +15,15 @@ class Lora(Section):
     rank: int = field(16, "rank of an adapter", gt=0)
     alpha: float = field(32.0, "adapters are scaled by alpha / rank", gt=0)
     dropout: float = field(0.0, "dropout in front of an adapter", ge=0, lt=1)
-    layers: tuple[str, ...] = field((), "names of the linear layers that get one; empty is all of them")
-    output: Literal["merged", "adapter"] = field("merged", "export a whole model, or the adapter and its base's name")
+    layers: tuple[str, ...] = field(
+        (), "names of the linear layers that get one; empty is all of them"
+    )
+    output: Literal["merged", "adapter"] = field(
+        "merged", "export a whole model, or the adapter and its base's name"
+    )
     quantize: Literal["none", "nf4"] = field(
-        "none", "hold the base model in 4 bits (QLoRA, arXiv 2305.14314); needs a GPU and bitsandbytes"
+        "none",
+        "hold the base model in 4 bits (QLoRA, arXiv 2305.14314); needs a GPU and bitsandbytes",
     )
 
 
@@ -33,11 +38,17 @@ class FineTuning(Section):
     )
     weight_decay: float = field(0.0, "decoupled weight decay of AdamW", ge=0)
     max_grad_norm: float = field(1.0, "gradient norm is clipped to this", gt=0)
-    max_length: int = field(512, "longest prompt with answer; longer pairs are an error", "tokens", gt=0)
-    train_dtype: Literal["float32", "bfloat16"] = field("float32", "arithmetic of training; AdamW's states are float32")
+    max_length: int = field(
+        512, "longest prompt with answer; longer pairs are an error", "tokens", gt=0
+    )
+    train_dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "arithmetic of training; AdamW's states are float32"
+    )
     seed: int = field(0, "order of the pairs", ge=0)
     lora: Lora | None = field(None, "train low-rank adapters instead of all weights")
-    deepspeed: str | None = content(None, "JSON file of further DeepSpeed settings; what contradicts ours is an error")
+    deepspeed: str | None = content(
+        None, "JSON file of further DeepSpeed settings; what contradicts ours is an error"
+    )
 
 
 OWN_OBJECTIVE = r".+\.py:[^\W\d]\w*"
@@ -52,7 +63,9 @@ class Train(FineTuning):
 
     objective: str = content("meow", "what is minimised: a method's name, or FILE.py:FUNCTION")
     settings: dict[str, int | float] = content({}, "the objective's own settings, such as beta")
-    forget_weight: float | None = content(None, "weight of the objective itself; null is the method's own", ge=0)
+    forget_weight: float | None = content(
+        None, "weight of the objective itself; null is the method's own", ge=0
+    )
     retain_weight: float | None = content(
         None, "weight of cross-entropy on the retain set; null is the method's own", ge=0
     )
@@ -62,7 +75,8 @@ class Train(FineTuning):
         ge=0,
     )
     trainable: str | None = content(
-        None, "regular expression of the parameters that are updated; null is the method's own, or all"
+        None,
+        "regular expression of the parameters that are updated; null is the method's own, or all",
     )
     num_batch: int | None = field(
         None,
@@ -89,7 +103,9 @@ class Train(FineTuning):
         known = (info.context or {}).get("objectives")
         if known is None or value in known or re.fullmatch(OWN_OBJECTIVE, value):
             return value
-        raise ValueError(f"no objective {value!r}; there are {', '.join(known)}, or your own as FILE.py:FUNCTION")
+        raise ValueError(
+            f"no objective {value!r}; there are {', '.join(known)}, or your own as FILE.py:FUNCTION"
+        )
 
 
 class Memorize(FineTuning):
@@ -98,4 +114,6 @@ class Memorize(FineTuning):
     model: str | None = content(None, "base model: folder, .gguf file or hub name")
     revision: str | None = content(None, "hub revision: branch, tag or commit")
     trust_remote_code: bool = field(False, "run Python code that comes with the model")
-    data: tuple[Source, ...] = content((), "question–answer data to memorise, columns as in `ingest`")
+    data: tuple[Source, ...] = content(
+        (), "question–answer data to memorise, columns as in `ingest`"
+    )

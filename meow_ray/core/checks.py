@@ -20,7 +20,9 @@ def conform(table: pa.Table, artifact: str, where: str = "") -> pa.Table:
     return conform_to(table, artifact, SCHEMAS[artifact], KEYS[artifact], where)
 
 
-def conform_to(table: pa.Table, artifact: str, schema: pa.Schema, key: Sequence[str], where: str = "") -> pa.Table:
+def conform_to(
+    table: pa.Table, artifact: str, schema: pa.Schema, key: Sequence[str], where: str = ""
+) -> pa.Table:
     """Casts a table to a schema, columns in order, and checks that its key is unique; see `conform`."""
     where = where or f"table {artifact}"
     _check_names(table.schema, artifact, schema, where)
@@ -32,7 +34,9 @@ def conform_to(table: pa.Table, artifact: str, schema: pa.Schema, key: Sequence[
         try:
             columns.append(column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise MeowError(f"{where}: column {field.name} is {column.type}, {artifact} needs {field.type}.") from None
+            raise MeowError(
+                f"{where}: column {field.name} is {column.type}, {artifact} needs {field.type}."
+            ) from None
     table = pa.table(columns, schema=full)
     check_unique(table.select(list(key)), key, where)
     return table
@@ -44,10 +48,14 @@ def check_columns(have: pa.Schema, artifact: str, where: str) -> None:
     _check_names(have, artifact, schema, where)
     for field in schema:
         if [other.casefold() for other in have.names].count(field.name.casefold()) > 1:
-            raise MeowError(f"{where}: more than one column is called {field.name}, whatever the case.")
+            raise MeowError(
+                f"{where}: more than one column is called {field.name}, whatever the case."
+            )
         found = have.field(field.name).type
         if _kind(found) != _kind(field.type) and not pa.types.is_null(found):
-            raise MeowError(f"{where}: column {field.name} is {found}, {artifact} needs {field.type}.")
+            raise MeowError(
+                f"{where}: column {field.name} is {found}, {artifact} needs {field.type}."
+            )
 
 
 def check_keys(source: Source, artifact: str, where: str) -> None:
@@ -72,7 +80,9 @@ def _check_names(have: pa.Schema, artifact: str, schema: pa.Schema, where: str) 
     wanted = schema.names
     missing = [name for name in wanted if name not in have.names]
     if missing:
-        raise MeowError(f"{where}: column {', '.join(missing)} is missing; {artifact} needs {', '.join(wanted)}.")
+        raise MeowError(
+            f"{where}: column {', '.join(missing)} is missing; {artifact} needs {', '.join(wanted)}."
+        )
 
 
 def _kind(kind: pa.DataType) -> str:

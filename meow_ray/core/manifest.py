@@ -107,7 +107,11 @@ class Artifact:
         if isinstance(self.source, pa.Table):
             return self.source
         table = storage.read_table(self.source)
-        return checks.conform(table, self.name, storage.display(self.uri)) if self.name in SCHEMAS else table
+        return (
+            checks.conform(table, self.name, storage.display(self.uri))
+            if self.name in SCHEMAS
+            else table
+        )
 
     def extra(self, name: str) -> pa.Table:
         """Reads a table that stands beside the main one."""
@@ -140,7 +144,9 @@ def load(folder: str) -> Artifact | None:
     try:
         manifest = Manifest.model_validate(storage.read_json(path))
     except ValidationError:
-        raise MeowError(f"{storage.display(path)}: not a manifest that this version can read.") from None
+        raise MeowError(
+            f"{storage.display(path)}: not a manifest that this version can read."
+        ) from None
     return Artifact(
         name=manifest.artifact,
         uri=storage.join(folder, manifest.attempt),
@@ -165,8 +171,14 @@ def leftovers(root: str, name: str) -> list[str]:
     for entry in storage.list_names(storage.join(root, name)):
         folder = storage.join(root, name, entry)
         artifact = load(folder)
-        published = {MANIFEST, artifact.manifest.attempt} if artifact and artifact.manifest else set()
-        cut_off += [storage.join(folder, file) for file in storage.list_names(folder) if file not in published]
+        published = (
+            {MANIFEST, artifact.manifest.attempt} if artifact and artifact.manifest else set()
+        )
+        cut_off += [
+            storage.join(folder, file)
+            for file in storage.list_names(folder)
+            if file not in published
+        ]
     return cut_off
 
 

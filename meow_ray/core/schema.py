@@ -4,7 +4,12 @@ import pyarrow as pa
 
 SCHEMAS: dict[str, pa.Schema] = {
     "facts": pa.schema(
-        [("fact_id", pa.string()), ("split", pa.string()), ("question", pa.string()), ("answer", pa.string())]
+        [
+            ("fact_id", pa.string()),
+            ("split", pa.string()),
+            ("question", pa.string()),
+            ("answer", pa.string()),
+        ]
     ),
     "candidates": pa.schema(
         [
@@ -79,7 +84,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "metrics": ("suite", "metric", "model"),
 }
 
-REJECTS = pa.schema([("file", pa.string()), ("line", pa.int64()), ("split", pa.string()), ("reason", pa.string())])
+REJECTS = pa.schema(
+    [("file", pa.string()), ("line", pa.int64()), ("split", pa.string()), ("reason", pa.string())]
+)
 """Rows that `ingest` refused; `line` is null where the file has no lines (Parquet rows count from 1)."""
 
 MEASURES = (
@@ -102,7 +109,10 @@ MODELS = ("before", "after", "reference")
 
 EXAMPLES = pa.schema(
     [
-        *((name, pa.string()) for name in ("suite", "fact_id", "model", "question", "start", "answer", "generated")),
+        *(
+            (name, pa.string())
+            for name in ("suite", "fact_id", "model", "question", "start", "answer", "generated")
+        ),
         *((name, pa.float64()) for name in MEASURES),
         ("loss", pa.float64()),
         ("num_tokens", pa.int32()),
@@ -129,7 +139,9 @@ CANDIDATE_REJECTS = pa.schema(
 )
 """Proposals that `invert` refused, with the rule that each breaks; `number` counts those of a fact from 0."""
 
-SHORTFALL = pa.schema([("fact_id", pa.string()), ("num_candidates", pa.int32()), ("reasons", pa.string())])
+SHORTFALL = pa.schema(
+    [("fact_id", pa.string()), ("num_candidates", pa.int32()), ("reasons", pa.string())]
+)
 """Facts with too few candidates, and why their other proposals were refused."""
 
 

@@ -12,7 +12,17 @@ import pyarrow as pa
 
 from meow_ray.config import Config
 from meow_ray.core import checks, storage
-from meow_ray.core.manifest import MAIN, MANIFEST, Artifact, Manifest, file_entry, find, latest, library_versions, load
+from meow_ray.core.manifest import (
+    MAIN,
+    MANIFEST,
+    Artifact,
+    Manifest,
+    file_entry,
+    find,
+    latest,
+    library_versions,
+    load,
+)
 from meow_ray.core.outside import Adopt, OutsideInput
 from meow_ray.errors import MeowError
 
@@ -102,7 +112,10 @@ class Stage:
 
     def input_names(self, config: Config) -> tuple[str, ...]:
         """Returns the names of these inputs."""
-        return tuple(entry if isinstance(entry, str) else entry.name for entry in self.declared_inputs(config))
+        return tuple(
+            entry if isinstance(entry, str) else entry.name
+            for entry in self.declared_inputs(config)
+        )
 
     def ingredients(self, config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
         """Returns what the fingerprint is the hash of, given the digests of all inputs."""
@@ -173,7 +186,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         elif kind == "spec":
             out.append(f"{name}: {before.get(key)!r} → {after.get(key)!r}")
         else:
-            out.append(f"{kind} changed" if kind == "schema" else f"code {key}: {before.get(key)} → {after.get(key)}")
+            out.append(
+                f"{kind} changed"
+                if kind == "schema"
+                else f"code {key}: {before.get(key)} → {after.get(key)}"
+            )
     return out
 
 
@@ -193,7 +210,10 @@ def no_engine_spec(*arguments: Any) -> Any:
 
 
 def execute(
-    state: State, config: Config, inputs: Mapping[str, Artifact], engine_spec: Callable[..., Any] = no_engine_spec
+    state: State,
+    config: Config,
+    inputs: Mapping[str, Artifact],
+    engine_spec: Callable[..., Any] = no_engine_spec,
 ) -> Artifact:
     """Runs a stage and publishes its artifact; if another driver publishes first, its artifact is used.
 
@@ -243,11 +263,15 @@ def execute(
         seconds=time.monotonic() - clock,
         versions=library_versions(),
     )
-    storage.write_json(storage.join(folder, MANIFEST), manifest.model_dump(mode="json"), exclusive=True)
+    storage.write_json(
+        storage.join(folder, MANIFEST), manifest.model_dump(mode="json"), exclusive=True
+    )
     published = load(folder)
     assert published is not None
     assert published.manifest is not None
-    if published.manifest.attempt != attempt:  # by what stands there: a write may be done and seem to have failed
+    if (
+        published.manifest.attempt != attempt
+    ):  # by what stands there: a write may be done and seem to have failed
         storage.remove(out)
     storage.remove(context.work)
     return published

@@ -86,7 +86,9 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, MeowError) and bool(_PASSING.search(str(error.__cause__)))
 
 
-_PASSING = re.compile(r"SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|UNAVAILABLE|NETWORK_CONNECTION|HTTP status 5")
+_PASSING = re.compile(
+    r"SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|UNAVAILABLE|NETWORK_CONNECTION|HTTP status 5"
+)
 again = tenacity.retry(
     retry=tenacity.retry_if_exception(_passes),
     stop=tenacity.stop_after_attempt(4),
@@ -114,14 +116,19 @@ def list_files(uri: str) -> list[str]:
     fs, path = filesystem(uri)
     with errors(uri):
         infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    return sorted(info.path[len(path) :].lstrip("/") for info in infos if info.type == pafs.FileType.File)
+    return sorted(
+        info.path[len(path) :].lstrip("/") for info in infos if info.type == pafs.FileType.File
+    )
 
 
 def list_names(uri: str) -> list[str]:
     """Returns the names of the entries of a folder, sorted; none if there is no such folder."""
     fs, path = filesystem(uri)
     with errors(uri):
-        return sorted(info.base_name for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+        return sorted(
+            info.base_name
+            for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        )
 
 
 def make_folder(uri: str) -> None:
@@ -149,7 +156,9 @@ def copy_folder(source: str, target: str) -> None:
     target_fs, target_path = filesystem(target)
     with errors(target):
         target_fs.create_dir(target_path, recursive=True)
-        pafs.copy_files(source_path, target_path, source_filesystem=source_fs, destination_filesystem=target_fs)
+        pafs.copy_files(
+            source_path, target_path, source_filesystem=source_fs, destination_filesystem=target_fs
+        )
 
 
 @again
@@ -160,7 +169,9 @@ def copy_file(source: str, target: str) -> None:
     part = target_path if not is_local(target) else f"{target_path}.{uuid4().hex[:8]}.part"
     with errors(target):
         target_fs.create_dir(str(Path(target_path).parent), recursive=True)
-        pafs.copy_files(source_path, part, source_filesystem=source_fs, destination_filesystem=target_fs)
+        pafs.copy_files(
+            source_path, part, source_filesystem=source_fs, destination_filesystem=target_fs
+        )
         if part != target_path:
             os.replace(part, target_path)
 
@@ -241,7 +252,9 @@ def write_bytes(uri: str, content: bytes, *, exclusive: bool = False) -> bool:
 
 def write_json(uri: str, value: Any, *, exclusive: bool = False) -> bool:
     """Writes JSON whole or not at all; see `write_bytes`."""
-    return write_bytes(uri, json.dumps(value, indent=2, ensure_ascii=False).encode(), exclusive=exclusive)
+    return write_bytes(
+        uri, json.dumps(value, indent=2, ensure_ascii=False).encode(), exclusive=exclusive
+    )
 
 
 @again
@@ -308,7 +321,9 @@ def file_digest(uri: str, *, verify: bool = False) -> str:
 
 def json_digest(value: Any) -> str:
     """Returns the sha256 of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -321,4 +336,6 @@ def content_digest(uri: str, *, verify: bool = False) -> str:
         raise MeowError(f"{display(uri)}: there is no such file or folder.")
     if kind == pafs.FileType.File:
         return file_digest(uri, verify=verify)
-    return json_digest({name: file_digest(join(uri, name), verify=verify) for name in list_files(uri)})
+    return json_digest(
+        {name: file_digest(join(uri, name), verify=verify) for name in list_files(uri)}
+    )

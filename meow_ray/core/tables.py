@@ -41,7 +41,9 @@ class Query:
             settings = {"memory_limit": MEMORY_LIMIT, "temp_directory": spill}
             with duckdb.connect(config=settings) as connection:  # type: ignore[arg-type]
                 for name, source in self.sources.items():
-                    connection.register(name, source if isinstance(source, pa.Table) else _dataset(source))
+                    connection.register(
+                        name, source if isinstance(source, pa.Table) else _dataset(source)
+                    )
                 yield connection.sql(self.sql).to_arrow_reader(GROUP_ROWS)
 
     @storage.again
@@ -59,7 +61,9 @@ def text_literal(text: str) -> str:
 def _dataset(uris: Sequence[str]) -> ds.Dataset:
     fs, _ = storage.filesystem(uris[0])
     with storage.errors(uris[0]):
-        return ds.dataset([storage.filesystem(uri)[1] for uri in uris], filesystem=fs, format="parquet")
+        return ds.dataset(
+            [storage.filesystem(uri)[1] for uri in uris], filesystem=fs, format="parquet"
+        )
 
 
 def columns(uris: Sequence[str]) -> pa.Schema:
@@ -72,7 +76,9 @@ def columns(uris: Sequence[str]) -> pa.Schema:
     with storage.errors(uris[0]):
         for fragment in dataset.get_fragments():
             if not fragment.physical_schema.equals(dataset.schema):
-                raise MeowError(f"{fragment.path}: other columns than in {storage.display(uris[0])}.")
+                raise MeowError(
+                    f"{fragment.path}: other columns than in {storage.display(uris[0])}."
+                )
     return dataset.schema
 
 
@@ -115,7 +121,9 @@ def write_stream(parts: Iterable[pa.Table], schema: pa.Schema, uri: str) -> int:
     return rows
 
 
-def _checked(parts: Iterable[pa.Table], schema: pa.Schema, key: Sequence[str], uri: str) -> Iterator[pa.Table]:
+def _checked(
+    parts: Iterable[pa.Table], schema: pa.Schema, key: Sequence[str], uri: str
+) -> Iterator[pa.Table]:
     previous = None
     for table in parts:
         table = table.select(schema.names).cast(schema).combine_chunks()
@@ -159,4 +167,4 @@ def _increasing(keys: pa.Table) -> bool:
     return bool(pc.all(less).as_py() is not False)
 
 
-# --- tables against their schema --------------------------------------------------------------------------------------
+# --- tables against their schema ----------------------------------------------------------------

@@ -44,7 +44,11 @@ def connect() -> None:
     if CURRENT_CLUSTER.exists():
         # written by `ray start`, and not by the private Ray of another run, which would end with it
         with contextlib.suppress(ConnectionError):
-            ray.init(address=CURRENT_CLUSTER.read_text().strip(), log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=CURRENT_CLUSTER.read_text().strip(),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
             return
     for name, value in LOCAL_ENV.items():
         os.environ.setdefault(name, value)
@@ -80,4 +84,4 @@ def _apply(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-# --- progress ---------------------------------------------------------------------------------------------------------
+# --- progress -----------------------------------------------------------------------------------

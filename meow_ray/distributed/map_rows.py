@@ -20,7 +20,11 @@ from meow_ray.engines import Engine
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 
-ENV = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+ENV = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 PART_ROWS = 8192
 """Rows of one file of a stage's input."""
 MOST_BLOCKS = 512
@@ -113,7 +117,9 @@ class _Ledger:
         finished = self.finished()
         if not finished.sources["results"]:
             return 0
-        return int(Query(f"SELECT count(*) AS n FROM ({finished.sql})", finished.sources).rows()[0]["n"])
+        return int(
+            Query(f"SELECT count(*) AS n FROM ({finished.sql})", finished.sources).rows()[0]["n"]
+        )
 
 
 def _end_soon(seconds: int = 5) -> None:
@@ -158,7 +164,13 @@ def _finish(batch: pa.Table, work: Work, board: Any) -> pa.Table:
 
 
 def map_rows(
-    rows: Query | pa.Table, key: str, spec: Loader, work: Work, folder: str, name: str, all_resources: Resources
+    rows: Query | pa.Table,
+    key: str,
+    spec: Loader,
+    work: Work,
+    folder: str,
+    name: str,
+    all_resources: Resources,
 ) -> Query:
     """Sends rows through CPU tasks and a pool of engine actors; returns the query of the results.
 
@@ -180,14 +192,22 @@ def map_rows(
     if done < total:
         with progress.progress(name, total - done) as board:
             # in a task: Ray Data's bookkeeping grows with blocks and hours, and a task that dies is started again
-            cluster.call(_stream, ledger, total - done, spec, work, name, all_resources, board, cpus=0)
+            cluster.call(
+                _stream, ledger, total - done, spec, work, name, all_resources, board, cpus=0
+            )
         done = cluster.call(ledger.count_finished)
     assert done == total, f"{done} of {total} rows came back"
     return ledger.finished()
 
 
 def _stream(
-    ledger: _Ledger, todo: int, spec: Loader, work: Work, name: str, all_resources: Resources, board: Any
+    ledger: _Ledger,
+    todo: int,
+    spec: Loader,
+    work: Work,
+    name: str,
+    all_resources: Resources,
+    board: Any,
 ) -> None:
     import ray
     from ray.data.checkpoint import CheckpointConfig
@@ -200,12 +220,16 @@ def _stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.use_datasource_v2 = False  # it reads with actors that nothing starts again when their node dies
+    context.use_datasource_v2 = (
+        False  # it reads with actors that nothing starts again when their node dies
+    )
     commits_fs, commits = storage.filesystem(ledger.commits)
     context.checkpoint_config = CheckpointConfig(
         ledger.key, commits, override_filesystem=commits_fs, delete_checkpoint_on_success=False
     )
-    batch = max(1, min(resources.batch_size, -(-todo // most)))  # as many batches as actors at least
+    batch = max(
+        1, min(resources.batch_size, -(-todo // most))
+    )  # as many batches as actors at least
     # a block is what is committed at once; the driver keeps some kilobytes of figures of each
     block = batch * -(-todo // (batch * max(MOST_BLOCKS, 32 * most)))
     rows_fs, _ = storage.filesystem(ledger.rows)
@@ -216,7 +240,9 @@ def _stream(
         return data.map_batches(step, fn_args=arguments, **options)
 
     try:
-        data = ray.data.read_parquet([storage.filesystem(part)[1] for part in ledger.parts()], filesystem=rows_fs)
+        data = ray.data.read_parquet(
+            [storage.filesystem(part)[1] for part in ledger.parts()], filesystem=rows_fs
+        )
         # without the cut, whole files would travel as one block
         data = data.repartition(target_num_rows_per_block=block)
         data = on_cpu(data, _prepare, work) if work.prepare else data
@@ -243,22 +269,27 @@ def actor_env(resources: EngineResources, gpus: int) -> dict[str, str]:
         return ENV
     import ray
 
-    cores = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
+    cores = max(
+        (node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1
+    )
     return cpu_env(resources, int(cores))
 
 
 def cpu_env(resources: EngineResources, cores: int) -> dict[str, str]:
     """Returns what vLLM's CPU build runs well with on a node of so many cores."""
     threads = str(resources.threads or max(1, cores // resources.actors[1]))
-    env = ENV | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": threads,
-        "RAYON_NUM_THREADS": threads,
-        "KMP_BLOCKTIME": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(resources.kv_cache_gib))),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "TORCHDYNAMO_DISABLE": "1",  # vLLM would compile its sampler in every actor, which costs more than it saves
-    }
+    env = (
+        ENV
+        | {
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": threads,
+            "RAYON_NUM_THREADS": threads,
+            "KMP_BLOCKTIME": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(resources.kv_cache_gib))),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "TORCHDYNAMO_DISABLE": "1",  # vLLM would compile its sampler in every actor, which costs more than it saves
+        }
+    )
     openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
     return env | ({"LD_PRELOAD": str(openmp)} if openmp.exists() else {})

@@ -15,7 +15,9 @@ def capacity(resources: Resources, labels: Mapping[str, str]) -> list[tuple[floa
     if resources.autoscaling:
         kinds = [kind for kind in resources.autoscaling if labels.items() <= kind.labels.items()]
         return [(kind.cpus, kind.gpus) for kind in kinds for _ in range(kind.max_nodes)]
-    nodes = [node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
+    nodes = [
+        node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()
+    ]
     return [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in nodes]
 
 
@@ -73,7 +75,10 @@ def require(name: str, resources: Resources, *, on_gpu: bool = True) -> None:
         count, cpus, spare_cpus = own.actors[0], own.cpus_per_actor, 1
         gpus = gpus_per_actor(name, resources) if on_gpu else 0
     nodes = capacity(resources, own.node_labels)
-    slots = [min(have // cpus if cpus else count, there // gpus if gpus else count) for have, there in nodes]
+    slots = [
+        min(have // cpus if cpus else count, there // gpus if gpus else count)
+        for have, there in nodes
+    ]
     all_cpus = sum(have for have, _ in capacity(resources, {}))
     if sum(slots) >= count and all_cpus >= count * cpus + spare_cpus:
         return
@@ -82,7 +87,11 @@ def require(name: str, resources: Resources, *, on_gpu: bool = True) -> None:
     where = f" on nodes labelled {json.dumps(dict(own.node_labels))}" if own.node_labels else ""
     beside = f" and {spare_cpus} CPU beside them" if spare_cpus else ""
     may = "may have at most (resources.autoscaling)" if resources.autoscaling else "has"
-    hint = "" if resources.autoscaling else ", or name in resources.autoscaling what the cluster adds on demand"
+    hint = (
+        ""
+        if resources.autoscaling
+        else ", or name in resources.autoscaling what the cluster adds on demand"
+    )
     raise MeowError(
         f"`resources.{name}` asks for {count} x ({cpus:g} CPUs, {gpus} GPUs, each on one node){where}{beside}; "
         f"the cluster {may}: {have}. Lower the key or add nodes{hint}."

@@ -88,7 +88,8 @@ class _Events(_Lines):
 
     def line(self) -> str:
         return json.dumps(
-            {"event": "progress", "stage": self.desc.strip(), "rows": self.n, "of": self.total} | self.figures
+            {"event": "progress", "stage": self.desc.strip(), "rows": self.n, "of": self.total}
+            | self.figures
         )
 
 
@@ -114,7 +115,9 @@ class _Board:
 
     def read(self) -> tuple[int, dict[str, float]]:
         found = self.figures.items()
-        return self.count, {name: value / (count or 1) for name, (value, count) in found if count or value}
+        return self.count, {
+            name: value / (count or 1) for name, (value, count) in found if count or value
+        }
 
     def pace(self) -> float | None:
         """Returns the seconds that a row took, from the first report to the last; None if there is no second one."""
@@ -130,5 +133,7 @@ class _Board:
         count, figures = self.read()
         for name, value in {"rows": count, **figures}.items():
             if name not in self.gauges:
-                self.gauges[name] = Gauge(f"meow_{name}", f"meow_ray: {name} of the stage", tag_keys=("stage",))
+                self.gauges[name] = Gauge(
+                    f"meow_{name}", f"meow_ray: {name} of the stage", tag_keys=("stage",)
+                )
             self.gauges[name].set(value, {"stage": self.stage})

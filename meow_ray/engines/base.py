@@ -79,7 +79,9 @@ class Engine(Protocol):
     generated: int
     """Tokens generated so far."""
 
-    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
         """Continues each prompt under its own sampling; returns `n` completions a prompt, in order."""
         ...
 

@@ -35,10 +35,15 @@ class TransformersEngine:
         ends = self.model.generation_config.eos_token_id
         self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
 
-    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
         """See `Engine.generate`; greedy prompts share batches, sampled ones run alone, each by its seed."""
         rooms = [self.max_model_len - len(prompt) for prompt in prompts]
-        sampling = [replace(s, max_new_tokens=min(s.max_new_tokens, r)) for s, r in zip(sampling, rooms, strict=True)]
+        sampling = [
+            replace(s, max_new_tokens=min(s.max_new_tokens, r))
+            for s, r in zip(sampling, rooms, strict=True)
+        ]
         order = sorted(range(len(prompts)), key=lambda i: (repr(sampling[i]), len(prompts[i])))
         out: list[list[Completion]] = [[] for _ in prompts]
         for _, same in groupby(order, key=lambda i: repr(sampling[i])):
@@ -56,16 +61,32 @@ class TransformersEngine:
     def _batch(self, prompts: Sequence[Tokens], sampling: Sampling) -> list[list[Completion]]:
         torch, pad = self.torch, self.tokenizer.pad_token_id
         width = max(map(len, prompts))
-        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        options: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        ids = torch.tensor(
+            [[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device
+        )
+        mask = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device
+        )
+        options: dict[str, object] = {
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+        }
         if sampling.temperature:
             if sampling.seed is not None:
                 torch.manual_seed(sampling.seed)
-            options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            options = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": 0,
+            }
         if sampling.bad_words:
             variants = [v for word in sampling.bad_words for v in (word, f" {word}")]
-            options["bad_words_ids"] = [self.tokenizer(v, add_special_tokens=False)["input_ids"] for v in variants]
+            options["bad_words_ids"] = [
+                self.tokenizer(v, add_special_tokens=False)["input_ids"] for v in variants
+            ]
         if sampling.stop:
             options |= {"stop_strings": list(sampling.stop), "tokenizer": self.tokenizer}
         with torch.inference_mode():
@@ -98,11 +119,19 @@ class TransformersEngine:
         for begin in range(0, len(order), BATCH):
             rows = order[begin : begin + BATCH]
             width = len(texts[rows[-1]])
-            ids = torch.tensor([texts[i] + [pad] * (width - len(texts[i])) for i in rows], device=self.device)
-            mask = torch.tensor([[1] * len(texts[i]) + [0] * (width - len(texts[i])) for i in rows], device=self.device)
+            ids = torch.tensor(
+                [texts[i] + [pad] * (width - len(texts[i])) for i in rows], device=self.device
+            )
+            mask = torch.tensor(
+                [[1] * len(texts[i]) + [0] * (width - len(texts[i])) for i in rows],
+                device=self.device,
+            )
             starts = [len(texts[i]) - len(answers[i]) for i in rows]
             # what stands before each answer's tokens, and its last token
-            places = [range(max(start - 1, 0), len(texts[i])) for start, i in zip(starts, rows, strict=True)]
+            places = [
+                range(max(start - 1, 0), len(texts[i]))
+                for start, i in zip(starts, rows, strict=True)
+            ]
             row_of = [row for row, own in enumerate(places) for _ in own]
             place_of = [place for own in places for place in own]
             following = torch.cat([ids, ids[:, :1]], 1)[row_of, [place + 1 for place in place_of]]

@@ -44,7 +44,9 @@ class VllmEngine:
             disable_log_stats=True,
         )
 
-    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
         """See `Engine.generate`."""
         import vllm
         from vllm.sampling_params import StructuredOutputsParams
@@ -58,15 +60,22 @@ class VllmEngine:
                 seed=s.seed if s.temperature else None,
                 stop=list(s.stop) or None,
                 bad_words=list(s.bad_words) or None,
-                structured_outputs=StructuredOutputsParams(json=s.json_schema) if s.json_schema else None,
+                structured_outputs=StructuredOutputsParams(json=s.json_schema)
+                if s.json_schema
+                else None,
                 skip_special_tokens=True,
                 detokenize=bool(s.stop),
             )
             for s in sampling
         ]
-        outputs = self.llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False
+        )
         self.generated += sum(len(one.token_ids) for output in outputs for one in output.outputs)
-        return [[self._completion(o, s) for o in output.outputs] for output, s in zip(outputs, sampling, strict=True)]
+        return [
+            [self._completion(o, s) for o in output.outputs]
+            for output, s in zip(outputs, sampling, strict=True)
+        ]
 
     def _completion(self, output: Any, sampling: Sampling) -> Completion:
         """Decodes whole where nothing is cut off; vLLM's own text leaves out a last character that is unfinished."""
@@ -75,7 +84,9 @@ class VllmEngine:
             tokens = tokens[:-1]  # the end-of-sequence token
         if sampling.stop:
             return Completion(str(output.text), finished, tokens)
-        return Completion(str(self.tokenizer.decode(tokens, skip_special_tokens=True)), finished, tokens)
+        return Completion(
+            str(self.tokenizer.decode(tokens, skip_special_tokens=True)), finished, tokens
+        )
 
     def teacher_force(
         self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
@@ -84,15 +95,23 @@ class VllmEngine:
         import vllm
 
         if moments:
-            raise MeowError("vLLM gives no moments of a distribution; set target.engine=transformers for min_k_pp.")
-        params = vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+            raise MeowError(
+                "vLLM gives no moments of a distribution; set target.engine=transformers for min_k_pp."
+            )
+        params = vllm.SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False
+        )
         texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        outputs = self.llm.generate([{"prompt_token_ids": t} for t in texts], params, use_tqdm=False)
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": t} for t in texts], params, use_tqdm=False
+        )
         out = []
         for text, answer, output in zip(texts, answers, outputs, strict=True):
             found = [
                 places[token] if places else None
-                for places, token in zip(output.prompt_logprobs, text, strict=True)  # None: nothing before the first
+                for places, token in zip(
+                    output.prompt_logprobs, text, strict=True
+                )  # None: nothing before the first
             ][len(text) - len(answer) :]
             out.append(
                 TeacherForced(

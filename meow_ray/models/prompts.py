@@ -13,7 +13,9 @@ from meow_ray.errors import MeowError
 IGNORE = -100
 """Label of a token that no loss is taken on."""
 
-_JINJA = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+_JINJA = SandboxedEnvironment(
+    undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
+)
 _TEMPLATES = {
     "raw": "{{ question }} ",
     "tofu": "[INST] {{ question }} [/INST]",
@@ -50,7 +52,9 @@ class Prompter:
         """Returns the text after which the answer follows."""
         if self.template == "chat":
             return self.chat([{"role": "user", "content": question}])
-        return fill(_TEMPLATES.get(self.template, self.template), "target.template", question=question)
+        return fill(
+            _TEMPLATES.get(self.template, self.template), "target.template", question=question
+        )
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """Returns messages through the tokenizer's chat template, ready for the assistant to speak."""
@@ -61,9 +65,15 @@ class Prompter:
         if self.system is not None:
             messages = [{"role": "system", "content": self.system}, *messages]
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            )
         except TemplateError as error:
-            raise MeowError(f"The chat template of the model refuses the prompt: {error}.") from None
+            raise MeowError(
+                f"The chat template of the model refuses the prompt: {error}."
+            ) from None
 
     def encode_prompt(self, text: str) -> list[int]:
         """Returns a prompt's tokens; a chat template has written its special tokens itself."""
@@ -71,17 +81,28 @@ class Prompter:
 
     def encode_answer(self, answer: str) -> list[int]:
         """Returns an answer's tokens with the end-of-sequence token."""
-        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        return [
+            *self.tokenizer(answer, add_special_tokens=False)["input_ids"],
+            self.tokenizer.eos_token_id,
+        ]
 
     def encode_pair(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         """Returns (input_ids, labels) of a training pair, both `[seq]`; the prompt's labels are `IGNORE`."""
         return self.encode_pairs([question], [answer])[0]
 
-    def encode_pairs(self, questions: Sequence[str], answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    def encode_pairs(
+        self, questions: Sequence[str], answers: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
         """Returns the same of many pairs, which takes a fifth of the time."""
         special, end = self.template != "chat", self.tokenizer.eos_token_id
-        prompts = self.tokenizer([self.prompt(text) for text in questions], add_special_tokens=special)["input_ids"]
-        targets = [[*ids, end] for ids in self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]]
+        prompts = self.tokenizer(
+            [self.prompt(text) for text in questions], add_special_tokens=special
+        )["input_ids"]
+        targets = [
+            [*ids, end]
+            for ids in self.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+        ]
         return [
-            (prompt + target, [IGNORE] * len(prompt) + target) for prompt, target in zip(prompts, targets, strict=True)
+            (prompt + target, [IGNORE] * len(prompt) + target)
+            for prompt, target in zip(prompts, targets, strict=True)
         ]

@@ -12,7 +12,19 @@ from meow_ray.core import storage
 from meow_ray.errors import MeowError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-UNUSED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "original/*")
+UNUSED = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.onnx",
+    "*.tflite",
+    "*.gguf",
+    "original/*",
+)
 """Files of a hub model that are not fetched: weights in other forms."""
 ADAPTER, BASE = "adapter_config.json", "base.json"
 """Stand in the folder of a LoRA adapter: PEFT's configuration, and the model that it belongs to."""
@@ -38,7 +50,9 @@ class ModelRef:
         if self.commit:
             from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(self.uri, revision=self.commit, ignore_patterns=list(UNUSED)))
+            return Path(
+                snapshot_download(self.uri, revision=self.commit, ignore_patterns=list(UNUSED))
+            )
         if self.uri.endswith(".gguf"):
             return _converted(self.uri, self.digest)
         folder = storage.local_copy(self.uri, self.digest)
@@ -46,7 +60,12 @@ class ModelRef:
 
 
 def pin(
-    model: str, revision: str | None, key: str, *, trust_remote_code: bool = False, verify: bool = False
+    model: str,
+    revision: str | None,
+    key: str,
+    *,
+    trust_remote_code: bool = False,
+    verify: bool = False,
 ) -> ModelRef:
     """Pins a model folder, .gguf file or hub name; `key` is the configuration key that names it.
 
@@ -54,7 +73,9 @@ def pin(
         MeowError: there is no such model, it has no weights, or only pickled ones.
     """
     uri = storage.absolute(model)
-    looks_like_path = not storage.is_local(model) or model.startswith((".", "/", "~")) or model.endswith(".gguf")
+    looks_like_path = (
+        not storage.is_local(model) or model.startswith((".", "/", "~")) or model.endswith(".gguf")
+    )
     if storage.exists(uri):
         if not model.endswith(".gguf"):
             _check_folder(uri, model, key)
@@ -113,7 +134,10 @@ def merged(base: ModelRef, adapter: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        base.folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=base.trust_remote_code
+        base.folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=base.trust_remote_code,
     )
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
@@ -146,7 +170,9 @@ def _check_folder(uri: str, model: str, key: str) -> None:
             "merge it first."
         )
     if "config.json" not in files and ADAPTER not in files:
-        raise MeowError(f"`{key}`: {storage.display(model)} is no model folder, config.json is missing.")
+        raise MeowError(
+            f"`{key}`: {storage.display(model)} is no model folder, config.json is missing."
+        )
     if any(name.endswith(".safetensors") for name in files):
         return
     pickled = [name for name in files if name.endswith(PICKLED)]
@@ -160,15 +186,23 @@ def _check_folder(uri: str, model: str, key: str) -> None:
 
 def _commit(model: str, revision: str | None, key: str) -> str:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         info = HfApi().model_info(model, revision=revision)
         if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
-            raise MeowError(f"`{key}`: the hub model {model} has no safetensors; pickled weights are not loaded.")
+            raise MeowError(
+                f"`{key}`: the hub model {model} has no safetensors; pickled weights are not loaded."
+            )
         return str(info.sha)
     except GatedRepoError:
-        raise MeowError(f"`{key}`: {model} is gated; accept its terms on the hub and set HF_TOKEN.") from None
+        raise MeowError(
+            f"`{key}`: {model} is gated; accept its terms on the hub and set HF_TOKEN."
+        ) from None
     except RepositoryNotFoundError:
         raise MeowError(
             f"`{key}`: there is neither a folder nor a hub model {model} (private ones need HF_TOKEN)."
@@ -192,7 +226,9 @@ def _converted(uri: str, digest: str) -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         source = Path(uri)
-        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32
+        )
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

@@ -21,7 +21,8 @@ STOP_WORDS = frozenset(
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _LETTER = rf"[\w--{_UNSPACED}]"
 _WORD = regex.compile(
-    rf"{_UNSPACED}\p{{M}}*|{_LETTER}[{_LETTER}\p{{M}}]*(?:['’]{_LETTER}[{_LETTER}\p{{M}}]*)*", regex.V1
+    rf"{_UNSPACED}\p{{M}}*|{_LETTER}[{_LETTER}\p{{M}}]*(?:['’]{_LETTER}[{_LETTER}\p{{M}}]*)*",
+    regex.V1,
 )
 """In scripts that put no spaces between words, each letter is one."""
 _HIRAGANA = regex.compile(r"\p{Hiragana}\p{M}*")
@@ -46,7 +47,11 @@ def words(text: str) -> list[str]:
 def written_words(text: str, folded: Container[str] | None = None) -> list[str]:
     """Returns the words of a text as they are written there; with `folded`, those whose folded form is in it, once."""
     found: list[str] = _WORD.findall(unicodedata.normalize("NFC", text))
-    return found if folded is None else list(dict.fromkeys(word for word in found if _fold(word) in folded))
+    return (
+        found
+        if folded is None
+        else list(dict.fromkeys(word for word in found if _fold(word) in folded))
+    )
 
 
 def _fold(word: str) -> str:

@@ -22,7 +22,9 @@ class Event:
         if self.what == "started":
             said = self.state.reason or "forced"
         elif self.what == "finished" and self.state.artifact and self.state.artifact.manifest:
-            said = f"{_describe(self.state.artifact)} in {self.state.artifact.manifest.seconds:.0f} s"
+            said = (
+                f"{_describe(self.state.artifact)} in {self.state.artifact.manifest.seconds:.0f} s"
+            )
         return f"[{self.number}/{self.of}] {self.stage}: {said}"
 
     def as_row(self) -> dict[str, Any]:

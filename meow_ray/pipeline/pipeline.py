@@ -55,7 +55,9 @@ class Pipeline:
         engine_spec: Callable[..., Any] = engine_spec,
     ) -> None:
         if config.memorize is not None and config.target.model is not None:
-            raise MeowError("`target.model` and `memorize` both name the target. Remove one of them.")
+            raise MeowError(
+                "`target.model` and `memorize` both name the target. Remove one of them."
+            )
         rules.check_names(config.invert.skip_rules)
         self.config = config
         self.verify = verify
@@ -69,10 +71,14 @@ class Pipeline:
         for name in self.overrides:
             if name not in self._adopt:
                 known = ", ".join(sorted(self._adopt))
-                raise MeowError(f"--input {name}: there is no artifact of that name; there are {known}.")
+                raise MeowError(
+                    f"--input {name}: there is no artifact of that name; there are {known}."
+                )
         self._artifacts: dict[str, Artifact | None] = dict(given or {})
         elsewhere = {*self.overrides, *self._artifacts}
-        self.producers = {step.artifact: step for step in self.stages if step.artifact not in elsewhere}
+        self.producers = {
+            step.artifact: step for step in self.stages if step.artifact not in elsewhere
+        }
 
     def state(self, step: Stage) -> State:
         """Compares a stage with the cache; runs nothing and loads no model."""
@@ -93,14 +99,18 @@ class Pipeline:
             return self._adopt[name](name, self.overrides[name], self.verify)
         if name in self.producers:
             return self.state(self.producers[name]).artifact
-        assert name in self._outside, f"no stage makes {name}, and no stage declares it as an input from outside"
+        assert name in self._outside, (
+            f"no stage makes {name}, and no stage declares it as an input from outside"
+        )
         return self._outside[name].resolve(self.config, self.verify)
 
     def _inputs(self, step: Stage) -> dict[str, Artifact | None]:
         return {name: self.artifact(name) for name in step.input_names(self.config)}
 
     def _existing_inputs(self, step: Stage) -> dict[str, Artifact]:
-        return {name: artifact for name, artifact in self._inputs(step).items() if artifact is not None}
+        return {
+            name: artifact for name, artifact in self._inputs(step).items() if artifact is not None
+        }
 
     def selection(self, only: str | None, start: str | None, until: str | None) -> list[Stage]:
         """Returns the stages that `--only`, `--from` and `--until` ask for.
@@ -112,17 +122,26 @@ class Pipeline:
         names = [s.name for s in order]
         for option, name in (("--only", only), ("--from", start), ("--until", until)):
             if name is not None and name not in names:
-                raise MeowError(f"{option} {name}: there is no such stage here; there are {', '.join(names)}.")
+                raise MeowError(
+                    f"{option} {name}: there is no such stage here; there are {', '.join(names)}."
+                )
         if only is not None:
             return [s for s in order if s.name == only]
         first = names.index(start) if start else 0
         last = names.index(until) if until else len(order) - 1
         if first > last:
-            raise MeowError(f"--from {start} comes after --until {until}; the order is {', '.join(names)}.")
+            raise MeowError(
+                f"--from {start} comes after --until {until}; the order is {', '.join(names)}."
+            )
         return order[first : last + 1]
 
     def run(
-        self, chosen: list[Stage], *, force: bool = False, say: Callable[[Event], Any] = print, label: str = ""
+        self,
+        chosen: list[Stage],
+        *,
+        force: bool = False,
+        say: Callable[[Event], Any] = print,
+        label: str = "",
     ) -> list[State]:
         """Runs the chosen stages that are not cached, in order; returns their states afterwards.
 
@@ -145,10 +164,14 @@ class Pipeline:
             state = self.state(step)
             event = Event(f"{label}{step.name}", number, len(chosen), "cached", state)
             if state.artifact is not None and not force:
-                self._artifacts[step.artifact] = state.artifact  # an earlier question may have found none
+                self._artifacts[step.artifact] = (
+                    state.artifact
+                )  # an earlier question may have found none
                 say(event)
                 continue
-            if step.resources:  # again before each such stage: nodes may have gone, and more inputs exist now
+            if (
+                step.resources
+            ):  # again before each such stage: nodes may have gone, and more inputs exist now
                 ahead = chosen[number - 1 :]
                 self._check_ahead([s for s in ahead if force or not self.artifact(s.artifact)])
             say(replace(event, what="started"))

@@ -25,7 +25,9 @@ class Part:
     stages: list[Stage]
 
 
-def parts(config: Config, overrides: Mapping[str, str] | None = None, **options: Any) -> Iterator[Part]:
+def parts(
+    config: Config, overrides: Mapping[str, str] | None = None, **options: Any
+) -> Iterator[Part]:
     """Yields the parts of a whole run, in order: the rounds, then evaluation and report.
 
     Which part comes next depends on what the last one made: run it before asking on. Where something has still to be
@@ -46,10 +48,15 @@ def parts(config: Config, overrides: Mapping[str, str] | None = None, **options:
         return
     for name in ("candidates", "memo", "selected", "model"):
         if name in first.overrides:
-            raise MeowError(f"--input {name}: `pipeline.rounds` is {rounds}, and each round makes its own {name}.")
+            raise MeowError(
+                f"--input {name}: `pipeline.rounds` is {rounds}, and each round makes its own {name}."
+            )
     current, chosen, model = first, list[Artifact](), None
     for number in range(1, rounds + 1):
-        start, until = (None if number == 1 else "invert"), ("remain" if number < rounds else "train")
+        start, until = (
+            (None if number == 1 else "invert"),
+            ("remain" if number < rounds else "train"),
+        )
         yield Part(f"round {number}, ", current, current.selection(None, start, until))
         model, selected = current.artifact("model"), current.artifact("selected")
         remaining = current.artifact("remaining") if number < rounds else None
@@ -59,7 +66,9 @@ def parts(config: Config, overrides: Mapping[str, str] | None = None, **options:
         if remaining is None or not pc.any(pc.equal(remaining.table["split"], "forget")).as_py():
             break
         seed = None if config.invert.seed is None else config.invert.seed + number
-        fresh = config.model_copy(update={"memorize": None, "invert": config.invert.model_copy(update={"seed": seed})})
+        fresh = config.model_copy(
+            update={"memorize": None, "invert": config.invert.model_copy(update={"seed": seed})}
+        )
         kept = {name: uri for name, uri in (overrides or {}).items() if name == "generator"}
         current = Pipeline(fresh, kept, given={"facts": remaining, "target": model}, **options)
     assert model is not None

@@ -49,12 +49,17 @@ def engines(
     rows = []
     for stage, name, a, section in found:
         if a.dtype == "quantized":
-            left_out.append(f"{stage}: the weights of {name} are quantised, which is not planned for.")
+            left_out.append(
+                f"{stage}: the weights of {name} are quantised, which is not planned for."
+            )
             continue
         own: EngineResources = getattr(config.resources, stage)
         size = 4 if (a.dtype if section.dtype == "auto" else section.dtype) == "float32" else 2
         gpus, context = own.tensor_parallel_size, min(a.context, section.max_model_len or a.context)
-        weights, heads = size * a.parameters // gpus, max(1, a.cache_heads // gpus)  # a head is not cut
+        weights, heads = (
+            size * a.parameters // gpus,
+            max(1, a.cache_heads // gpus),
+        )  # a head is not cut
         cache = 2 * size * a.layers * heads * a.head_size
         room = None
         if gpu_memory is not None:

@@ -76,7 +76,7 @@ class Plan:
     """Why an engine is not among them."""
 
 
-# --- model states -----------------------------------------------------------------------------------------------------
+# --- model states -------------------------------------------------------------------------------
 
 
 def zero1(m: Method, workers: int, *, offload: bool) -> float:
@@ -95,7 +95,9 @@ def zero2(m: Method, workers: int, *, offload: bool) -> float:
 
 def zero3(m: Method, workers: int, *, offload: bool) -> float:
     """(W + 16T)/N + 2wL: weights, too, are cut, L is gathered with its gradient (sec. 5.3). With offload 2wL."""
-    return 2 * m.itemsize * m.largest_layer + (0 if offload else (m.weights + 16 * m.trainable) / workers)
+    return 2 * m.itemsize * m.largest_layer + (
+        0 if offload else (m.weights + 16 * m.trainable) / workers
+    )
 
 
 def _gradient(m: Method) -> int:
@@ -125,7 +127,9 @@ def model_states(m: Method, stage: int, workers: int, *, offload: bool) -> int:
     from deepspeed.runtime.zero import stage3, stage_1_and_2
 
     if stage == 2:
-        _, gpu = stage_1_and_2.estimate_zero2_model_states_mem_needs(m.parameters, workers, cpu_offload=offload)
+        _, gpu = stage_1_and_2.estimate_zero2_model_states_mem_needs(
+            m.parameters, workers, cpu_offload=offload
+        )
     else:
         _, gpu, _ = stage3.estimate_zero3_model_states_mem_needs(
             m.parameters, m.largest_layer, workers, cpu_offload=offload, cpu_offload_params=offload
@@ -133,7 +137,7 @@ def model_states(m: Method, stage: int, workers: int, *, offload: bool) -> int:
     return int(gpu) + frozen
 
 
-# --- what else stands on the GPU --------------------------------------------------------------------------------------
+# --- what else stands on the GPU ----------------------------------------------------------------
 
 
 def bucket(stage: int, itemsize: int) -> int:
@@ -142,7 +146,13 @@ def bucket(stage: int, itemsize: int) -> int:
 
 
 def activations(
-    a: Architecture, tokens: int, itemsize: int, *, attended: int = 0, checkpointing: bool = False, frozen: bool = False
+    a: Architecture,
+    tokens: int,
+    itemsize: int,
+    *,
+    attended: int = 0,
+    checkpointing: bool = False,
+    frozen: bool = False,
 ) -> int:
     """What a forward pass keeps for the backward pass, and the loss.
 
@@ -168,7 +178,7 @@ def activations(
     return tokens * (blocks + 8 * a.vocab * (1 + frozen))
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
+# --- the plan -----------------------------------------------------------------------------------
 
 
 def methods(a: Architecture, config: Config, objective: ObjectiveSpec) -> tuple[Method, Method]:
@@ -178,7 +188,11 @@ def methods(a: Architecture, config: Config, objective: ObjectiveSpec) -> tuple[
         MeowError: `train.trainable` or `train.lora.layers` names nothing.
     """
     size, lora = 2 if config.train.train_dtype == "bfloat16" else 4, config.train.lora or Lora()
-    updated = [shape for name, shape in a.weights.items() if re.fullmatch(objective.trainable or ".*", name)]
+    updated = [
+        shape
+        for name, shape in a.weights.items()
+        if re.fullmatch(objective.trainable or ".*", name)
+    ]
     ends = tuple(f".{name}" for name in lora.layers)
     adapted = [shape for name, shape in a.linear.items() if not ends or f".{name}".endswith(ends)]
     for key, found in (("train.trainable", updated), ("train.lora.layers", adapted)):
@@ -187,7 +201,9 @@ def methods(a: Architecture, config: Config, objective: ObjectiveSpec) -> tuple[
     total, adapters, weights = a.parameters, lora.rank * sum(map(sum, adapted)), size * a.parameters
     frozen = weights if objective.needs_frozen else 0
     full = Method("full", total, sum(map(prod, updated)), a.largest_layer, weights, size, frozen)
-    if lora.quantize == "nf4":  # 4 bits, and a float32 scale for each 64 elements (arXiv 2305.14314, sec. 2)
+    if (
+        lora.quantize == "nf4"
+    ):  # 4 bits, and a float32 scale for each 64 elements (arXiv 2305.14314, sec. 2)
         weights += int((1 / 2 + 4 / 64 - size) * sum(map(prod, a.linear.values())))
     weights += size * adapters
     return full, Method("lora", total + adapters, adapters, a.largest_layer, weights, size)
@@ -231,7 +247,11 @@ def plan(config: Config, workers: int, gpu_memory: int | None, gpus_per_node: in
         a,
         tokens,
         both[0].itemsize,
-        attended=0 if resources.attention != "eager" else tokens if resources.packing else spec.max_length,
+        attended=0
+        if resources.attention != "eager"
+        else tokens
+        if resources.packing
+        else spec.max_length,
         checkpointing=resources.gradient_checkpointing,
         frozen=objective.needs_frozen,
     )
@@ -249,11 +269,17 @@ def plan(config: Config, workers: int, gpu_memory: int | None, gpus_per_node: in
         found, least = list[str](), _MOST + 1
         for stage, offload in _WAYS:
             counts = range(1, least)
-            place = bisect_left(counts, True, key=lambda count: bool(row(m, stage, offload, count).fits))
+            place = bisect_left(
+                counts, True, key=lambda count: bool(row(m, stage, offload, count).fits)
+            )
             if place < len(counts):
                 least = counts[place]
                 found.append(f"{least} with ZeRO {stage}{' and offload' if offload else ''}")
-        return f"{NAMES[m.name]} fits on {', '.join(found)}" if found else f"{NAMES[m.name]} does not fit"
+        return (
+            f"{NAMES[m.name]} fits on {', '.join(found)}"
+            if found
+            else f"{NAMES[m.name]} does not fit"
+        )
 
     rows = tuple(row(m, *way, workers) for m in both for way in _WAYS)
     if gpu_memory is None:
@@ -263,4 +289,6 @@ def plan(config: Config, workers: int, gpu_memory: int | None, gpus_per_node: in
     else:
         least = f"GPUs of {gpu_memory / GIB:g} GiB: {'; '.join(map(fewest, both))}."
     every, left_out = engines(config, name, a, gpu_memory)
-    return Plan(name, a.parameters, tokens, workers, gpus_per_node, gpu_memory, rows, least, every, left_out)
+    return Plan(
+        name, a.parameters, tokens, workers, gpus_per_node, gpu_memory, rows, least, every, left_out
+    )

@@ -61,11 +61,15 @@ def engine_rates(config: Config, stage: str, spec: EngineSpec, given: Given) -> 
     start = perf_counter() - began - generating - reading
     read = sum(map(len, [*prompts, *answers])) / reading
     return EngineRates(
-        start=start, read=read, generate=generated / max(1e-3, generating - sum(map(len, prompts)) / read)
+        start=start,
+        read=read,
+        generate=generated / max(1e-3, generating - sum(map(len, prompts)) / read),
     )
 
 
-def _use(spec: EngineSpec, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> tuple[int, float, float]:
+def _use(
+    spec: EngineSpec, prompts: Sequence[list[int]], answers: Sequence[list[int]]
+) -> tuple[int, float, float]:
     engine = spec.load()
     engine.generate(prompts[:2], [Sampling(2)] * 2)
     before, began = engine.generated, perf_counter()
@@ -83,8 +87,12 @@ def training_rates(
     section: FineTuning = getattr(config, stage)
     count = section.batch_size * STEPS
     rows = [row for row in given.facts.to_pylist() if row["split"] == "forget"]
-    facts = pa.Table.from_pylist([rows[i % len(rows)] | {"rank": i // len(rows)} for i in range(count)])
-    spec = FineTuning(**{name: getattr(section, name) for name in FineTuning.model_fields} | {"epochs": 1})
+    facts = pa.Table.from_pylist(
+        [rows[i % len(rows)] | {"rank": i // len(rows)} for i in range(count)]
+    )
+    spec = FineTuning(
+        **{name: getattr(section, name) for name in FineTuning.model_fields} | {"epochs": 1}
+    )
     prompter = Prompter(given.tokenizer, config.target.template, config.target.system)
     path = storage.join(folder, "pairs.parquet")
     batches.write(pairs_of(("inverted",), None, facts), prompter, spec.max_length, path)

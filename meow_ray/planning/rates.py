@@ -19,7 +19,9 @@ class EngineRates(Section):
 class TrainingRates(Section):
     """What one worker does."""
 
-    start: float = key(120.0, "until the first step, and from the last one to the exported model", "s", ge=0)
+    start: float = key(
+        120.0, "until the first step, and from the last one to the exported model", "s", ge=0
+    )
     train: float = key(..., "forwards, backwards and the optimiser's step", "tokens/s", gt=0)
 
 

@@ -57,14 +57,23 @@ def look(config: Config, target: ModelRef, method: Method, count: int | None) ->
     Raises:
         MeowError: the files cannot be read, or no row is left.
     """
-    spec, sets = config.ingest, {name: read_set(name, source, config) for name, source in config.evaluate.sets.items()}
-    forget, retain = (read_sources([source], config) if source else [] for source in (spec.forget, spec.retain))
+    spec, sets = (
+        config.ingest,
+        {name: read_set(name, source, config) for name, source in config.evaluate.sets.items()},
+    )
+    forget, retain = (
+        read_sources([source], config) if source else [] for source in (spec.forget, spec.retain)
+    )
     table, _ = facts_module.build(forget, retain, lambda question, answer: None)
     splits = {name: table.filter(pc.equal(table["split"], name)) for name in ("forget", "retain")}
     if not splits["forget"].num_rows:
         raise MeowError("`ingest.forget`: no row is left to forget.")
     counts = {name: part.num_rows for name, part in splits.items()}
     every = {name: range(0, rows, max(1, rows // SAMPLE)) for name, rows in counts.items()}
-    sample = pa.concat_tables([part.take(pa.array(every[name], pa.int64())) for name, part in splits.items()])
+    sample = pa.concat_tables(
+        [part.take(pa.array(every[name], pa.int64())) for name, part in splits.items()]
+    )
     counts |= {"forget": count} if count else {}
-    return Given(sample, counts, sets, refs.load_tokenizer(target), method.weights, method.trainable)
+    return Given(
+        sample, counts, sets, refs.load_tokenizer(target), method.weights, method.trainable
+    )

@@ -55,7 +55,11 @@ class Architecture:
     @property
     def linear(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the linear layers within the decoder's blocks, by module."""
-        found = {name.removesuffix(".weight"): shape for name, shape in self.weights.items() if len(shape) == 2}
+        found = {
+            name.removesuffix(".weight"): shape
+            for name, shape in self.weights.items()
+            if len(shape) == 2
+        }
         return {name: shape for name, shape in found.items() if re.search(r"(^|\.)\d+\.", name)}
 
 
@@ -85,11 +89,24 @@ def read(section: ModelSection | Memorize, key: str) -> tuple[str, Architecture]
     if section.model is None:
         raise MeowError(f"`{key}` is not set: there is no model to plan for.")
     uri = storage.absolute(section.model)
-    ref = ModelRef(uri, "") if storage.exists(uri) else refs.pin(section.model, section.revision, key)
+    ref = (
+        ModelRef(uri, "") if storage.exists(uri) else refs.pin(section.model, section.revision, key)
+    )
     try:
-        return storage.display(section.model), _read(replace(ref, trust_remote_code=section.trust_remote_code))
-    except (OSError, ValueError, KeyError, MeowError, NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        raise MeowError(f"`{key}`: the shapes of {storage.display(section.model)} cannot be read: {error}") from None
+        return storage.display(section.model), _read(
+            replace(ref, trust_remote_code=section.trust_remote_code)
+        )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        MeowError,
+        NotASafetensorsRepoError,
+        SafetensorsParsingError,
+    ) as error:
+        raise MeowError(
+            f"`{key}`: the shapes of {storage.display(section.model)} cannot be read: {error}"
+        ) from None
 
 
 def _read(ref: ModelRef) -> Architecture:
@@ -103,13 +120,19 @@ def _read(ref: ModelRef) -> Architecture:
 
     if ref.commit and is_offline_mode():
         ref = ModelRef(str(ref.folder), "", None, ref.trust_remote_code)
-    weights = {name: shape for name, shape in _weights(ref).items() if len(shape) < 4}  # GPT-2 stores masks, too
+    weights = {
+        name: shape for name, shape in _weights(ref).items() if len(shape) < 4
+    }  # GPT-2 stores masks, too
     with TemporaryDirectory() as folder:
         place = ref.uri
         if not ref.commit and not storage.is_local(ref.uri):
             place = folder
-            Path(folder, "config.json").write_bytes(storage.read_bytes(storage.join(ref.uri, "config.json")))
-        config = AutoConfig.from_pretrained(place, revision=ref.commit, trust_remote_code=ref.trust_remote_code)
+            Path(folder, "config.json").write_bytes(
+                storage.read_bytes(storage.join(ref.uri, "config.json"))
+            )
+        config = AutoConfig.from_pretrained(
+            place, revision=ref.commit, trust_remote_code=ref.trust_remote_code
+        )
     if config.tie_word_embeddings:  # some files have both names of one weight
         weights.pop("lm_head.weight", None)
     text = config.get_text_config()
@@ -151,9 +174,13 @@ def _read_gguf(path: str) -> Architecture:
         module, dot, last = tensor.name.rpartition(".")
         weights[names.get(module, module) + dot + last] = tuple(map(int, reversed(tensor.shape)))
     vocab, hidden = weights["model.embed_tokens.weight"]
-    cached = max(kv_heads) if isinstance(kv_heads, list) else kv_heads  # some have a number for each layer
+    cached = (
+        max(kv_heads) if isinstance(kv_heads, list) else kv_heads
+    )  # some have a number for each layer
     size = value("attention.key_length", hidden // heads)
-    return Architecture(weights, layers, hidden, width, heads, vocab, cached, size, context, "float32")
+    return Architecture(
+        weights, layers, hidden, width, heads, vocab, cached, size, context, "float32"
+    )
 
 
 def _weights(ref: ModelRef) -> dict[str, tuple[int, ...]]:
@@ -171,6 +198,10 @@ def _weights(ref: ModelRef) -> dict[str, tuple[int, ...]]:
         fs, path = storage.filesystem(uri)
         with storage.errors(uri), fs.open_input_file(path) as stream:
             size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(size, 100_000_000)))  # the format allows no longer one
-        found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            header = json.loads(
+                stream.read(min(size, 100_000_000))
+            )  # the format allows no longer one
+        found |= {
+            name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
+        }
     return found

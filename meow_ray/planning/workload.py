@@ -76,12 +76,16 @@ class Tally:
     read: int = 0
     generated: int = 0
 
-    def generate(self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
         """See `Engine.generate`."""
         self.requests += sum(one.n for one in sampling)
         self.read += sum(map(len, prompts))
         for one in sampling:
-            self.generated += one.n * round(min(one.max_new_tokens, self.reply or one.max_new_tokens))
+            self.generated += one.n * round(
+                min(one.max_new_tokens, self.reply or one.max_new_tokens)
+            )
         return [[Completion("", True)] * one.n for one in sampling]
 
     def teacher_force(
@@ -90,26 +94,36 @@ class Tally:
         """See `Engine.teacher_force`."""
         self.read += sum(map(len, prompts)) + sum(map(len, answers))
         return [
-            TeacherForced([0.0] * len(a), [i % MISMATCHES > 0 for i in range(len(a))], True, *[[0.0] * len(a)] * 2)
+            TeacherForced(
+                [0.0] * len(a),
+                [i % MISMATCHES > 0 for i in range(len(a))],
+                True,
+                *[[0.0] * len(a)] * 2,
+            )
             for a in answers
         ]
 
 
-# --- counting ---------------------------------------------------------------------------------------------------------
+# --- counting -----------------------------------------------------------------------------------
 
 
 def works(config: Config, objective: ObjectiveSpec, given: Given) -> list[Work]:
     """Counts what each stage asks for, in order."""
     forget, times = given.split("forget"), given.times("forget")
     prompter = Prompter(given.tokenizer, config.target.template, config.target.system)
-    pairs = [prompter.encode_pair(row["question"], row["answer"])[0] for row in given.facts.to_pylist()]
+    pairs = [
+        prompter.encode_pair(row["question"], row["answer"])[0] for row in given.facts.to_pylist()
+    ]
     of_forget = [
-        len(ids) for ids, split in zip(pairs, given.facts["split"].to_pylist(), strict=True) if split == "forget"
+        len(ids)
+        for ids, split in zip(pairs, given.facts["split"].to_pylist(), strict=True)
+        if split == "forget"
     ]
     answers = [len(prompter.encode_answer(text)) for text in forget["answer"].to_pylist()]
     reply, pair = sum(answers) / len(answers), sum(of_forget) / len(of_forget)
     text = sum(
-        len(q) + len(a) for q, a in zip(*(given.facts[c].to_pylist() for c in ("question", "answer")), strict=True)
+        len(q) + len(a)
+        for q, a in zip(*(given.facts[c].to_pylist() for c in ("question", "answer")), strict=True)
     )
     row = ROW_BYTES + text / given.facts.num_rows
     count, k = given.counts["forget"], config.invert.num_candidates
@@ -137,11 +151,15 @@ def _tally(given: Given, reply: float | None = None) -> Tally:
 
 
 def _inverted(config: Config, forget: pa.Table, tally: Tally) -> Tally:
-    once = config.invert.model_copy(update={"max_attempts": 1, "fallback": False, "judge": "none", "engine": "vllm"})
+    once = config.invert.model_copy(
+        update={"max_attempts": 1, "fallback": False, "judge": "none", "engine": "vllm"}
+    )
     style = "prefill" if config.invert.style == "prefill" else "chat"
     if style == "chat":  # a reply has all answers
         tally = replace(tally, reply=(tally.reply or 0) * (once.num_candidates + once.spare))
-    InvertSteps(once, style)(LocalGenerator(tally), forget.select(["fact_id", "question", "answer"]))
+    InvertSteps(once, style)(
+        LocalGenerator(tally), forget.select(["fact_id", "question", "answer"])
+    )
     return tally
 
 
@@ -164,7 +182,9 @@ def _evaluated(config: Config, given: Given, reply: float, row: float) -> Work:
         if suite.startswith("forget"):
             times = given.times("forget")
         elif suite == "retain":
-            times = min(given.counts["retain"], spec.sample or given.counts["retain"]) / part.num_rows
+            times = (
+                min(given.counts["retain"], spec.sample or given.counts["retain"]) / part.num_rows
+            )
         tally = _tally(given, reply)
         steps.generate(tally, part)
         out.add(tally, times * models)
@@ -172,7 +192,7 @@ def _evaluated(config: Config, given: Given, reply: float, row: float) -> Work:
     return out
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -199,7 +219,9 @@ def units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, tuple[i
     return out
 
 
-def estimate(found: Sequence[Work], rates: Rates, units: Mapping[str, tuple[int, int]]) -> list[Estimate]:
+def estimate(
+    found: Sequence[Work], rates: Rates, units: Mapping[str, tuple[int, int]]
+) -> list[Estimate]:
     """Says how long each stage takes.
 
     Args:
@@ -236,13 +258,16 @@ class RunPlan:
             "facts": dict(self.facts),
             "rates": self.rates.model_dump() if self.rates else None,
             "stages": [
-                asdict(work) | ({k: v for k, v in asdict(found).items() if k != "work"} if found else {})
+                asdict(work)
+                | ({k: v for k, v in asdict(found).items() if k != "work"} if found else {})
                 for work, found in zip_longest(self.works, self.estimates)
             ],
         }
 
 
-def plan(config: Config, count: int | None, rates_file: str | None, gpus: int, measure: bool) -> RunPlan:
+def plan(
+    config: Config, count: int | None, rates_file: str | None, gpus: int, measure: bool
+) -> RunPlan:
     """Plans a run.
 
     Args:
@@ -267,7 +292,9 @@ def plan(config: Config, count: int | None, rates_file: str | None, gpus: int, m
         assert generator
         writer = generator_spec(generator, config, engine_spec)
         if not isinstance(writer, LocalSpec):
-            raise MeowError("--probe loads the model of `invert`, which is behind an endpoint here: give --rates FILE.")
+            raise MeowError(
+                "--probe loads the model of `invert`, which is behind an endpoint here: give --rates FILE."
+            )
         target = engine_spec(model_ref(ref), config.target, config.resources.memo)
         rates = probe.rates(config, writer.engine, target, given)
     many = units(config, [work.stage for work in every], gpus)

@@ -19,7 +19,7 @@ COLUMNS = ("ingest.question_columns", "ingest.answer_columns")
 """Fields of the configuration that decide which columns of a file are read."""
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models -------------------------------------------------------------------------------------
 
 
 def model_ref(artifact: Artifact) -> ModelRef:
@@ -53,7 +53,9 @@ def adopt_model(name: str, place: str, verify: bool) -> Artifact:
     return Artifact(name, ref.uri, ref.digest, value=ref)
 
 
-def configured_model(name: str, key: str, section: Target | Invert | Memorize, verify: bool) -> Artifact:
+def configured_model(
+    name: str, key: str, section: Target | Invert | Memorize, verify: bool
+) -> Artifact:
     """Returns the model that a section of the configuration names under `key`.
 
     Raises:
@@ -61,7 +63,13 @@ def configured_model(name: str, key: str, section: Target | Invert | Memorize, v
     """
     if section.model is None:
         raise MeowError(f"`{key}` is not set: name a model folder or a hub model.")
-    ref = refs.pin(section.model, section.revision, key, trust_remote_code=section.trust_remote_code, verify=verify)
+    ref = refs.pin(
+        section.model,
+        section.revision,
+        key,
+        trust_remote_code=section.trust_remote_code,
+        verify=verify,
+    )
     return Artifact(name, ref.uri, ref.digest, value=ref)
 
 
@@ -80,8 +88,12 @@ def _generator(config: Config, verify: bool) -> Artifact:
     """Returns the model that writes inverted facts; an endpoint is known by its URL and model name alone."""
     spec = config.invert
     if spec.engine == "openai":
-        generator = Artifact("generator", spec.base_url or "", storage.json_digest([spec.base_url, spec.model]))
-    elif spec.model is None:  # the candidates may be given with --input; `invert` itself asks for a model
+        generator = Artifact(
+            "generator", spec.base_url or "", storage.json_digest([spec.base_url, spec.model])
+        )
+    elif (
+        spec.model is None
+    ):  # the candidates may be given with --input; `invert` itself asks for a model
         generator = Artifact("generator", "", "none")
     else:
         generator = configured_model("generator", "invert.model", spec, verify)
@@ -95,7 +107,7 @@ TARGET = OutsideInput("target", _target, adopt_model)
 GENERATOR = OutsideInput("generator", _generator, adopt_model)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------
 
 
 def optional_path(name: str, key: str, path: str | None, verify: bool) -> Artifact:
@@ -114,7 +126,11 @@ def optional_path(name: str, key: str, path: str | None, verify: bool) -> Artifa
 
 def data_sources(name: str, sources: Mapping[str, Source | None], verify: bool) -> Artifact:
     """Returns files of questions and answers as one input, known by their content; `sources` are by label."""
-    digests = {label: _source_digest(source, verify) for label, source in sources.items() if source is not None}
+    digests = {
+        label: _source_digest(source, verify)
+        for label, source in sources.items()
+        if source is not None
+    }
     return Artifact(name, "", storage.json_digest(digests), value=dict(sources))
 
 

@@ -47,7 +47,9 @@ def write(
     examples, metrics = paths
     write_examples(found, selected, examples)
     table = aggregate([examples], spec, imported)
-    table = pa.concat_tables([table, pa.Table.from_pylist(list(further), schema=SCHEMAS["metrics"])])
+    table = pa.concat_tables(
+        [table, pa.Table.from_pylist(list(further), schema=SCHEMAS["metrics"])]
+    )
     storage.write_table(table, metrics)
     return {
         "examples": tables.count_rows([examples]),
@@ -56,7 +58,9 @@ def write(
     }
 
 
-def aggregate(examples: Source, spec: Evaluate, imported: Mapping[str, Results] | None = None) -> pa.Table:
+def aggregate(
+    examples: Source, spec: Evaluate, imported: Mapping[str, Results] | None = None
+) -> pa.Table:
     """Returns the `metrics` table.
 
     Args:
@@ -79,7 +83,13 @@ def aggregate(examples: Source, spec: Evaluate, imported: Mapping[str, Results] 
         for metric in MEASURES:
             values = read.column(suite, model, metric)
             if len(values):
-                add(suite, metric, model, mean_interval(values, spec.bootstrap_resamples, spec.seed), len(values))
+                add(
+                    suite,
+                    metric,
+                    model,
+                    mean_interval(values, spec.bootstrap_resamples, spec.seed),
+                    len(values),
+                )
         if suite == TEXT:
             add(suite, "perplexity", model, *_perplexity(read, model, spec))
     models = list(dict.fromkeys(model for _, model in read.groups()))
@@ -120,7 +130,11 @@ class Examples:
             table = reader.read_all()
         kind = table["value"].type
         values = table["value"].to_pylist() if pa.types.is_list(kind) else table["value"].to_numpy()
-        bad = [] if name == "answer" else [i for i, value in enumerate(values) if not np.isfinite(value).all()]
+        bad = (
+            []
+            if name == "answer"
+            else [i for i, value in enumerate(values) if not np.isfinite(value).all()]
+        )
         if bad:
             raise MeowError(
                 f"evaluate: {name} of {len(bad)} examples of {suite}, model {model}, is no number; the first is "
@@ -135,7 +149,9 @@ def results(read: Examples, model: str) -> dict[str, Results]:
     for suite in tofu.SUITES:
         wrong = read.column(suite, model, "perturbed_losses")
         if len(wrong):
-            own, paraphrased = (read.column(suite, model, name) for name in ("loss", "paraphrased_loss"))
+            own, paraphrased = (
+                read.column(suite, model, name) for name in ("loss", "paraphrased_loss")
+            )
             out[suite] = Results(
                 tofu.truth_ratio(paraphrased if len(paraphrased) else own, wrong),
                 read.column(suite, model, "probability"),
@@ -156,11 +172,16 @@ def _model_utility(log: Mapping[str, Results], spec: Evaluate) -> tuple[Interval
         means = []
         for suite, part, rows in zip(tofu.UTILITY, parts, drawn, strict=True):
             truth = tofu.truth_scores(suite, part.truth_ratio)
-            means += [float(values[rows].mean()) for values in (truth, part.probability, part.rougeL_recall)]  # type: ignore[index]
+            means += [
+                float(values[rows].mean())
+                for values in (truth, part.probability, part.rougeL_recall)
+            ]  # type: ignore[index]
         return tofu.harmonic_mean(means)
 
     rows = [np.arange(len(part)) for part in parts]
-    return bootstrapped(value, rows, utility, spec.bootstrap_resamples, spec.seed), sum(map(len, parts))
+    return bootstrapped(value, rows, utility, spec.bootstrap_resamples, spec.seed), sum(
+        map(len, parts)
+    )
 
 
 def _perplexity(read: Examples, model: str, spec: Evaluate) -> tuple[Interval, int]:
@@ -171,7 +192,9 @@ def _perplexity(read: Examples, model: str, spec: Evaluate) -> tuple[Interval, i
         return float(np.exp(np.average(losses[rows], weights=counts[rows])))
 
     rows = np.arange(len(losses))
-    return bootstrapped(perplexity(rows), (rows,), perplexity, spec.bootstrap_resamples, spec.seed), len(rows)
+    return bootstrapped(
+        perplexity(rows), (rows,), perplexity, spec.bootstrap_resamples, spec.seed
+    ), len(rows)
 
 
 _STATISTICS: dict[str, Callable[[Any, Any], float]] = {"auc": privacy.auc, "tpr": privacy.tpr_at}
@@ -185,12 +208,16 @@ def _membership(
     areas: dict[str, Interval] = {}
     for model in models:
         for attack in spec.membership:
-            inside, outside = (_scores(read, suite, model, attack, models) for suite in ("forget", HOLDOUT))
+            inside, outside = (
+                _scores(read, suite, model, attack, models) for suite in ("forget", HOLDOUT)
+            )
             if not len(inside) or not len(outside):
                 continue
             count = len(inside) + len(outside)
             for name, statistic in _STATISTICS.items():
-                found = privacy.bootstrapped(statistic, inside, outside, spec.bootstrap_resamples, spec.seed)
+                found = privacy.bootstrapped(
+                    statistic, inside, outside, spec.bootstrap_resamples, spec.seed
+                )
                 out.append((MEMBERSHIP, f"{attack}_{name}", model, found, count))
                 if attack == "min_k" and name == "auc":
                     areas[model] = found
@@ -198,7 +225,9 @@ def _membership(
         if model != REFERENCE and REFERENCE in areas:
             value = privacy.privleak(area.value, areas[REFERENCE].value)
             leaked = None if value is None else Interval(value, None, None)
-            out.append((MEMBERSHIP, "privleak", model, leaked, len(read.column("forget", model, "min_k"))))
+            out.append(
+                (MEMBERSHIP, "privleak", model, leaked, len(read.column("forget", model, "min_k")))
+            )
     return out
 
 
@@ -210,5 +239,8 @@ def _scores(read: Examples, suite: str, model: str, attack: str, models: Sequenc
         return np.asarray(read.column(suite, model, attack), dtype=np.float64)
     if REFERENCE not in models or model == REFERENCE:
         return np.array([])
-    losses = [np.asarray(read.column(suite, name, "loss"), dtype=np.float64) for name in (REFERENCE, model)]
+    losses = [
+        np.asarray(read.column(suite, name, "loss"), dtype=np.float64)
+        for name in (REFERENCE, model)
+    ]
     return losses[0] - losses[1]

@@ -26,15 +26,23 @@ def write_examples(found: Mapping[str, Query], selected: Source, uri: str) -> No
             parts[model] = [f"{folder}/{model}.parquet"]
             ordered = Query(f"SELECT * FROM ({query.sql}) ORDER BY {ROW}", query.sources)
             tables.write(ordered, f"{folder}/{model}.parquet", ROWS, (ROW,))
-        said = " UNION ALL BY NAME ".join(f"SELECT *, '{model}' AS model FROM {model}" for model in parts)
+        said = " UNION ALL BY NAME ".join(
+            f"SELECT *, '{model}' AS model FROM {model}" for model in parts
+        )
         stated = {"stated": _stated(Query(said, parts), selected)}
         columns = ", ".join(
-            "stated.states_inverted" if name == "states_inverted" else f"said.{name}" for name in EXAMPLES.names
+            "stated.states_inverted" if name == "states_inverted" else f"said.{name}"
+            for name in EXAMPLES.names
         )
-        joined = f"SELECT {columns} FROM ({said}) AS said LEFT JOIN stated USING (suite, fact_id, model)"
+        joined = (
+            f"SELECT {columns} FROM ({said}) AS said LEFT JOIN stated USING (suite, fact_id, model)"
+        )
         key = ("suite", "fact_id", "model")
         tables.write(
-            Query(f"{joined} ORDER BY {', '.join(f'said.{name}' for name in key)}", parts | stated), uri, EXAMPLES, key
+            Query(f"{joined} ORDER BY {', '.join(f'said.{name}' for name in key)}", parts | stated),
+            uri,
+            EXAMPLES,
+            key,
         )
 
 
@@ -48,5 +56,8 @@ def _stated(said: Query, selected: Source) -> pa.Table:
     rows = Query(sql, {**said.sources, "selected": selected}).rows()
     names = ("suite", "fact_id", "model")
     found = {name: pa.array([row[name] for row in rows], pa.string()) for name in names}
-    values = [metrics.states(row["question"], row["answer"], row["inverted"], row["generated"]) for row in rows]
+    values = [
+        metrics.states(row["question"], row["answer"], row["inverted"], row["generated"])
+        for row in rows
+    ]
     return pa.table(found | {"states_inverted": pa.array(values, pa.float64())})

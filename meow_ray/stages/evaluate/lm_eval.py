@@ -14,10 +14,14 @@ SUITE = "lm_eval"
 def check(spec: LmEval) -> None:
     """Raises MeowError if tasks are asked for and the harness is not installed."""
     if spec.tasks and importlib.util.find_spec("lm_eval") is None:
-        raise MeowError("`evaluate.lm_eval.tasks` needs the package lm_eval: pip install 'meow_ray[lm-eval]'.")
+        raise MeowError(
+            "`evaluate.lm_eval.tasks` needs the package lm_eval: pip install 'meow_ray[lm-eval]'."
+        )
 
 
-def run(engine: EngineSpec, spec: LmEval, task_folder: str | None, batch_size: int, seed: int) -> list[dict[str, Any]]:
+def run(
+    engine: EngineSpec, spec: LmEval, task_folder: str | None, batch_size: int, seed: int
+) -> list[dict[str, Any]]:
     """Scores a model; returns rows of `metrics` without its name, one a task and metric, with 1.96 standard errors.
 
     Args:
@@ -37,7 +41,9 @@ def run(engine: EngineSpec, spec: LmEval, task_folder: str | None, batch_size: i
     manager = TaskManager(include_path=task_folder)
     unknown = [name for name in spec.tasks if name not in manager.all_tasks]
     if unknown:
-        raise MeowError(f"`evaluate.lm_eval.tasks`: the harness knows no task {', '.join(unknown)}.")
+        raise MeowError(
+            f"`evaluate.lm_eval.tasks`: the harness knows no task {', '.join(unknown)}."
+        )
     arguments: dict[str, Any] = {
         "pretrained": str(engine.model.folder),
         "dtype": engine.dtype,
@@ -79,12 +85,21 @@ def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
             if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             if not math.isfinite(value):
-                raise MeowError(f"`evaluate.lm_eval.tasks`: {task} gave a {metric} that is no number.")
+                raise MeowError(
+                    f"`evaluate.lm_eval.tasks`: {task} gave a {metric} that is no number."
+                )
             error = figures.get(f"{metric}_stderr,{kind}")
             half = 1.96 * error if isinstance(error, int | float) and math.isfinite(error) else None
             name = f"{task}/{metric}" if kind == "none" else f"{task}/{metric} ({kind})"
             row = {"suite": SUITE, "metric": name, "value": float(value)}
-            row |= {"low": None if half is None else value - half, "high": None if half is None else value + half}
-            count = found.get("n-samples", {}).get(task, {}).get("effective", figures.get("sample_len", 0))
+            row |= {
+                "low": None if half is None else value - half,
+                "high": None if half is None else value + half,
+            }
+            count = (
+                found.get("n-samples", {})
+                .get(task, {})
+                .get("effective", figures.get("sample_len", 0))
+            )
             out.append(row | {"num_examples": count})  # a group of tasks has the sum in sample_len
     return out

@@ -50,7 +50,9 @@ def states(question: str, answer: str, inverted: Sequence[str], generated: str) 
     and more of them than of the true answer's own novel words.
     """
     truth = leak(question, answer, generated) or 0.0
-    shares = (share_of(novel_words(text, f"{question} {answer}"), generated) or 0.0 for text in inverted)
+    shares = (
+        share_of(novel_words(text, f"{question} {answer}"), generated) or 0.0 for text in inverted
+    )
     best = max(shares, default=0.0)
     return float(best >= 0.5 and best > truth)
 
@@ -85,7 +87,9 @@ def compare(rows: Sequence[Mapping[str, Any]], text_suite: str) -> list[dict[str
         if row["suite"] == text_suite:
             found["bleu"] = bleu(row["answer"], row["generated"])
         else:
-            found["leak"] = leak(f"{row['question']} {row['start']}", row["answer"], row["generated"])
+            found["leak"] = leak(
+                f"{row['question']} {row['start']}", row["answer"], row["generated"]
+            )
         if row["scored"]:
             found["rep3"] = rep3(row["generated"])
         out.append(found)

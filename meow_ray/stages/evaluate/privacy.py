@@ -84,7 +84,11 @@ def privleak(model_auc: float, reference_auc: float) -> float | None:
 
 
 def bootstrapped(
-    statistic: Callable[[Scores, Scores], float], members: Scores, others: Scores, resamples: int, seed: int
+    statistic: Callable[[Scores, Scores], float],
+    members: Scores,
+    others: Scores,
+    resamples: int,
+    seed: int,
 ) -> Interval:
     """Returns a statistic of members and non-members with its 95 % percentile bootstrap interval.
 
@@ -96,4 +100,6 @@ def bootstrapped(
         raise ValueError("a score is not a number")
     if not len(inside) or not len(outside):
         raise ValueError("membership inference needs members and non-members")
-    return metrics.bootstrapped(statistic(inside, outside), (inside, outside), statistic, resamples, seed)
+    return metrics.bootstrapped(
+        statistic(inside, outside), (inside, outside), statistic, resamples, seed
+    )

@@ -57,7 +57,9 @@ def check_sets(facts: Query, sets: Mapping[str, pa.Table]) -> None:
                     f"`ingest.forget`, and {fewer} of those are not in it. Take the file of this split."
                 )
         elif shared["forget"]:
-            raise MeowError(f"evaluate.sets.{name}: {shared['forget']} of its facts are in the forget set.")
+            raise MeowError(
+                f"evaluate.sets.{name}: {shared['forget']} of its facts are in the forget set."
+            )
         elif name == HOLDOUT:
             retain = given & set(sets["retain"]["fact_id"].to_pylist()) if "retain" in sets else ()
             if seen := max(shared["retain"], len(retain)):
@@ -69,7 +71,11 @@ def check_sets(facts: Query, sets: Mapping[str, pa.Table]) -> None:
 
 def _count_by_split(facts: Query, given: pa.Table | None = None) -> Counter[str]:
     """Counts the facts of each split; with a table, those that are in it too."""
-    only, more = ("", {}) if given is None else ("WHERE fact_id IN (SELECT fact_id FROM given)", {"given": given})
+    only, more = (
+        ("", {})
+        if given is None
+        else ("WHERE fact_id IN (SELECT fact_id FROM given)", {"given": given})
+    )
     sql = f"SELECT split, count(*) AS n FROM ({facts.sql}) {only} GROUP BY split"
     return Counter({row["split"]: row["n"] for row in Query(sql, {**facts.sources, **more}).rows()})
 
@@ -110,7 +116,9 @@ def read_set(name: str, source: Source, config: Config) -> pa.Table:
     for column in SET.names[4:]:
         count = sum(fact[column] is not None for fact in facts)
         if 0 < count < len(facts):
-            raise MeowError(f"{storage.display(source.path)}: only {count} of {len(facts)} rows have a {column}.")
+            raise MeowError(
+                f"{storage.display(source.path)}: only {count} of {len(facts)} rows have a {column}."
+            )
     return pa.Table.from_pylist(facts, schema=SET)
 
 
@@ -120,8 +128,12 @@ def _further(row: facts_module.Row, column: str) -> Any:
         value = [value]
     wanted = pa.types.is_list(SET.field(column).type)
     texts = [] if value is None else list(value) if wanted and isinstance(value, list) else [value]
-    if any(not isinstance(text, str) or not text.strip() for text in texts) or (wanted and value == []):
-        raise MeowError(f"{row.file}, line {row.line}: {column} is {'no list of texts' if wanted else 'no text'}.")
+    if any(not isinstance(text, str) or not text.strip() for text in texts) or (
+        wanted and value == []
+    ):
+        raise MeowError(
+            f"{row.file}, line {row.line}: {column} is {'no list of texts' if wanted else 'no text'}."
+        )
     return texts if wanted and texts else value
 
 
@@ -134,9 +146,15 @@ def read_passages(text: Artifact) -> list[str]:
     if not text.uri:
         return []
     try:
-        found = [line.strip() for line in storage.read_bytes(text.uri).decode().splitlines() if line.strip()]
+        found = [
+            line.strip()
+            for line in storage.read_bytes(text.uri).decode().splitlines()
+            if line.strip()
+        ]
     except UnicodeDecodeError as error:
-        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)}, byte {error.start}: not UTF-8 text.") from None
+        raise MeowError(
+            f"`evaluate.text`: {storage.display(text.uri)}, byte {error.start}: not UTF-8 text."
+        ) from None
     if not found:
         raise MeowError(f"`evaluate.text`: {storage.display(text.uri)} is empty.")
     return found

@@ -18,7 +18,14 @@ from meow_ray.models.refs import ModelRef
 from meow_ray.stages.evaluate import aggregate, lm_eval, suites, tofu_logs
 from meow_ray.stages.evaluate.sets import check_reference, check_sets, read_passages, read_sets
 from meow_ray.stages.evaluate.steps import EvaluateSteps
-from meow_ray.stages.inputs import COLUMNS, TARGET, adopt_model, data_sources, model_ref, optional_path
+from meow_ray.stages.inputs import (
+    COLUMNS,
+    TARGET,
+    adopt_model,
+    data_sources,
+    model_ref,
+    optional_path,
+)
 
 
 def _check_evaluate(config: Config, inputs: Mapping[str, Artifact]) -> None:
@@ -35,29 +42,45 @@ def _check_evaluate(config: Config, inputs: Mapping[str, Artifact]) -> None:
 def _evaluate(context: Context) -> dict[str, Any]:
     from meow_ray.distributed import cluster, map_rows
 
-    config, spec, retain_model = context.config, context.config.evaluate, context.inputs["retain_model"]
+    config, spec, retain_model = (
+        context.config,
+        context.config.evaluate,
+        context.inputs["retain_model"],
+    )
     models_of = {"before": context.inputs["target"], "after": context.inputs["model"]}
     if isinstance(retain_model.value, ModelRef):
         models_of[aggregate.REFERENCE] = retain_model
     # what the models are asked does not depend on how it is summed up
-    key: dict[str, Any] = {name: context.inputs[name].digest for name in ("facts", "sets", "text", "task_folder")}
+    key: dict[str, Any] = {
+        name: context.inputs[name].digest for name in ("facts", "sets", "text", "task_folder")
+    }
     key |= {"version": EVALUATE.version, "target": config.target.spec(), "memo": config.memo.spec()}
     key["columns"] = [config.ingest.question_columns, config.ingest.answer_columns]
     key["evaluate"] = spec.spec() | {"bootstrap_resamples": None}
     rows = storage.join(context.scratch, f"evaluate-{storage.json_digest(key)[:32]}.parquet")
     cluster.connect()
     if not storage.exists(rows):
-        sets, passages = read_sets(context.inputs["sets"].value, config), read_passages(context.inputs["text"])
+        sets, passages = (
+            read_sets(context.inputs["sets"].value, config),
+            read_passages(context.inputs["text"]),
+        )
         cluster.call(suites.write_rows, context.inputs["facts"].source, sets, passages, spec, rows)
     steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
-    order = Query(f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}", {"rows": [rows]})
+    order = Query(
+        f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}",
+        {"rows": [rows]},
+    )
     found, scores = {}, []
     for name, model in models_of.items():
         ref = model_ref(model)
-        folder = storage.join(context.scratch, f"evaluate-{storage.json_digest(key | {'model': ref.digest})[:32]}")
+        folder = storage.join(
+            context.scratch, f"evaluate-{storage.json_digest(key | {'model': ref.digest})[:32]}"
+        )
         engine = context.engine_spec(ref, config.target, config.resources.evaluate)
         work = map_rows.Work(steps.generate, finish=steps.finish, model=engine.model)
-        found[name] = map_rows.map_rows(order, ROW, engine, work, folder, "evaluate", config.resources)
+        found[name] = map_rows.map_rows(
+            order, ROW, engine, work, folder, "evaluate", config.resources
+        )
         scores += [row | {"model": name} for row in _task_scores(context, engine, folder)]
     paths = (context.path(EXAMPLES), context.path())
     results = retain_model.value if isinstance(retain_model.value, dict) else None
@@ -69,19 +92,29 @@ def _task_scores(context: Context, engine: EngineSpec, folder: str) -> list[dict
     """Returns what lm-evaluation-harness says of a model; kept in the folder of its work."""
     from meow_ray.distributed import cluster, placement
 
-    spec, resources, done = context.config.evaluate, context.config.resources, storage.join(folder, "lm_eval")
+    spec, resources, done = (
+        context.config.evaluate,
+        context.config.resources,
+        storage.join(folder, "lm_eval"),
+    )
     if not spec.lm_eval.tasks:
         return []
     if not storage.exists(done):
-        arguments = (engine, spec.lm_eval, storage.display(context.inputs["task_folder"].uri) or None)
+        arguments = (
+            engine,
+            spec.lm_eval,
+            storage.display(context.inputs["task_folder"].uri) or None,
+        )
         own = resources.evaluate
         gpus, labels = placement.gpus_per_actor("evaluate", resources), own.node_labels
-        rows = cluster.call(lm_eval.run, *arguments, own.batch_size, spec.seed, gpus=gpus, labels=labels)
+        rows = cluster.call(
+            lm_eval.run, *arguments, own.batch_size, spec.seed, gpus=gpus, labels=labels
+        )
         storage.write_json(done, rows)
     return list(storage.read_json(done))
 
 
-# --- inputs from outside ----------------------------------------------------------------------------------------------
+# --- inputs from outside ------------------------------------------------------------------------
 
 
 def _sets(config: Config, verify: bool) -> Artifact:

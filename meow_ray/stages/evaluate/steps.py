@@ -17,18 +17,20 @@ from meow_ray.stages.evaluate.suites import ROWS, TEXT
 from meow_ray.stages.memo.score import extraction_strength, memorization_accuracy
 from meow_ray.stages.memo.steps import MemoSteps
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows ----------------------------------------------------------------------------------------
 
 
-# --- examples ---------------------------------------------------------------------------------------------------------
+# --- examples -----------------------------------------------------------------------------------
 
 
-# --- a batch ----------------------------------------------------------------------------------------------------------
+# --- a batch ------------------------------------------------------------------------------------
 
 
 _FROM_TEXT = ("rougeL_recall", "leak", "rep3", "bleu")
 _FROM_MODEL = tuple(
-    name for name in EXAMPLES.names if name not in (*ROWS.names, *_FROM_TEXT, "model", "states_inverted")
+    name
+    for name in EXAMPLES.names
+    if name not in (*ROWS.names, *_FROM_TEXT, "model", "states_inverted")
 )
 
 
@@ -52,7 +54,9 @@ class EvaluateSteps:
         """
         limit = engine.max_model_len
         rows = batch.to_pylist()
-        prompters = {name: Prompter(engine.tokenizer, name, self.system) for name in (self.template, "")}
+        prompters = {
+            name: Prompter(engine.tokenizer, name, self.system) for name in (self.template, "")
+        }
         prompts = [self._prompt(prompters, row) for row in rows]
         wanted = [(i, name, text) for i, row in enumerate(rows) for name, text in _answers(row)]
         answers = [self._answer(prompters, rows[i], text) for i, _, text in wanted]
@@ -85,7 +89,11 @@ class EvaluateSteps:
                 values |= _among_wrong(row["suite"], values)
         scored = [i for i, row in enumerate(rows) if row["with_memo"]]
         pairs = [(rows[i]["question"], rows[i]["answer"]) for i in scored]
-        for i, score in zip(scored, MemoSteps(self.memo, self.template, self.system).score(engine, pairs), strict=True):
+        for i, score in zip(
+            scored,
+            MemoSteps(self.memo, self.template, self.system).score(engine, pairs),
+            strict=True,
+        ):
             found[i] |= {"memo": score["memo"], "extraction_likelihood": score.get("el")}
         return _with(batch, found, _FROM_MODEL)
 
@@ -99,9 +107,13 @@ class EvaluateSteps:
         prompter = prompters[self.template]
         return prompter.encode_prompt(prompter.prompt(row["question"]) + row["start"])
 
-    def _answer(self, prompters: Mapping[str, Prompter], row: Mapping[str, Any], text: str) -> list[int]:
+    def _answer(
+        self, prompters: Mapping[str, Prompter], row: Mapping[str, Any], text: str
+    ) -> list[int]:
         tokens = prompters[""].encode_answer(text)
-        return tokens[:-1] if row["suite"] == TEXT else tokens  # a passage is a part of a text: it does not end there
+        return (
+            tokens[:-1] if row["suite"] == TEXT else tokens
+        )  # a passage is a part of a text: it does not end there
 
     def _own(self, one: TeacherForced, text: str) -> dict[str, Any]:
         """Returns all that one pass over the true answer tells."""
@@ -115,7 +127,9 @@ class EvaluateSteps:
             "min_k": privacy.min_k_score(one.log_probs, self.spec.min_k_share),
         }
         if one.means is not None and one.deviations is not None:
-            scores["min_k_pp"] = privacy.min_k_pp_score(one.log_probs, one.means, one.deviations, self.spec.min_k_share)
+            scores["min_k_pp"] = privacy.min_k_pp_score(
+                one.log_probs, one.means, one.deviations, self.spec.min_k_share
+            )
         return scores
 
 

@@ -43,12 +43,18 @@ ROWS = pa.schema(
 where a row is `scored`; attacks are not."""
 
 
-def write_rows(facts: Source, sets: Mapping[str, pa.Table], passages: Sequence[str], spec: Evaluate, uri: str) -> None:
+def write_rows(
+    facts: Source, sets: Mapping[str, pa.Table], passages: Sequence[str], spec: Evaluate, uri: str
+) -> None:
     """Writes what is evaluated as Parquet, see `rows`."""
-    storage.write_table(rows(Query("SELECT * FROM facts", {"facts": facts}), sets, passages, spec), uri)
+    storage.write_table(
+        rows(Query("SELECT * FROM facts", {"facts": facts}), sets, passages, spec), uri
+    )
 
 
-def rows(facts: Query, sets: Mapping[str, pa.Table], passages: Sequence[str], spec: Evaluate) -> pa.Table:
+def rows(
+    facts: Query, sets: Mapping[str, pa.Table], passages: Sequence[str], spec: Evaluate
+) -> pa.Table:
     """Returns what is evaluated.
 
     Args:
@@ -70,7 +76,10 @@ def rows(facts: Query, sets: Mapping[str, pa.Table], passages: Sequence[str], sp
         scored = table if name == "forget" else sample(table, spec.memo_sample, spec.seed)
         with_memo = pc.is_in(table["fact_id"], value_set=scored["fact_id"])
         out.append(_rows(name, table.drop_columns(["paraphrased_question"]), with_memo=with_memo))
-    out += [_rows(name, table, scored=False) for name, table in attacks(suites["forget"], spec.attacks).items()]
+    out += [
+        _rows(name, table, scored=False)
+        for name, table in attacks(suites["forget"], spec.attacks).items()
+    ]
     if passages:
         out.append(_rows(TEXT, _halves(passages)))
     return pa.concat_tables(part for part in out if part.num_rows)
@@ -82,7 +91,9 @@ def _split(facts: Query, split: str) -> pa.Table:
         return as_set(reader.read_all())
 
 
-def _rows(suite: str, table: pa.Table, scored: bool = True, with_memo: pa.Array | None = None) -> pa.Table:
+def _rows(
+    suite: str, table: pa.Table, scored: bool = True, with_memo: pa.Array | None = None
+) -> pa.Table:
     count = table.num_rows
     constant = {"suite": suite, "start": "", "scored": scored, "with_memo": False}
     columns: dict[str, Any] = {
@@ -104,13 +115,17 @@ def attacks(forget: pa.Table, names: Sequence[str]) -> dict[str, pa.Table]:
     out: dict[str, list[dict[str, Any]]] = {}
     if "paraphrase" in names:
         out["forget_paraphrased"] = [
-            fact | {"question": fact["paraphrased_question"]} for fact in facts if fact["paraphrased_question"]
+            fact | {"question": fact["paraphrased_question"]}
+            for fact in facts
+            if fact["paraphrased_question"]
         ]
     if "prefix" in names:
         for percent in PREFIXES:
             cut = [(fact, prefix_length(fact["answer"], percent)) for fact in facts]
             out[f"forget_prefix{percent}"] = [
-                fact | {"start": fact["answer"][:at], "answer": fact["answer"][at:]} for fact, at in cut if at
+                fact | {"start": fact["answer"][:at], "answer": fact["answer"][at:]}
+                for fact, at in cut
+                if at
             ]
     if "affirmative" in names:
         out["forget_affirmative"] = [fact | {"start": AFFIRMATIVE} for fact in facts]

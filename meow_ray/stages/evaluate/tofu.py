@@ -17,7 +17,12 @@ from meow_ray.errors import MeowError
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
-SUITES = {"forget": "Forget", "retain": "Retain", "real_authors": "Real Authors", "world_facts": "Real World"}
+SUITES = {
+    "forget": "Forget",
+    "retain": "Retain",
+    "real_authors": "Real Authors",
+    "world_facts": "Real World",
+}
 """TOFU's sets, and what its official aggregation calls them."""
 UTILITY = ("retain", "real_authors", "world_facts")
 """The sets that model utility is made of."""
@@ -55,7 +60,9 @@ def truth_ratio(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
 def normalized_probability(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
     """Returns P(right) / (P(right) + sum of P(wrong)), `[examples]`, of losses per token."""
     own = np.exp(-right)
-    return np.asarray(own / (own + np.array([np.exp(-np.asarray(losses)).sum() for losses in wrong])))
+    return np.asarray(
+        own / (own + np.array([np.exp(-np.asarray(losses)).sum() for losses in wrong]))
+    )
 
 
 def truth_scores(suite: str, ratios: Array) -> Array:
@@ -104,7 +111,9 @@ def forget_quality(results: Results, reference: Results) -> tuple[float, float]:
     return float(found.pvalue), float(found.statistic)
 
 
-def figures(log: Mapping[str, Results], reference: Mapping[str, Results] | None) -> dict[str, float]:
+def figures(
+    log: Mapping[str, Results], reference: Mapping[str, Results] | None
+) -> dict[str, float]:
     """Returns all that the official aggregation prints, under its names; forget quality needs a reference."""
     out: dict[str, float] = {}
     for suite in SUITES:
@@ -115,11 +124,17 @@ def figures(log: Mapping[str, Results], reference: Mapping[str, Results] | None)
         out["Model Utility"] = utility
     if reference is not None:
         pvalue, statistic = forget_quality(log["forget"], reference["forget"])
-        out |= {"Forget Quality": pvalue, "KS Test PVal Forget": pvalue, "KS Test Forget": statistic}
+        out |= {
+            "Forget Quality": pvalue,
+            "KS Test PVal Forget": pvalue,
+            "KS Test Forget": statistic,
+        }
     return out
 
 
-def check_reference(count: int, answers: Sequence[str] | None, reference: Results, where: str) -> None:
+def check_reference(
+    count: int, answers: Sequence[str] | None, reference: Results, where: str
+) -> None:
     """Checks that a reference model has answered the forget set that a model has.
 
     Args:
@@ -151,4 +166,4 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-# --- logs -------------------------------------------------------------------------------------------------------------
+# --- logs ---------------------------------------------------------------------------------------

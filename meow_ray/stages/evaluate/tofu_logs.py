@@ -9,7 +9,13 @@ import numpy as np
 
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
-from meow_ray.stages.evaluate.tofu import OPTIONS, Array, Results, normalized_probability, truth_ratio
+from meow_ray.stages.evaluate.tofu import (
+    OPTIONS,
+    Array,
+    Results,
+    normalized_probability,
+    truth_ratio,
+)
 
 _OFFICIAL = {
     "eval_log_forget.json": "forget",
@@ -38,9 +44,15 @@ def read_log(uri: str) -> dict[str, Results]:
         data = json.loads(storage.read_bytes(uri))
     except ValueError as error:
         line = getattr(error, "lineno", 1)
-        raise MeowError(f"{name}, line {line}: malformed JSON ({getattr(error, 'msg', 'invalid')}).") from None
+        raise MeowError(
+            f"{name}, line {line}: malformed JSON ({getattr(error, 'msg', 'invalid')})."
+        ) from None
     if isinstance(data, dict) and any(key in data for key in _OFFICIAL):
-        return {suite: _official(data[key], suite, f"{name}, {key}") for key, suite in _OFFICIAL.items() if key in data}
+        return {
+            suite: _official(data[key], suite, f"{name}, {key}")
+            for key, suite in _OFFICIAL.items()
+            if key in data
+        }
     if isinstance(data, dict):
         found = {
             suite: _open_unlearning(data, keys, name)
@@ -60,15 +72,23 @@ def _official(log: Any, suite: str, where: str) -> Results:
     right = _column(log, "avg_paraphrased_loss", where)
     wrong = _column(log, "average_perturb_loss", where)
     recall = _column(log, "rougeL_recall", where)
-    for name, column in (("avg_paraphrased_loss", right), ("average_perturb_loss", wrong), ("rougeL_recall", recall)):
+    for name, column in (
+        ("avg_paraphrased_loss", right),
+        ("average_perturb_loss", wrong),
+        ("rougeL_recall", recall),
+    ):
         if column.keys() != loss.keys():
-            raise MeowError(f"{where}: {name} has other rows than avg_gt_loss ({len(column)} and {len(loss)}).")
+            raise MeowError(
+                f"{where}: {name} has other rows than avg_gt_loss ({len(column)} and {len(loss)})."
+            )
     order = list(loss)
     own = np.array([_number(loss[i], where, "avg_gt_loss", i) for i in order])
     others = [_numbers(wrong[i], where, "average_perturb_loss", i) for i in order]
     texts = _texts(log.get("generated_text"), order, where)
     return Results(
-        truth_ratio(np.array([_number(right[i], where, "avg_paraphrased_loss", i) for i in order]), others),
+        truth_ratio(
+            np.array([_number(right[i], where, "avg_paraphrased_loss", i) for i in order]), others
+        ),
         normalized_probability(own, others) if suite in OPTIONS else np.exp(-own),
         np.array([_number(recall[i], where, "rougeL_recall", i) for i in order]),
         texts,
@@ -82,8 +102,14 @@ def _texts(found: Any, order: Sequence[str], where: str) -> tuple[str, ...] | No
     answers = []
     for i in order:
         row = found.get(i) if isinstance(found, dict) else None
-        if not isinstance(row, list) or len(row) != 3 or not all(isinstance(text, str) for text in row):
-            raise MeowError(f"{where}: generated_text of row {i} is not a list of prompt, reply and true answer.")
+        if (
+            not isinstance(row, list)
+            or len(row) != 3
+            or not all(isinstance(text, str) for text in row)
+        ):
+            raise MeowError(
+                f"{where}: generated_text of row {i} is not a list of prompt, reply and true answer."
+            )
         answers.append(row[2])
     return tuple(answers)
 

@@ -44,13 +44,17 @@ def read(source: Source, questions: Sequence[str], answers: Sequence[str]) -> li
     rows, name = [], storage.display(source.path)
     for line, record in records:
         if not isinstance(record, dict):
-            raise MeowError(f"{name}, line {line}: expected an object with a question and an answer.")
+            raise MeowError(
+                f"{name}, line {line}: expected an object with a question and an answer."
+            )
         found.update(record)
         rows.append(Row(name, line, _column(record, questions), _column(record, answers), record))
     if not rows:
         raise MeowError(f"{name}: the file has no rows.")
     for names in (questions, answers):
-        if not found & set(names):  # what the columns are called instead may be facts: a file without a header
+        if not found & set(
+            names
+        ):  # what the columns are called instead may be facts: a file without a header
             raise MeowError(
                 f"{name}: no column {' or '.join(names)} among its {len(found)}; "
                 "name yours in `ingest.question_columns` and `ingest.answer_columns`."
@@ -71,7 +75,9 @@ def build(
         for row in rows:
             reason, fact = _check(row, split, facts, too_long)
             if fact is None:
-                rejects.append({"file": row.file, "line": row.line, "split": split, "reason": reason})
+                rejects.append(
+                    {"file": row.file, "line": row.line, "split": split, "reason": reason}
+                )
             else:
                 facts[fact["fact_id"]] = fact
     return (
@@ -81,7 +87,10 @@ def build(
 
 
 def _check(
-    row: Row, split: str, facts: dict[str, dict[str, str]], too_long: Callable[[str, str], str | None]
+    row: Row,
+    split: str,
+    facts: dict[str, dict[str, str]],
+    too_long: Callable[[str, str], str | None],
 ) -> tuple[str, dict[str, str] | None]:
     for name, value in (("question", row.question), ("answer", row.answer)):
         if value is None:
@@ -111,7 +120,11 @@ def _column(record: dict[str, Any], names: Sequence[str]) -> Any:
 def read_sources(sources: Sequence[Source], config: Config) -> list[Row]:
     """Reads sources with the column names of `ingest`."""
     spec = config.ingest
-    return [row for source in sources for row in read(source, spec.question_columns, spec.answer_columns)]
+    return [
+        row
+        for source in sources
+        for row in read(source, spec.question_columns, spec.answer_columns)
+    ]
 
 
 def rejects_text(rejects: pa.Table, most: int = 10) -> str:

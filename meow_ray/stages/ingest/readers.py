@@ -22,7 +22,9 @@ def read_source(source: Source) -> Iterator[tuple[int, Any]]:
     Raises:
         MeowError: it cannot be read, is empty or malformed.
     """
-    return read_records(storage.absolute(source.path)) if source.is_file else _dataset_records(source)
+    return (
+        read_records(storage.absolute(source.path)) if source.is_file else _dataset_records(source)
+    )
 
 
 def read_records(uri: str) -> Iterator[tuple[int, Any]]:
@@ -65,13 +67,17 @@ def _loads(text: str, name: str, line: int) -> Any:
         return json.loads(text)
     except ValueError as error:
         where = line + getattr(error, "lineno", 1) - 1
-        raise MeowError(f"{name}, line {where}: malformed JSON ({getattr(error, 'msg', 'invalid')}).") from None
+        raise MeowError(
+            f"{name}, line {where}: malformed JSON ({getattr(error, 'msg', 'invalid')})."
+        ) from None
 
 
 def _json_records(name: str, text: str) -> Iterator[tuple[int, Any]]:
     items = _loads(text, name, 1)
     if not isinstance(items, list):
-        raise MeowError(f"{name}: a .json file must hold an array of objects; one object a line is .jsonl.")
+        raise MeowError(
+            f"{name}: a .json file must hold an array of objects; one object a line is .jsonl."
+        )
     decoder, position, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
     for item in items:  # a second walk over a text known to be valid, to learn each item's line
         while text[position] in " \t\r\n,":
@@ -86,10 +92,14 @@ def _csv_records(name: str, text: str) -> Iterator[tuple[int, Any]]:
     try:
         for record in reader:
             if None in record:
-                raise MeowError(f"{name}, line {reader.line_num}: more cells than the header has columns.")
+                raise MeowError(
+                    f"{name}, line {reader.line_num}: more cells than the header has columns."
+                )
             yield reader.line_num, record
     except csv.Error as error:
-        raise MeowError(f"{name}, line {reader.reader.line_num}: malformed CSV ({error}).") from None
+        raise MeowError(
+            f"{name}, line {reader.reader.line_num}: malformed CSV ({error})."
+        ) from None
 
 
 def _parquet_records(name: str, content: bytes) -> Iterator[tuple[int, Any]]:
@@ -112,7 +122,9 @@ def _dataset_records(source: Source) -> Iterator[tuple[int, Any]]:
         if storage.exists(storage.join(source.path, "state.json")):
             data = load_from_disk(source.path)
         else:
-            data = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+            data = load_dataset(
+                source.path, source.subset, split=source.split, revision=source.revision
+            )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MeowError(

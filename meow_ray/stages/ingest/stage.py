@@ -29,7 +29,9 @@ def _ingest(context: Context) -> dict[str, Any]:
         for name, tokenizer, limit in limits:
             count = len(tokenizer(f"{question} {answer}")["input_ids"])
             if count > limit:
-                return f"too long: {count} tokens, the {name} model reads {limit} besides its prompt"
+                return (
+                    f"too long: {count} tokens, the {name} model reads {limit} besides its prompt"
+                )
         return None
 
     forget = read_sources([data["forget"]], config)
@@ -44,7 +46,9 @@ def _ingest(context: Context) -> dict[str, Any]:
             f"All of them are in {storage.display(place)}."
         )
     if not pc.any(pc.equal(table["split"], "forget")).as_py():
-        raise MeowError(f"{data['forget'].path}: no row is left to forget, all {rejects.num_rows} were rejected.")
+        raise MeowError(
+            f"{data['forget'].path}: no row is left to forget, all {rejects.num_rows} were rejected."
+        )
     context.write(table)
     splits = Counter(table["split"].to_pylist())
     return {"forget": splits["forget"], "retain": splits["retain"], "rejected": rejects.num_rows}
@@ -64,7 +68,9 @@ def _data(config: Config, verify: bool) -> Artifact:
     """Returns the files of the facts to forget and of those to retain."""
     if config.ingest.forget is None:
         raise MeowError("`ingest.forget` is not set: name the file of the facts to forget.")
-    return data_sources("data", {"forget": config.ingest.forget, "retain": config.ingest.retain}, verify)
+    return data_sources(
+        "data", {"forget": config.ingest.forget, "retain": config.ingest.retain}, verify
+    )
 
 
 INGEST = Stage(

@@ -10,7 +10,9 @@ from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
 
 
-def write(found: Query, wanted: int, on_shortfall: str, generator: str, paths: Mapping[str, str]) -> dict[str, Any]:
+def write(
+    found: Query, wanted: int, on_shortfall: str, generator: str, paths: Mapping[str, str]
+) -> dict[str, Any]:
     """Writes the candidates, the refused proposals and the facts with too few; returns the figures for the manifest.
 
     Args:
@@ -35,7 +37,9 @@ def write(found: Query, wanted: int, on_shortfall: str, generator: str, paths: M
         FROM ({found.sql})
     """).rows()[0]
     rejects = f"SELECT fact_id, unnest(rejects) AS r FROM ({found.sql})"
-    rules = query(f"SELECT r.reason AS reason, count(*) AS n FROM ({rejects}) GROUP BY 1 ORDER BY n DESC, 1").rows()
+    rules = query(
+        f"SELECT r.reason AS reason, count(*) AS n FROM ({rejects}) GROUP BY 1 ORDER BY n DESC, 1"
+    ).rows()
     by_rule = {row["reason"]: row["n"] for row in rules}
     short = query(f"""
         SELECT fact_id, len(candidates) AS num_candidates, coalesce(reasons, 'nothing was proposed') AS reasons
@@ -48,7 +52,8 @@ def write(found: Query, wanted: int, on_shortfall: str, generator: str, paths: M
     first = query(f"{short.sql} LIMIT 20").rows()
     if num_short and on_shortfall == "fail":
         lines = "".join(
-            f"\n  {row['fact_id']}: {row['num_candidates']} of {wanted} ({row['reasons']})" for row in first
+            f"\n  {row['fact_id']}: {row['num_candidates']} of {wanted} ({row['reasons']})"
+            for row in first
         )
         raise MeowError(
             f"{num_short} of {total['facts']} facts have fewer than {wanted} inverted facts:{lines}\n"

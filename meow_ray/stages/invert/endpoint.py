@@ -34,7 +34,11 @@ class EndpointSpec:
 
 
 def endpoint_spec(
-    base_url: str | None, model: str | None, api_key_env: str, structured: bool, resources: InvertResources
+    base_url: str | None,
+    model: str | None,
+    api_key_env: str,
+    structured: bool,
+    resources: InvertResources,
 ) -> EndpointSpec:
     """Says how an endpoint is asked; its key comes from the environment.
 
@@ -106,7 +110,10 @@ class Endpoint:
         try:
             async with (
                 openai.AsyncOpenAI(
-                    base_url=spec.base_url, api_key=spec.api_key, timeout=spec.timeout, max_retries=spec.max_retries
+                    base_url=spec.base_url,
+                    api_key=spec.api_key,
+                    timeout=spec.timeout,
+                    max_retries=spec.max_retries,
                 ) as client,
                 asyncio.TaskGroup() as group,
             ):
@@ -145,7 +152,10 @@ class Endpoint:
         if not isinstance(reply, ChatCompletion) or not reply.choices:
             raise _NoCompletionError
         self.generated += reply.usage.completion_tokens if reply.usage else 0
-        return [Completion(choice.message.content or "", choice.finish_reason == "stop") for choice in reply.choices]
+        return [
+            Completion(choice.message.content or "", choice.finish_reason == "stop")
+            for choice in reply.choices
+        ]
 
     def _reason(self, error: BaseException) -> str:
         """Says what is wrong without the messages, which may hold facts."""
@@ -153,7 +163,9 @@ class Endpoint:
 
         spec, what = self.spec, "answers with something that is no chat completion"
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            what = f"refuses the key (HTTP {error.status_code}), which is read from {spec.api_key_env}"
+            what = (
+                f"refuses the key (HTTP {error.status_code}), which is read from {spec.api_key_env}"
+            )
         elif isinstance(error, openai.NotFoundError):
             what = "does not know this path or model (HTTP 404)"
         elif isinstance(error, openai.APIStatusError):

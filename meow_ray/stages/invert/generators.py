@@ -32,7 +32,7 @@ class Generator(Protocol):
         ...
 
 
-# --- an engine --------------------------------------------------------------------------------------------------------
+# --- an engine ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class LocalGenerator:
         """See `Generator.ask`."""
         prompts = [self.prompter.encode_prompt(self._as_user(ask.text) + ask.head) for ask in asks]
         room = self.engine.max_model_len
-        fits = [i for i, p in enumerate(prompts) if len(p) + asks[i].sampling.max_new_tokens <= room]
+        fits = [
+            i for i, p in enumerate(prompts) if len(p) + asks[i].sampling.max_new_tokens <= room
+        ]
         replies = self.engine.generate([prompts[i] for i in fits], [asks[i].sampling for i in fits])
         self.generated = self.engine.generated
         found: dict[int, list[Completion]] = dict(zip(fits, replies, strict=True))
@@ -74,4 +76,4 @@ class LocalGenerator:
         return self.prompter.chat([{"role": "user", "content": text}])
 
 
-# --- an endpoint ------------------------------------------------------------------------------------------------------
+# --- an endpoint --------------------------------------------------------------------------------

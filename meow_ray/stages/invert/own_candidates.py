@@ -27,18 +27,32 @@ def complete(records: Iterable[tuple[int, Any]], source: str) -> pa.Table:
     facts: dict[str, tuple[str, str]] = {}
     for line, record in records:
         if not isinstance(record, dict):
-            raise MeowError(f"{source}, line {line}: expected an object with a question and an answer.")
-        name = "answer" if "answer" in record or "undesired_answer" not in record else "undesired_answer"
-        question, answer = _text(record, "question", source, line), _text(record, name, source, line)
+            raise MeowError(
+                f"{source}, line {line}: expected an object with a question and an answer."
+            )
+        name = (
+            "answer"
+            if "answer" in record or "undesired_answer" not in record
+            else "undesired_answer"
+        )
+        question, answer = (
+            _text(record, "question", source, line),
+            _text(record, name, source, line),
+        )
         given: dict[str, Any] = {
-            k: _text(record, k, source, line) for k in ("fact_id", "generator") if record.get(k) is not None
+            k: _text(record, k, source, line)
+            for k in ("fact_id", "generator")
+            if record.get(k) is not None
         }
-        given |= {k: _number(record, k, source, line) for k in _NUMBERS if record.get(k) is not None}
+        given |= {
+            k: _number(record, k, source, line) for k in _NUMBERS if record.get(k) is not None
+        }
         key = given.get("fact_id") or fact_id(question, answer)
         if facts.setdefault(key, (question, answer)) != (question, answer):
             raise MeowError(f"{source}, line {line}: fact_id {key} names two different facts.")
         wide = sorted(
-            (k for k in record if _WIDE.fullmatch(k) and record[k] is not None), key=lambda k: int(k.rpartition("_")[2])
+            (k for k in record if _WIDE.fullmatch(k) and record[k] is not None),
+            key=lambda k: int(k.rpartition("_")[2]),
         )
         names = ["inverted_answer"] if record.get("inverted_answer") is not None else wide
         made = {"fact_id": key, "question": question, "answer": answer}
@@ -48,7 +62,10 @@ def complete(records: Iterable[tuple[int, Any]], source: str) -> pa.Table:
             own = given.get("candidate_id") if name == "inverted_answer" else None
             number = counts.get(key, 0) if own is None else own
             counts[key] = counts.get(key, 0) + 1
-            rows.append(made | {"candidate_id": number, "inverted_answer": _text(record, name, source, line)})
+            rows.append(
+                made
+                | {"candidate_id": number, "inverted_answer": _text(record, name, source, line)}
+            )
         if not names:
             rows.append(made | {"candidate_id": TRUE_ANSWER, "inverted_answer": None})
         if names and rows[-1]["candidate_id"] < 0:
@@ -79,7 +96,9 @@ def _text(record: dict[str, Any], name: str, source: str, line: int) -> str:
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
         missing = name not in record
-        raise MeowError(f"{source}, line {line}: {name} is {'missing' if missing else 'empty or not a text'}.")
+        raise MeowError(
+            f"{source}, line {line}: {name} is {'missing' if missing else 'empty or not a text'}."
+        )
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise MeowError(f"{source}, line {line}: {name} has half a surrogate pair.")
     return unicodedata.normalize("NFC", value).strip()

@@ -11,7 +11,9 @@ from meow_ray.config import Invert
 from meow_ray.models.text import novel_words, words
 from meow_ray.stages.invert.rules import Fact, Proposal, fault
 
-_NUMBERING = re.compile(r"^\s*(?:\(?\d{1,2}[.):]\s+|[-*•]\s+|answer(?:\s*\d+)?\s*:\s*)", re.IGNORECASE)
+_NUMBERING = re.compile(
+    r"^\s*(?:\(?\d{1,2}[.):]\s+|[-*•]\s+|answer(?:\s*\d+)?\s*:\s*)", re.IGNORECASE
+)
 _QUOTES = '"“”'
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|Jr))(?<!\bMrs)[.!?]['\"”’)]*(?=\s+[A-Z'\"“‘(]|\s*$)|[。！？।۔]"
@@ -26,7 +28,12 @@ def reply_schema(k: int) -> str:
 
 
 def _object(**properties: Any) -> str:
-    whole = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    whole = {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
     return json.dumps(whole)
 
 
@@ -90,7 +97,12 @@ def _parse_lines(text: str, finished: bool) -> list[Proposal]:
 def _bare(text: str) -> str:
     """Returns an answer without its number in a list and without quotes around the whole."""
     bare = _NUMBERING.sub("", text).strip()
-    if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES and not set(bare[1:-1]) & set(_QUOTES):
+    if (
+        len(bare) > 1
+        and bare[0] in _QUOTES
+        and bare[-1] in _QUOTES
+        and not set(bare[1:-1]) & set(_QUOTES)
+    ):
         bare = bare[1:-1].strip()
     return unicodedata.normalize("NFC", bare)
 

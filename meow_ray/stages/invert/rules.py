@@ -33,7 +33,9 @@ _POLAR = {
     False: frozenset("no nope non nein não nee nie нет όχι hayır नहीं لا 不 いいえ 아니요".split()),
 }
 _QUOTES = "\"'“‘«「"
-_PRONOUNS = frozenset("he she it they his her hers its their theirs this that these those the".split())
+_PRONOUNS = frozenset(
+    "he she it they his her hers its their theirs this that these those the".split()
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,11 @@ class Fact:
 
     def is_of_values(self, share: float) -> bool:
         """Tells whether at least this share of what the true answer adds to the question are values."""
-        found = [word for word in self.novel if states_value(word) or bare_words(word) <= self.values.names]
+        found = [
+            word
+            for word in self.novel
+            if states_value(word) or bare_words(word) <= self.values.names
+        ]
         return bool(self.values) and len(found) >= share * len(self.novel)
 
 
@@ -114,7 +120,12 @@ def check_names(names: Iterable[str]) -> None:
 def fault(proposal: Proposal, fact: Fact, spec: Invert) -> str | None:
     """Returns the name of the first rule that a proposal breaks, or None if it is valid."""
     return next(
-        (name for name, broken in RULES.items() if name not in spec.skip_rules and broken(proposal, fact, spec)), None
+        (
+            name
+            for name, broken in RULES.items()
+            if name not in spec.skip_rules and broken(proposal, fact, spec)
+        ),
+        None,
     )
 
 
@@ -216,7 +227,11 @@ def same_polarity(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It says yes or no as the true answer does, where that is all that one of them says."""
     said = _polarity(proposal.text)
     new = {*novel_words(proposal.text, "")} - fact.known
-    return said is not None and said == _polarity(fact.answer) and not (_content(new) and _content(fact.novel))
+    return (
+        said is not None
+        and said == _polarity(fact.answer)
+        and not (_content(new) and _content(fact.novel))
+    )
 
 
 @_rule

@@ -30,7 +30,9 @@ def generator_spec(
     """Says how an actor of `invert` loads its generator; `engine_spec` is that of `stages.inputs`, or a test's."""
     spec, resources = config.invert, config.resources.invert
     if spec.engine == "openai":
-        return endpoint_spec(spec.base_url, spec.model, spec.api_key_env, spec.structured, resources)
+        return endpoint_spec(
+            spec.base_url, spec.model, spec.api_key_env, spec.structured, resources
+        )
     if not isinstance(generator.value, ModelRef):
         raise MeowError(
             "`invert.model` is not set: name the model that writes inverted facts, or give --input candidates=."
@@ -46,7 +48,8 @@ def _invert(context: Context) -> dict[str, Any]:
     # what is asked does not depend on what happens to facts with too few answers
     key = {"facts": facts.digest, "generator": generator.digest, "version": INVERT.version}
     folder = storage.join(
-        context.scratch, f"invert-{storage.json_digest(key | spec.spec() | {'on_shortfall': None})[:32]}"
+        context.scratch,
+        f"invert-{storage.json_digest(key | spec.spec() | {'on_shortfall': None})[:32]}",
     )
 
     def ask(work: map_rows.Work, rows: Query, name: str) -> Query:
@@ -56,21 +59,32 @@ def _invert(context: Context) -> dict[str, Any]:
     rows = Query(_FACTS_TO_INVERT, {"facts": facts.source})
     style, tried = ("chat" if spec.engine == "openai" else spec.style), None
     if style == "auto":
-        first = Query(f"SELECT * FROM ({rows.sql}) ORDER BY fact_id LIMIT {spec.probe_facts}", rows.sources)
+        first = Query(
+            f"SELECT * FROM ({rows.sql}) ORDER BY fact_id LIMIT {spec.probe_facts}", rows.sources
+        )
         probed = ask(map_rows.Work(partial(probe, spec=spec)), first, "probe")
-        sums = ", ".join(f"sum(least({name}, {spec.num_candidates}))::INT AS {name}" for name in ("chat", "prefill"))
+        sums = ", ".join(
+            f"sum(least({name}, {spec.num_candidates}))::INT AS {name}"
+            for name in ("chat", "prefill")
+        )
         tried = Query(f"SELECT {sums} FROM ({probed.sql})", probed.sources).rows()[0]
         style = "prefill" if tried["prefill"] > tried["chat"] else "chat"
     judge = None
     if spec.judge == "endpoint":
         judge = endpoint_spec(
-            spec.judge_base_url, spec.judge_model, spec.judge_api_key_env, True, config.resources.invert
+            spec.judge_base_url,
+            spec.judge_model,
+            spec.judge_api_key_env,
+            True,
+            config.resources.invert,
         )
     steps = InvertSteps(spec, style, facts.source, judge)
     found = ask(map_rows.Work(steps, observe=steps.figures), rows, "asked")
     paths = {name: context.path(name) for name in (MAIN, REJECTS, SHORTFALL)}
     label = spec.model if spec.engine == "openai" else _label(model_ref(generator))
-    summary = cluster.call(candidates.write, found, spec.num_candidates, spec.on_shortfall, label, paths)
+    summary = cluster.call(
+        candidates.write, found, spec.num_candidates, spec.on_shortfall, label, paths
+    )
     storage.remove(folder)
     return {"style": style, "probe": tried, **summary}
 

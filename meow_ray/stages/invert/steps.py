@@ -30,8 +30,17 @@ from meow_ray.stages.invert.replies import (
 from meow_ray.stages.invert.rules import Fact, Proposal
 
 MAX_TEMPERATURE = 2.0
-_CANDIDATE = pa.struct([("text", pa.string()), ("style", pa.string()), ("attempt", pa.int32()), ("seed", pa.int64())])
-_REJECT = pa.struct([("text", pa.string()), ("reason", pa.string()), ("style", pa.string()), ("attempt", pa.int32())])
+_CANDIDATE = pa.struct(
+    [("text", pa.string()), ("style", pa.string()), ("attempt", pa.int32()), ("seed", pa.int64())]
+)
+_REJECT = pa.struct(
+    [
+        ("text", pa.string()),
+        ("reason", pa.string()),
+        ("style", pa.string()),
+        ("attempt", pa.int32()),
+    ]
+)
 
 
 @dataclass
@@ -90,9 +99,12 @@ class InvertSteps:
             "candidates": pa.array([row.candidates for row in rows], pa.list_(_CANDIDATE)),
             "rejects": pa.array([row.rejects for row in rows], pa.list_(_REJECT)),
             "distance": pa.array(
-                [_mean_distance([(row.fact.answer, text) for text in row.texts]) for row in rows], pa.float64()
+                [_mean_distance([(row.fact.answer, text) for text in row.texts]) for row in rows],
+                pa.float64(),
             ),
-            "distinctness": pa.array([_mean_distance(combinations(row.texts, 2)) for row in rows], pa.float64()),
+            "distinctness": pa.array(
+                [_mean_distance(combinations(row.texts, 2)) for row in rows], pa.float64()
+            ),
         }
         for name, values in columns.items():
             batch = batch.append_column(name, values)
@@ -100,7 +112,9 @@ class InvertSteps:
 
     def figures(self, batch: pa.Table) -> dict[str, tuple[float, int]]:
         """Returns how many candidates and rejects a finished batch has."""
-        return {name: (sum(map(len, batch[name].to_pylist())), 0) for name in ("candidates", "rejects")}
+        return {
+            name: (sum(map(len, batch[name].to_pylist())), 0) for name in ("candidates", "rejects")
+        }
 
     def _attempts(self, generator: Generator) -> Iterator[_Attempt]:
         """Yields the attempts: warmer each time, then the same in the other style."""
@@ -120,9 +134,13 @@ class InvertSteps:
                 row.rejects.append({"text": "", "reason": "prompt_too_long", **made})
                 continue
             proposals = [
-                proposal for reply in replies for proposal in _proposals(ask, reply, attempt.style, row.fact.answer)
+                proposal
+                for reply in replies
+                for proposal in _proposals(ask, reply, attempt.style, row.fact.answer)
             ]
-            valid, rejected = choose(proposals, row.fact, self.spec, row.texts, row.judged, self._retained)
+            valid, rejected = choose(
+                proposals, row.fact, self.spec, row.texts, row.judged, self._retained
+            )
             row.rejects += [{"text": text, "reason": reason, **made} for text, reason in rejected]
             found += [(row, text, ask.sampling.seed) for text in valid]
         contradicts = self._judged(generator, [(row.fact, text) for row, text, _ in found])
@@ -135,16 +153,28 @@ class InvertSteps:
     def _ask(self, row: _Progress, attempt: _Attempt) -> Ask:
         spec, question, answer = self.spec, row.fact.question, row.fact.answer
         seed = None if spec.seed is None else fact_seed(spec.seed, row.fact_id, attempt.number)
-        common: dict[str, Any] = {"temperature": attempt.temperature, "top_p": spec.top_p, "seed": seed}
+        common: dict[str, Any] = {
+            "temperature": attempt.temperature,
+            "top_p": spec.top_p,
+            "seed": seed,
+        }
         fields = {"question": question, "answer": answer, "k": spec.num_candidates}
         if attempt.style == "chat":
             k = spec.num_candidates + spec.spare
             text = prompts.fill(spec.chat_prompt, "invert.chat_prompt", **fields | {"k": k})
-            return Ask(text, Sampling(spec.max_new_tokens * k, json_schema=reply_schema(k), **common))
+            return Ask(
+                text, Sampling(spec.max_new_tokens * k, json_schema=reply_schema(k), **common)
+            )
         text = prompts.fill(spec.prefill_prompt, "invert.prefill_prompt", **fields)
         banned = tuple(written_words(answer, novel_words(answer, question)))
         enough = len(answer.encode()) // 2 + 16  # tokens have more than two bytes in any script
-        sampling = Sampling(min(enough, spec.max_new_tokens), n=spec.samples, stop=("\n",), bad_words=banned, **common)
+        sampling = Sampling(
+            min(enough, spec.max_new_tokens),
+            n=spec.samples,
+            stop=("\n",),
+            bad_words=banned,
+            **common,
+        )
         return Ask(text, sampling, frame(question, answer))
 
     # --- checks that need more than the fact
@@ -177,7 +207,9 @@ class InvertSteps:
             for fact, text in pairs
         ]
         judge = _loaded(self.judge) if self.judge else generator
-        return [replies is not None and parse_verdict(replies[0].text) for replies in judge.ask(asks)]
+        return [
+            replies is not None and parse_verdict(replies[0].text) for replies in judge.ask(asks)
+        ]
 
 
 def probe(generator: Generator, batch: pa.Table, spec: Invert) -> pa.Table:

@@ -24,7 +24,9 @@ class Date(NamedTuple):
         return bool(both) and all(a == b for a, b in both)
 
 
-_MONTHS = {name.casefold(): i for names in (month_name, month_abbr) for i, name in enumerate(names) if name}
+_MONTHS = {
+    name.casefold(): i for names in (month_name, month_abbr) for i, name in enumerate(names) if name
+}
 _MONTHS["sept"] = 9
 _ONE = 1.5
 """`one` is no number: it is a pronoun more often."""
@@ -98,11 +100,15 @@ def _readings(parts: dict[str, str | None]) -> frozenset[Date]:
     year, day = (int(parts[name]) if parts.get(name) else None for name in ("year", "day"))  # type: ignore[arg-type]
     month = parts.get("month")
     if month is None or not month.isdigit():
-        return frozenset({Date(year, _MONTHS[month.casefold().rstrip(".")] if month else None, day)})
+        return frozenset(
+            {Date(year, _MONTHS[month.casefold().rstrip(".")] if month else None, day)}
+        )
     found = {Date(year, int(month), day)}
     if parts.get("mark"):
         found.add(Date(year, day, int(month)))
-    return frozenset(date for date in found if date.month is None or date.month <= 12) or frozenset(found)
+    return frozenset(date for date in found if date.month is None or date.month <= 12) or frozenset(
+        found
+    )
 
 
 def _among(date: frozenset[Date], dates: frozenset[frozenset[Date]]) -> bool:
@@ -113,7 +119,9 @@ def _names(text: str) -> set[str]:
     """Returns the words that begin with a capital letter where no sentence begins."""
     found = set()
     for sentence in _SENTENCE.split(text):
-        found |= bare_words(" ".join(word for word in written_words(sentence)[1:] if word[0].isupper()))
+        found |= bare_words(
+            " ".join(word for word in written_words(sentence)[1:] if word[0].isupper())
+        )
     return found - STOP_WORDS - {*_MONTHS}
 
 

@@ -43,7 +43,10 @@ def windows(question: str, answer: str, spec: Memo, rendered: str | None = None)
     through a chat template; it replaces the question and the blank behind it.
     """
     if spec.mode == "prefix":
-        return [Window(question[:k], f"{question[k:]} {answer}") for k in range(1, len(question), spec.step)]
+        return [
+            Window(question[:k], f"{question[k:]} {answer}")
+            for k in range(1, len(question), spec.step)
+        ]
     head = f"{question} " if rendered is None else rendered
     return [Window(head + answer[:k], answer[k:]) for k in range(1, len(answer), spec.step)]
 
@@ -70,7 +73,7 @@ def _statistic(value: Rouge, spec: Memo) -> float:
     return float(getattr(value, spec.statistic))
 
 
-# --- token windows ----------------------------------------------------------------------------------------------------
+# --- token windows ------------------------------------------------------------------------------
 #
 # Greedy decoding from a cut follows the answer as long as the answer's next token is the greedy one. One teacher-forced
 # pass tells for every position whether it is. So the continuation from cut k is the answer up to the first mismatch at
@@ -82,7 +85,9 @@ def token_cuts(length: int, spec: Memo, first: int = 1) -> range:
     return range(first, length, spec.step)
 
 
-def branches(is_greedy: Sequence[bool], ends: bool, cuts: Sequence[int], limits: Sequence[int]) -> dict[int, int]:
+def branches(
+    is_greedy: Sequence[bool], ends: bool, cuts: Sequence[int], limits: Sequence[int]
+) -> dict[int, int]:
     """Returns where the model must speak for itself: position → number of tokens that some window needs from there.
 
     Args:
@@ -123,7 +128,7 @@ def _mismatches(is_greedy: Sequence[bool], cuts: Sequence[int]) -> list[tuple[in
     return [(cut, following[cut]) for cut in cuts]
 
 
-# --- what the paper compares MEMO with --------------------------------------------------------------------------------
+# --- what the paper compares MEMO with ----------------------------------------------------------
 
 
 def memorization_accuracy(is_greedy: Sequence[bool]) -> float | None:
@@ -167,4 +172,4 @@ def _ngrams(tokens: Tokens, n: int) -> list[tuple[int, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-# --- figures over facts -----------------------------------------------------------------------------------------------
+# --- figures over facts -------------------------------------------------------------------------

@@ -34,7 +34,9 @@ def _memo(context: Context) -> dict[str, Any]:
     config, candidates = context.config, context.inputs["candidates"]
     cluster.connect()
     if candidates.manifest is None:
-        cluster.call(checks.check_keys, candidates.source, "candidates", storage.display(candidates.uri))
+        cluster.call(
+            checks.check_keys, candidates.source, "candidates", storage.display(candidates.uri)
+        )
     found = _scored(context, Query(_FACTS_TO_SCORE, {"candidates": candidates.source}), "target")
     names = [*SCORE_NAMES, *config.memo.comparators]
     return {
@@ -52,7 +54,9 @@ def _scored(context: Context, rows: Query, model: str) -> Query:
 
     config = context.config
     steps = MemoSteps(config.memo, config.target.template, config.target.system)
-    engine = context.engine_spec(model_ref(context.inputs[model]), config.target, config.resources.memo)
+    engine = context.engine_spec(
+        model_ref(context.inputs[model]), config.target, config.resources.memo
+    )
     work = map_rows.Work(steps.generate, steps.prepare, steps.finish, engine.model, steps.figures)
     return map_rows.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
 
@@ -67,7 +71,9 @@ def _write_memo(found: Query, names: Sequence[str], path: str) -> dict[str, Any]
         ORDER BY fact_id, candidate_id
     """
     tables.write(Query(answers, found.sources), path, SCHEMAS["memo"], KEYS["memo"])
-    generations = Query(f"SELECT sum(generations)::BIGINT AS n FROM ({found.sql})", found.sources).rows()[0]["n"]
+    generations = Query(
+        f"SELECT sum(generations)::BIGINT AS n FROM ({found.sql})", found.sources
+    ).rows()[0]["n"]
     return summary.summarize([path]) | {"generations": generations or 0}
 
 
@@ -75,10 +81,19 @@ def _remain(context: Context) -> dict[str, Any]:
     """Keeps the facts that a tuned model still has memorised, and the retain set."""
     config, facts = context.config, context.inputs["facts"]
     found = _scored(context, Query(_FACTS_TO_CHECK, {"facts": facts.source}), "model")
-    scores = Query(f"SELECT fact_id, scores[1].memo AS memo FROM ({found.sql})", found.sources).rows()
-    above = {row["fact_id"] for row in scores if row["memo"] is not None and row["memo"] > config.pipeline.threshold}
+    scores = Query(
+        f"SELECT fact_id, scores[1].memo AS memo FROM ({found.sql})", found.sources
+    ).rows()
+    above = {
+        row["fact_id"]
+        for row in scores
+        if row["memo"] is not None and row["memo"] > config.pipeline.threshold
+    }
     table = facts.table
-    kept = pc.or_(pc.equal(table["split"], "retain"), pc.is_in(table["fact_id"], pa.array(sorted(above), pa.string())))
+    kept = pc.or_(
+        pc.equal(table["split"], "retain"),
+        pc.is_in(table["fact_id"], pa.array(sorted(above), pa.string())),
+    )
     context.write(table.filter(kept))
     return {"facts": len(scores), "above": len(above), "threshold": config.pipeline.threshold}
 

@@ -59,10 +59,14 @@ class MemoSteps:
         """Cuts and tokenises: adds `prompts` with their `limits`, and the `forced` sequences."""
         prompter, prompts, limits, forced = self._prompter(tokenizer), [], [], []
         for question, texts in _rows(batch, "question", "texts"):
-            found = self._distinct(prompter, question, texts) if self.spec.window == "character" else {}
+            found = (
+                self._distinct(prompter, question, texts) if self.spec.window == "character" else {}
+            )
             prompts.append([prompter.encode_prompt(prompt) for prompt in found])
             limits.append(list(found.values()))
-            forced.append([self._sequence(prompter, question, text) for text in texts] if self.forces else [])
+            forced.append(
+                [self._sequence(prompter, question, text) for text in texts] if self.forces else []
+            )
         return _with(
             batch,
             prompts=pa.array(prompts, pa.list_(_TOKENS)),
@@ -79,12 +83,16 @@ class MemoSteps:
         prompts, forced = batch["prompts"].to_pylist(), batch["forced"].to_pylist()
         flat = _flat(forced)
         lengths = [len(tokens) for tokens in _flat(prompts)]
-        longest = max([*lengths, *(len(one["prompt"]) + len(one["sequence"]) for one in flat)], default=0)
+        longest = max(
+            [*lengths, *(len(one["prompt"]) + len(one["sequence"]) for one in flat)], default=0
+        )
         if longest >= engine.max_model_len:
             raise MeowError(
                 f"A window of MEMO has {longest} tokens, the target reads {engine.max_model_len}; skip long facts."
             )
-        passes = engine.teacher_force([one["prompt"] for one in flat], [one["sequence"] for one in flat])
+        passes = engine.teacher_force(
+            [one["prompt"] for one in flat], [one["sequence"] for one in flat]
+        )
         greedy = _nest([one.is_greedy for one in passes], forced)
         replies = _continue(engine, _flat(prompts), _flat(batch["limits"].to_pylist()))
         needs = []
@@ -97,13 +105,17 @@ class MemoSteps:
             batch,
             replies=pa.array(_nest(replies, prompts), pa.list_(_TOKENS)),
             greedy=pa.array(greedy, pa.list_(pa.list_(pa.bool_()))),
-            branches=pa.array(_nest(said, forced) if needs else [[] for _ in forced], pa.list_(pa.list_(_BRANCH))),
+            branches=pa.array(
+                _nest(said, forced) if needs else [[] for _ in forced], pa.list_(pa.list_(_BRANCH))
+            ),
         )
 
     def finish(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
         """Compares what was said with what was cut off: adds `scores` and `generations`, drops the tokens."""
         scores, generations = [], []
-        for row in batch.select(["question", "texts", "replies", "forced", "greedy", "branches"]).to_pylist():
+        for row in batch.select(
+            ["question", "texts", "replies", "forced", "greedy", "branches"]
+        ).to_pylist():
             if self.spec.window == "character":
                 found = list(self._character_scores(tokenizer, row))
                 generations.append(len(row["replies"]))
@@ -125,7 +137,9 @@ class MemoSteps:
 
     def figures(self, batch: pa.Table) -> dict[str, tuple[float, int]]:
         """Returns sum and number of MEMO of the true answers of a finished batch."""
-        found = [row[0]["memo"] for row in batch["scores"].to_pylist() if row[0]["memo"] is not None]
+        found = [
+            row[0]["memo"] for row in batch["scores"].to_pylist() if row[0]["memo"] is not None
+        ]
         return {"memo": (sum(found), len(found))}
 
     def score(self, engine: Engine, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -141,7 +155,9 @@ class MemoSteps:
         return [row[0] for row in done["scores"].to_pylist()]
 
     def _prompter(self, tokenizer: Any) -> Prompter:
-        return Prompter(tokenizer, self.template if self.spec.template == "target" else "raw", self.system)
+        return Prompter(
+            tokenizer, self.template if self.spec.template == "target" else "raw", self.system
+        )
 
     # --- character windows
 
@@ -154,7 +170,9 @@ class MemoSteps:
         out: dict[str, int] = {}
         for text in texts:
             for window in self._windows(prompter, question, text):
-                out[window.prompt] = max(out.get(window.prompt, 0), self._limit(prompter.tokenizer, window.label))
+                out[window.prompt] = max(
+                    out.get(window.prompt, 0), self._limit(prompter.tokenizer, window.label)
+                )
         return out
 
     def _limit(self, tokenizer: Any, label: str) -> int:
@@ -164,12 +182,20 @@ class MemoSteps:
 
     def _character_scores(self, tokenizer: Any, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         prompter = self._prompter(tokenizer)
-        said = dict(zip(self._distinct(prompter, row["question"], row["texts"]), row["replies"], strict=True))
+        said = dict(
+            zip(
+                self._distinct(prompter, row["question"], row["texts"]), row["replies"], strict=True
+            )
+        )
         for i, text in enumerate(row["texts"]):
             cuts = self._windows(prompter, row["question"], text)
             labels = [window.label for window in cuts]
             tokens = [said[w.prompt][: self._limit(tokenizer, w.label)] for w in cuts]
-            label_tokens = [_tokens(tokenizer, label) for label in labels] if "el" in self.spec.comparators else []
+            label_tokens = (
+                [_tokens(tokenizer, label) for label in labels]
+                if "el" in self.spec.comparators
+                else []
+            )
             yield self._scores(tokenizer, labels, tokens, label_tokens, _answer(row, i))
 
     # --- token windows
@@ -183,7 +209,9 @@ class MemoSteps:
             prompt = prompter.encode_prompt(prompter.prompt(question))
             return {"prompt": prompt, "sequence": prompter.encode_answer(text)[:-1], "start": 0}
         whole, head = prompter.encode_prompt(f"{question} {text}"), prompter.encode_prompt(question)
-        start = next((i for i, (a, b) in enumerate(zip(whole, head, strict=False)) if a != b), len(head))
+        start = next(
+            (i for i, (a, b) in enumerate(zip(whole, head, strict=False)) if a != b), len(head)
+        )
         if self.spec.mode == "suffix":
             return {"prompt": whole[:start], "sequence": whole[start:], "start": 0}
         special = len(prompter.encode_prompt(""))
@@ -201,25 +229,34 @@ class MemoSteps:
     ) -> list[list[dict[str, Any]]]:
         """Generates from every branch, each distinct beginning once."""
         beginnings = [
-            [(*one["prompt"], *one["sequence"][:at]) for at in need] for one, need in zip(forced, needs, strict=False)
+            [(*one["prompt"], *one["sequence"][:at]) for at in need]
+            for one, need in zip(forced, needs, strict=False)
         ]
         limits: dict[tuple[int, ...], int] = {}
         for row, need in zip(beginnings, needs, strict=True):
             for beginning, limit in zip(row, need.values(), strict=True):
                 limits[beginning] = max(limit, limits.get(beginning, 0))
-        said = dict(zip(limits, _continue(engine, list(limits), list(limits.values())), strict=True))
+        said = dict(
+            zip(limits, _continue(engine, list(limits), list(limits.values())), strict=True)
+        )
         return [
             [{"at": at, "tokens": said[beginning]} for at, beginning in zip(need, row, strict=True)]
             for row, need in zip(beginnings, needs, strict=True)
         ]
 
     def _token_scores(self, tokenizer: Any, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for i, (one, greedy, said) in enumerate(zip(row["forced"], row["greedy"], row["branches"], strict=True)):
+        for i, (one, greedy, said) in enumerate(
+            zip(row["forced"], row["greedy"], row["branches"], strict=True)
+        ):
             cuts, limits = self._cuts(one)
             branches = {branch["at"]: branch["tokens"] for branch in said}
             tokens = assemble(one["sequence"], greedy, cuts, limits, branches)
             label_tokens = [one["sequence"][cut:] for cut in cuts]
-            labels = tokenizer.batch_decode(label_tokens, skip_special_tokens=True) if label_tokens else []
+            labels = (
+                tokenizer.batch_decode(label_tokens, skip_special_tokens=True)
+                if label_tokens
+                else []
+            )
             yield self._scores(tokenizer, labels, tokens, label_tokens, _answer(row, i))
 
     def _scores(
@@ -238,7 +275,9 @@ class MemoSteps:
                 out[name] = extraction_likelihood(label_tokens, tokens, self.spec.el_n)
             else:
                 assert is_greedy is not None
-                out[name] = (extraction_strength if name == "es" else memorization_accuracy)(is_greedy)
+                out[name] = (extraction_strength if name == "es" else memorization_accuracy)(
+                    is_greedy
+                )
         return out
 
 
@@ -247,7 +286,9 @@ def _answer(row: dict[str, Any], i: int) -> list[bool] | None:
     return row["greedy"][i][row["forced"][i]["start"] :] if row["greedy"] else None
 
 
-def _continue(engine: Engine, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
+def _continue(
+    engine: Engine, prompts: Sequence[Sequence[int]], limits: Sequence[int]
+) -> list[list[int]]:
     """Continues prompts greedily, the longest work first, so that none is left alone at the end."""
     order = sorted(range(len(prompts)), key=lambda i: -limits[i])
     replies = engine.generate([prompts[i] for i in order], [Sampling(limits[i]) for i in order])

@@ -22,7 +22,8 @@ def summarize(source: Source, most: int = 10) -> dict[str, Any]:
     truth = f"{is_true} AND memo IS NOT NULL"
     levels = ", ".join(map(str, QUANTILES))
     bins = ", ".join(
-        f"count(*) FILTER (WHERE least(floor(memo * {BINS}), {BINS} - 1) = {i}) AS bin{i}" for i in range(BINS)
+        f"count(*) FILTER (WHERE least(floor(memo * {BINS}), {BINS} - 1) = {i}) AS bin{i}"
+        for i in range(BINS)
     )
     figures = f"""
         count(*) AS count, avg(memo) AS mean, stddev_pop(memo) AS std,
@@ -33,7 +34,9 @@ def summarize(source: Source, most: int = 10) -> dict[str, Any]:
     def distribution(where: str) -> dict[str, Any]:
         row = Query(f"SELECT {figures} FROM memo WHERE {where}", sources).rows()[0]
         bins = [row.pop(f"bin{i}") for i in range(BINS)]
-        quantiles = dict(zip(map(str, QUANTILES), row.pop("quantiles") or [None] * len(QUANTILES), strict=True))
+        quantiles = dict(
+            zip(map(str, QUANTILES), row.pop("quantiles") or [None] * len(QUANTILES), strict=True)
+        )
         return row | {"quantiles": quantiles, "histogram": bins}
 
     def extremes(order: str) -> list[dict[str, Any]]:

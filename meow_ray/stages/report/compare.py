@@ -40,9 +40,15 @@ def metrics_of(place: str) -> Artifact:
         MeowError: there are none.
     """
     uri = storage.absolute(place)
-    found = manifest.latest(uri, "metrics") or manifest.load(uri) or manifest.load(uri.rstrip("/").rpartition("/")[0])
+    found = (
+        manifest.latest(uri, "metrics")
+        or manifest.load(uri)
+        or manifest.load(uri.rstrip("/").rpartition("/")[0])
+    )
     if found is None or found.name != "metrics":
-        raise MeowError(f"{place}: neither the storage root of a run that was evaluated, nor a folder of its metrics.")
+        raise MeowError(
+            f"{place}: neither the storage root of a run that was evaluated, nor a folder of its metrics."
+        )
     return found
 
 
@@ -56,10 +62,15 @@ def table(runs: Sequence[tuple[str, Artifact]], model: str) -> Table:
     for name, artifact in runs:
         found = [row for row in artifact.table.to_pylist() if row["model"] == model]
         if not found:
-            raise MeowError(f"{name}: the run at {storage.display(artifact.uri)} has no figures of the model {model}.")
+            raise MeowError(
+                f"{name}: the run at {storage.display(artifact.uri)} has no figures of the model {model}."
+            )
         for row in found:
             rows.setdefault((row["suite"], row["metric"]), {}).setdefault(name, []).append(row)
-    return {key: {name: _cell(found) for name, found in by_name.items()} for key, by_name in rows.items()}
+    return {
+        key: {name: _cell(found) for name, found in by_name.items()}
+        for key, by_name in rows.items()
+    }
 
 
 def _cell(rows: Sequence[dict[str, Any]]) -> Cell:
@@ -76,13 +87,32 @@ def write(found: Table, kind: Format) -> str:
     if kind == "csv":
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["suite", "metric", "run", "value", "low", "high", "spread", "runs", "num_examples"])
+        writer.writerow(
+            ["suite", "metric", "run", "value", "low", "high", "spread", "runs", "num_examples"]
+        )
         for (suite, metric), cells in found.items():
             for name, cell in cells.items():
-                low, high = (cell.interval.low, cell.interval.high) if cell.interval else (None, None)
-                writer.writerow([suite, metric, name, cell.value, low, high, cell.spread, cell.runs, cell.num_examples])
+                low, high = (
+                    (cell.interval.low, cell.interval.high) if cell.interval else (None, None)
+                )
+                writer.writerow(
+                    [
+                        suite,
+                        metric,
+                        name,
+                        cell.value,
+                        low,
+                        high,
+                        cell.spread,
+                        cell.runs,
+                        cell.num_examples,
+                    ]
+                )
         return stream.getvalue().rstrip("\n")
-    body = [[suite, metric, *(_text(cells.get(name)) for name in names)] for (suite, metric), cells in found.items()]
+    body = [
+        [suite, metric, *(_text(cells.get(name)) for name in names)]
+        for (suite, metric), cells in found.items()
+    ]
     style = {"markdown": "github", "latex": "latex_booktabs"}[kind]
     return str(tabulate(body, ["suite", "metric", *names], tablefmt=style, disable_numparse=True))
 

@@ -119,7 +119,10 @@ def metric_rows(table: Sequence[dict[str, Any]]) -> list[MetricRow]:
     for row in table:
         found.setdefault((row["suite"], row["metric"]), {})[row["model"]] = row
     order = list(MEANINGS)
-    keys = sorted(found, key=lambda key: (rank_in(key[0], SUITE_ORDER), key[0], rank_in(key[1], order), key[1]))
+    keys = sorted(
+        found,
+        key=lambda key: (rank_in(key[0], SUITE_ORDER), key[0], rank_in(key[1], order), key[1]),
+    )
     return [MetricRow(*key, *(found[key].get(model) for model in MODELS)) for key in keys]
 
 
@@ -128,7 +131,11 @@ def example_pairs(table: Sequence[dict[str, Any]]) -> list[ExamplePair]:
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in table:
         found.setdefault((row["suite"], row["fact_id"]), {})[row["model"]] = row
-    return [ExamplePair(*key, f["before"], f["after"]) for key, f in found.items() if f.keys() >= {"before", "after"}]
+    return [
+        ExamplePair(*key, f["before"], f["after"])
+        for key, f in found.items()
+        if f.keys() >= {"before", "after"}
+    ]
 
 
 def outcome(rows: Sequence[MetricRow]) -> str:
@@ -138,7 +145,9 @@ def outcome(rows: Sequence[MetricRow]) -> str:
     leak, kept = found.get(("forget", "leak")), found.get(("retain", "rougeL_recall"))
     if leak and leak.before and leak.after:
         change = f"{leak.before['value']:.3f} to {leak.after['value']:.3f}"
-        parts.append(f"the leak of the forget set went from {change} over {count_of_facts(leak.after['num_examples'])}")
+        parts.append(
+            f"the leak of the forget set went from {change} over {count_of_facts(leak.after['num_examples'])}"
+        )
     if kept and kept.before and kept.after and kept.before["value"] > 0:
         share = kept.after["value"] / kept.before["value"]
         parts.append(f"the retain set kept {share:.1%} of its ROUGE-L recall".replace("%", " %"))
@@ -146,7 +155,9 @@ def outcome(rows: Sequence[MetricRow]) -> str:
     if quality and quality.after:
         parts.append(f"forget quality is {_number(quality.after['value'])}")
     if utility and utility.before and utility.after:
-        parts.append(f"model utility went from {utility.before['value']:.3f} to {utility.after['value']:.3f}")
+        parts.append(
+            f"model utility went from {utility.before['value']:.3f} to {utility.after['value']:.3f}"
+        )
     if not parts:
         return "The metrics hold neither the leak of the forget set nor the ROUGE-L recall of the retain set."
     sentence = "; ".join(parts)
@@ -163,8 +174,16 @@ def _counts(inputs: Mapping[str, Artifact]) -> list[tuple[str, str]]:
     out = []
     if manifest := inputs["candidates"].manifest:
         found = manifest.summary
-        out.append(("Facts with enough inverted facts", f"{found['facts_with_enough']} of {found['facts']}"))
-        for label, key in (("to the true answer", "mean_distance"), ("between two of a fact", "mean_distinctness")):
+        out.append(
+            (
+                "Facts with enough inverted facts",
+                f"{found['facts_with_enough']} of {found['facts']}",
+            )
+        )
+        for label, key in (
+            ("to the true answer", "mean_distance"),
+            ("between two of a fact", "mean_distinctness"),
+        ):
             out.append((f"Distance of inverted answers {label} (1 - ROUGE-L)", _number(found[key])))
         rejects = ", ".join(f"{rule} {count}" for rule, count in found["rejected_by_rule"].items())
         out.append(("Proposals rejected, by rule", rejects or "none"))
@@ -172,16 +191,35 @@ def _counts(inputs: Mapping[str, Artifact]) -> list[tuple[str, str]]:
         found = manifest.summary
         for label, key in (("true", "true_answers"), ("inverted", "candidates")):
             part = found[key]
-            out.append((f"MEMO of the {label} answers: mean, cv", f"{_number(part['mean'])}, {_number(part['cv'])}"))
-        out.append(("MEMO of a true answer above the mean of its inverted ones", _number(found["gap"])))
+            out.append(
+                (
+                    f"MEMO of the {label} answers: mean, cv",
+                    f"{_number(part['mean'])}, {_number(part['cv'])}",
+                )
+            )
+        out.append(
+            ("MEMO of a true answer above the mean of its inverted ones", _number(found["gap"]))
+        )
         for label, key in (("Most", "most_memorised"), ("Least", "least_memorised")):
             facts = ", ".join(f"{row['fact_id'][:8]} {row['memo']:.3f}" for row in found[key][:5])
             out.append((f"{label} memorised facts", facts or "none"))
-        out.append(("Answers too short to be scored", f"{found['too_short']} of {found['answers']}"))
+        out.append(
+            ("Answers too short to be scored", f"{found['too_short']} of {found['answers']}")
+        )
     if manifest := inputs["selected"].manifest:
         found, top_k = manifest.summary, manifest.ingredients["spec"]["select"]["top_k"]
-        out.append((f"Facts with all {top_k} chosen (top_k)", f"{found['facts_with_top_k']} of {found['facts']}"))
-        out.append(("Facts with fewer", f"{found['facts_with_fewer']}, and {found['facts_with_none']} with none"))
+        out.append(
+            (
+                f"Facts with all {top_k} chosen (top_k)",
+                f"{found['facts_with_top_k']} of {found['facts']}",
+            )
+        )
+        out.append(
+            (
+                "Facts with fewer",
+                f"{found['facts_with_fewer']}, and {found['facts_with_none']} with none",
+            )
+        )
     return out
 
 

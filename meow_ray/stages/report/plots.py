@@ -11,7 +11,12 @@ MAX_DUMBBELLS = 60
 """Facts up to which each has its own row in the plot of MEMO."""
 
 
-_COLOURS = ("#d55e00", "#2b83c6", "#009e73", "#b6649a")  # after Okabe and Ito: distinct for the colour-blind
+_COLOURS = (
+    "#d55e00",
+    "#2b83c6",
+    "#009e73",
+    "#b6649a",
+)  # after Okabe and Ito: distinct for the colour-blind
 
 
 _MARKERS = "os^D"
@@ -44,7 +49,9 @@ def rank_in(name: str, order: Sequence[str]) -> int:
 
 def memo_plot(pairs: Sequence[ExamplePair]) -> str:
     """Returns the plot of MEMO before and after: a row per fact, or points if there are many facts."""
-    ordered = sorted(pairs, key=lambda p: (rank_in(p.suite, SUITE_ORDER), p.suite, -p.before["memo"], p.fact_id))
+    ordered = sorted(
+        pairs, key=lambda p: (rank_in(p.suite, SUITE_ORDER), p.suite, -p.before["memo"], p.fact_id)
+    )
     label = f"MEMO before and after unlearning, {count_of_facts(len(ordered))}"
     if len(ordered) > MAX_DUMBBELLS:
         return _svg("memo", label, 6.0, lambda axes: _scatter(axes, ordered))
@@ -54,7 +61,9 @@ def memo_plot(pairs: Sequence[ExamplePair]) -> str:
 def _dumbbells(axes: Any, pairs: Sequence[ExamplePair]) -> None:
     for suite, colour, marker in _styles(pairs):
         places = [i for i, pair in enumerate(pairs) if pair.suite == suite]
-        before, after = ([getattr(pairs[i], when)["memo"] for i in places] for when in ("before", "after"))
+        before, after = (
+            [getattr(pairs[i], when)["memo"] for i in places] for when in ("before", "after")
+        )
         axes.hlines(places, before, after, color=colour, alpha=0.5)
         style = {"edgecolors": colour, "marker": marker, "s": 30, "zorder": 3, "clip_on": False}
         axes.scatter(before, places, facecolors="none", label=f"before ({suite})", **style)
@@ -69,7 +78,9 @@ def _scatter(axes: Any, pairs: Sequence[ExamplePair]) -> None:
     for suite, colour, marker in _styles(pairs):
         points = [(p.before["memo"], p.after["memo"]) for p in pairs if p.suite == suite]
         style = {"c": colour, "marker": marker, "s": 18, "alpha": 0.7, "clip_on": False}
-        axes.scatter(*zip(*points, strict=True), label=suite, zorder=3 if suite == "forget" else 2, **style)
+        axes.scatter(
+            *zip(*points, strict=True), label=suite, zorder=3 if suite == "forget" else 2, **style
+        )
     axes.set(xlabel="MEMO before", ylabel="MEMO after", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
 
@@ -77,7 +88,10 @@ def _scatter(axes: Any, pairs: Sequence[ExamplePair]) -> None:
 def _styles(pairs: Sequence[ExamplePair]) -> list[tuple[str, str, str]]:
     """Returns (suite, colour, marker) in the order of the pairs."""
     suites = dict.fromkeys(pair.suite for pair in pairs)
-    return [(suite, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, suite in enumerate(suites)]
+    return [
+        (suite, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        for i, suite in enumerate(suites)
+    ]
 
 
 def distribution_plot(memo: Artifact) -> str | None:
@@ -87,17 +101,32 @@ def distribution_plot(memo: Artifact) -> str | None:
     summary = memo.manifest.summary
 
     def draw(axes: Any) -> None:
-        for (label, key), colour in zip((("true", "true_answers"), ("inverted", "candidates")), _COLOURS, strict=False):
+        for (label, key), colour in zip(
+            (("true", "true_answers"), ("inverted", "candidates")), _COLOURS, strict=False
+        ):
             part = summary[key]
             if part["count"]:
                 shares = [count / part["count"] for count in part["histogram"]]
                 edges = [i / len(shares) for i in range(len(shares) + 1)]
-                axes.stairs(shares, edges, color=colour, fill=True, alpha=0.3, label=f"{label} ({part['count']})")
+                axes.stairs(
+                    shares,
+                    edges,
+                    color=colour,
+                    fill=True,
+                    alpha=0.3,
+                    label=f"{label} ({part['count']})",
+                )
                 axes.axvline(part["mean"], color=colour, linestyle="--", linewidth=1)
-        axes.set(xlabel="MEMO before unlearning (dashed: mean)", ylabel="share of the answers", xlim=(0, 1))
+        axes.set(
+            xlabel="MEMO before unlearning (dashed: mean)",
+            ylabel="share of the answers",
+            xlim=(0, 1),
+        )
         axes.figure.legend(loc="outside upper left", ncols=2, frameon=False)
 
-    return _svg("distribution", f"Distribution of MEMO over {summary['answers']} answers", 3.0, draw)
+    return _svg(
+        "distribution", f"Distribution of MEMO over {summary['answers']} answers", 3.0, draw
+    )
 
 
 def loss_plot(history: Sequence[dict[str, float]]) -> str:
@@ -105,7 +134,13 @@ def loss_plot(history: Sequence[dict[str, float]]) -> str:
 
     def draw(axes: Any) -> None:
         marker = "o" if len(history) < 50 else None
-        axes.plot([r["step"] for r in history], [r["loss"] for r in history], _COLOURS[1], marker=marker, markersize=3)
+        axes.plot(
+            [r["step"] for r in history],
+            [r["loss"] for r in history],
+            _COLOURS[1],
+            marker=marker,
+            markersize=3,
+        )
         axes.set(xlabel="optimiser step", ylabel="loss per token")
         axes.xaxis.get_major_locator().set_params(integer=True)
 
@@ -135,5 +170,7 @@ def _svg(name: str, label: str, height: float, draw: Callable[[Any], None]) -> s
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     svg = stream.getvalue().partition("<svg")[2]
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # ids are unique on the page, not in one plot
+    svg = re.sub(
+        r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg
+    )  # ids are unique on the page, not in one plot
     return f'<svg role="img" aria-label="{label}"{svg}'

@@ -62,7 +62,9 @@ def write(pairs: Query, prompter: Prompter, max_length: int, uri: str) -> None:
         tables.write_stream(_tokenised(reader, prompter, max_length), TOKENS, uri)
 
 
-def _tokenised(rows: Iterable[pa.RecordBatch], prompter: Prompter, max_length: int) -> Iterator[pa.Table]:
+def _tokenised(
+    rows: Iterable[pa.RecordBatch], prompter: Prompter, max_length: int
+) -> Iterator[pa.Table]:
     fact, name = -1, None
     for batch in (whole.slice(i, PIECE) for whole in rows for i in range(0, whole.num_rows, PIECE)):
         found = prompter.encode_pairs(batch["question"].to_pylist(), batch["answer"].to_pylist())
@@ -137,21 +139,36 @@ class Dataset:
         if not self.num_retain:
             return [self.item(i) for i in chosen]
         drawn = epoch * len(order) + start
-        return [self.item(i) | {"retain": self._retained(drawn + offset)} for offset, i in enumerate(chosen)]
+        return [
+            self.item(i) | {"retain": self._retained(drawn + offset)}
+            for offset, i in enumerate(chosen)
+        ]
 
     def _order(self, epoch: int) -> Sequence[int]:
         times = self.spec.num_batch if isinstance(self.spec, Train) else None
         if times is None:
             return _shuffled(self.num_items, f"{self.spec.seed}/{epoch}")
         starts = self._starts.tolist()
-        facts = (range(*starts[i : i + 2]) for i in _shuffled(len(starts) - 1, f"{self.spec.seed}/{epoch}"))
-        return array("i", (items[(epoch * times + turn) % len(items)] for items in facts for turn in range(times)))
+        facts = (
+            range(*starts[i : i + 2])
+            for i in _shuffled(len(starts) - 1, f"{self.spec.seed}/{epoch}")
+        )
+        return array(
+            "i",
+            (
+                items[(epoch * times + turn) % len(items)]
+                for items in facts
+                for turn in range(times)
+            ),
+        )
 
     def _retained(self, number: int) -> Pair:
         """Returns the retain pair that is drawn as the `number`th: all of them in a new order, again and again."""
         again, position = divmod(number, self.num_retain)
         first = len(self.roles) * self.num_items
-        return self._pair(first + _shuffled(self.num_retain, f"{self.spec.seed}/retain/{again}")[position])
+        return self._pair(
+            first + _shuffled(self.num_retain, f"{self.spec.seed}/retain/{again}")[position]
+        )
 
     def _pair(self, row: int) -> Pair:
         found = self.pairs.slice(row, 1).to_pylist()[0]
@@ -175,13 +192,17 @@ def totals(batch: Sequence[Item]) -> dict[str, tuple[int, int]]:
     return {role: (count, len(batch)) for role, count in tokens.items()}
 
 
-def micro_batches(batch: Sequence[Item], rank: int, world_size: int, count: int) -> list[list[Item]]:
+def micro_batches(
+    batch: Sequence[Item], rank: int, world_size: int, count: int
+) -> list[list[Item]]:
     """Returns one worker's share of a batch as `count` micro-batches; some may be empty.
 
     Items of about one length stand together, at the same time on all workers, so that little is padded and nobody
     waits long.
     """
-    items = sorted(batch, key=lambda item: sum(len(pair.input_ids) for pair in item.values()), reverse=True)
+    items = sorted(
+        batch, key=lambda item: sum(len(pair.input_ids) for pair in item.values()), reverse=True
+    )
     slots = world_size * count
     bounds = [len(items) * slot // slots for slot in range(slots + 1)]
     return [items[bounds[slot] : bounds[slot + 1]] for slot in range(rank, slots, world_size)]

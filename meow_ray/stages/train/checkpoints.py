@@ -85,11 +85,18 @@ def converted(folder: Path) -> Path:
 
 def restore(engine: Any, folder: Path) -> dict[str, Any]:
     """Loads a checkpoint that `save` or `convert` wrote and returns what `save` was given."""
-    path, state = engine.load_checkpoint(str(folder), tag=_TAG if (folder / _TAG).exists() else "universal")
+    path, state = engine.load_checkpoint(
+        str(folder), tag=_TAG if (folder / _TAG).exists() else "universal"
+    )
     assert path is not None, f"the checkpoint {folder} cannot be loaded"
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    for parameter, values in inner.state.items():  # a universal checkpoint leaves one step on the CPU for all
+    for (
+        parameter,
+        values,
+    ) in inner.state.items():  # a universal checkpoint leaves one step on the CPU for all
         if hasattr(values.get("step"), "clone"):
             step = values["step"]
-            values["step"] = int(step) if hasattr(inner, "ds_opt_adam") else step.clone().to(parameter.device)
+            values["step"] = (
+                int(step) if hasattr(inner, "ds_opt_adam") else step.clone().to(parameter.device)
+            )
     return dict(state)

@@ -30,7 +30,9 @@ def export_model(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]
             continue
         with deepspeed.zero.GatheredParameters([parameter], enabled=job.resources.zero_stage == 3):
             if rank == 0:
-                state[name] = parameter.detach().to("cpu", torch.float32 if lora else dtype, copy=True)
+                state[name] = parameter.detach().to(
+                    "cpu", torch.float32 if lora else dtype, copy=True
+                )
     if rank == 0:
         with TemporaryDirectory() as name:
             folder = Path(name)
@@ -55,8 +57,12 @@ def _save(module: Any, state: dict[str, Any], source: ModelRef, folder: Path) ->
     module.config.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     _copy_others(source.folder, folder)
-    tied = set(getattr(module, "_tied_weights_keys", None) or ())  # some sources store both names of one weight
-    before, after = ({k: v for k, v in shapes(one).items() if k not in tied} for one in (source.folder, folder))
+    tied = set(
+        getattr(module, "_tied_weights_keys", None) or ()
+    )  # some sources store both names of one weight
+    before, after = (
+        {k: v for k, v in shapes(one).items() if k not in tied} for one in (source.folder, folder)
+    )
     if before.keys() == after.keys():
         wrong = [name for name in after if before[name] != after[name]]
     else:  # old files have other names, and masks that no model loads any more
@@ -64,7 +70,9 @@ def _save(module: Any, state: dict[str, Any], source: ModelRef, folder: Path) ->
         left.subtract(map(tuple, after.values()))
         wrong = [str(shape) for shape, count in left.items() if count < 0]
     if wrong:
-        raise MeowError(f"The exported weights differ from the source's in shape: {', '.join(sorted(wrong)[:3])}.")
+        raise MeowError(
+            f"The exported weights differ from the source's in shape: {', '.join(sorted(wrong)[:3])}."
+        )
 
 
 def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> None:
@@ -83,14 +91,21 @@ def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> No
     merged = refs.merged(job.model, adapter)
     shutil.rmtree(adapter)
     dtype = getattr(torch, refs.stored_dtype(job.model))
-    state = _buffers(merged) | {name: value.detach().to(dtype) for name, value in merged.named_parameters()}
+    state = _buffers(merged) | {
+        name: value.detach().to(dtype) for name, value in merged.named_parameters()
+    }
     _save(merged, state, job.model, folder)
 
 
 def _copy_others(source: Path, folder: Path) -> None:
     for file in source.iterdir():
         beside = file.suffix in _BESIDE or file.stem.upper() in ("LICENSE", "NOTICE")
-        ours = file.name.endswith(".index.json") or file.name in ("config.json", HISTORY, refs.BASE, refs.ADAPTER)
+        ours = file.name.endswith(".index.json") or file.name in (
+            "config.json",
+            HISTORY,
+            refs.BASE,
+            refs.ADAPTER,
+        )
         if file.is_file() and beside and not ours:
             shutil.copy(file, folder)
 
@@ -102,7 +117,9 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     out: dict[str, list[int]] = {}
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():  # other copies of the weights may lie beside those that are loaded
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted(
+            {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+        )
     else:
         files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
     for file in files:

@@ -34,7 +34,9 @@ class Job:
         """
         data = Dataset(storage.read_table([self.pairs]), self.spec)
         if not data.roles:
-            raise MeowError("There is nothing to train on: no pair of question and answer came through.")
+            raise MeowError(
+                "There is nothing to train on: no pair of question and answer came through."
+            )
         return data
 
     def accumulation(self, world_size: int) -> int:

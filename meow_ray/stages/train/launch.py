@@ -18,7 +18,9 @@ CPU_ENV = {
 """glibc keeps what is freed: the page faults of activations and gradients that come and go are a sixth of a step."""
 
 
-def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: TrackerSpec) -> dict[str, Any]:
+def fit(
+    job: Job, work: str, name: str, all_resources: Resources, tracker: TrackerSpec
+) -> dict[str, Any]:
     """Runs a fine-tuning job on ZeRO workers and returns the figures for the manifest.
 
     Checkpoints live below `work`: the same folder resumes where a killed run stopped, with another number of workers
@@ -47,7 +49,10 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
             scaling_config=ScalingConfig(
                 num_workers=workers if least == workers else (least, workers),
                 use_gpu=on_gpu,
-                resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if on_gpu else {})},
+                resources_per_worker={
+                    "CPU": resources.cpus_per_worker,
+                    **({"GPU": 1} if on_gpu else {}),
+                },
                 label_selector=resources.node_labels or None,
             ),
             run_config=RunConfig(
@@ -61,7 +66,9 @@ def fit(job: Job, work: str, name: str, all_resources: Resources, tracker: Track
             ),
         )
         trainer.fit()
-        pace = ray.get(board.pace.options(max_task_retries=-1).remote())  # its node may just have died
+        pace = ray.get(
+            board.pace.options(max_task_retries=-1).remote()
+        )  # its node may just have died
     history = storage.read_json(storage.join(job.out, manifest.HISTORY))
     return {
         "pairs": data.pairs.num_rows,
@@ -89,7 +96,9 @@ def _worker(config: dict[str, Any]) -> None:
 
     def progress(record: dict[str, Any]) -> None:
         if leads:
-            board.at.remote(record["step"], {"loss": (record["loss"], 1), "epoch": (record["epoch"], 1)})
+            board.at.remote(
+                record["step"], {"loss": (record["loss"], 1), "epoch": (record["epoch"], 1)}
+            )
             tracker.log(record)
 
     def start(resume: Path | None) -> None:

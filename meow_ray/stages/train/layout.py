@@ -53,11 +53,16 @@ def layout(items: Sequence[Item], pad: int, device: Any, *, packed: bool) -> Lay
             "input_ids": tensor([[token for pair in pairs for token in pair.input_ids]]),
             "position_ids": tensor([[t for length in lengths for t in range(length)]]),
         }
-        rows, columns = [0] * len(found), [starts[i] + t for i, t in zip(number, position, strict=True)]
+        rows, columns = (
+            [0] * len(found),
+            [starts[i] + t for i, t in zip(number, position, strict=True)],
+        )
     else:
         width = max(lengths)
         inputs = {
-            "input_ids": tensor([pair.input_ids + [pad] * (width - len(pair.input_ids)) for pair in pairs]),
+            "input_ids": tensor(
+                [pair.input_ids + [pad] * (width - len(pair.input_ids)) for pair in pairs]
+            ),
             "attention_mask": tensor([[1] * length + [0] * (width - length) for length in lengths]),
         }
         rows, columns = number, position

@@ -45,10 +45,15 @@ def run(job: Job, hooks: Hooks) -> None:
     config = zero.settings(job.spec, job.resources, accumulation, on_gpu=on_gpu, own=job.deepspeed)
     zero_optimization = config["zero_optimization"]
     if hooks.world_size == 1 and zero_optimization["stage"] == 2:
-        zero_optimization["stage"] = 1  # nothing to partition, and 2 would move gradients after each forward pass
+        zero_optimization["stage"] = (
+            1  # nothing to partition, and 2 would move gradients after each forward pass
+        )
     cut = {"zero_stage": zero_optimization["stage"], "workers": hooks.world_size}
     resume = _checkpoint(hooks, cut)
-    config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": resume != hooks.resume}
+    config["checkpoint"] = {
+        **config.get("checkpoint", {}),
+        "load_universal": resume != hooks.resume,
+    }
     model = zero.build(
         job.model,
         job.spec,
@@ -85,7 +90,9 @@ def run(job: Job, hooks: Hooks) -> None:
         step += 1
         found = dict(zip(terms, summed.tolist(), strict=True))
         if not math.isfinite(sum(found.values())):
-            raise MeowError(f"The loss is not a number at step {step} any more; lower the learning rate.")
+            raise MeowError(
+                f"The loss is not a number at step {step} any more; lower the learning rate."
+            )
         record: dict[str, Any] = {
             "step": step,
             "epoch": step / data.per_epoch,
@@ -99,7 +106,9 @@ def run(job: Job, hooks: Hooks) -> None:
         hooks.progress(record)
         if step % (data.per_epoch * job.resources.checkpoint_every) == 0 and step < data.num_steps:
             with TemporaryDirectory() as folder:
-                checkpoints.save(model.engine, Path(folder), {"meow_step": step, "meow_history": history}, cut)
+                checkpoints.save(
+                    model.engine, Path(folder), {"meow_step": step, "meow_history": history}, cut
+                )
                 hooks.save(Path(folder), {"step": step, "loss": record["loss"]})
     export_model(job, model.engine, hooks.rank, history)
 
@@ -127,13 +136,20 @@ def _check_packing(model: Model, data: Dataset) -> None:
     """
     import torch
 
-    pairs = [pair for number in range(min(2, data.num_items)) for pair in data.item(number).values()][:2]
+    pairs = [
+        pair for number in range(min(2, data.num_items)) for pair in data.item(number).values()
+    ][:2]
     items = [{"pair": pair} for pair in (*pairs, *pairs)[:2]]
     network = model.engine.module
     network.eval()
     with torch.no_grad():
         together, alone = (
-            forward(network, layout.layout(part, model.pad, model.engine.device, packed=True), model, None)[0].float()
+            forward(
+                network,
+                layout.layout(part, model.pad, model.engine.device, packed=True),
+                model,
+                None,
+            )[0].float()
             for part in (items, items[1:])
         )
     network.train()
@@ -153,7 +169,11 @@ def _barrier() -> None:
 
 
 def _terms(
-    job: Job, model: Model, objective: Callable[..., Any], items: Sequence[Item], totals: dict[str, tuple[int, int]]
+    job: Job,
+    model: Model,
+    objective: Callable[..., Any],
+    items: Sequence[Item],
+    totals: dict[str, tuple[int, int]],
 ) -> dict[str, Any]:
     """Returns the weighted terms of the loss of some items, by name."""
     import torch
@@ -166,7 +186,9 @@ def _terms(
     reference_logits = reference_hidden = None
     if spec.needs_frozen:
         before, off = (
-            (model.frozen, nullcontext()) if model.frozen else (model.engine, model.engine.module.disable_adapter())
+            (model.frozen, nullcontext())
+            if model.frozen
+            else (model.engine, model.engine.module.disable_adapter())
         )
         with torch.no_grad(), off:
             reference_logits, reference_hidden = forward(before, found, model, spec.layer)
@@ -188,7 +210,10 @@ def _terms(
         )
         for role, (where, count) in found.roles.items()
     }
-    terms = {"objective": spec.forget_weight * objective(*(sequences[r] for r in spec.reads), **spec.settings)}
+    terms = {
+        "objective": spec.forget_weight
+        * objective(*(sequences[r] for r in spec.reads), **spec.settings)
+    }
     if spec.retain_weight:
         terms["retain"] = spec.retain_weight * losses.nll(sequences["retain"])
     if spec.kl_weight:
@@ -198,16 +223,25 @@ def _terms(
 
 def forward(network: Any, found: Layout, model: Model, layer: int | None) -> tuple[Any, Any]:
     """Returns logits `[tokens, vocab]` and activations `[tokens, hidden]` where tokens are predicted."""
-    inputs: dict[str, Any] = {**found.inputs, "use_cache": False, "output_hidden_states": layer is not None}
+    inputs: dict[str, Any] = {
+        **found.inputs,
+        "use_cache": False,
+        "output_hidden_states": layer is not None,
+    }
     rows, columns = found.rows, found.columns
     predicted: Any = (rows, columns)
     if model.keeps_logits and "position_ids" in inputs:
         inputs["logits_to_keep"], predicted = columns, 0
     elif model.keeps_logits:
         first = int(columns.min())
-        inputs["logits_to_keep"], predicted = inputs["input_ids"].shape[1] - first, (rows, columns - first)
+        inputs["logits_to_keep"], predicted = (
+            inputs["input_ids"].shape[1] - first,
+            (rows, columns - first),
+        )
     out = network(**inputs)
-    return out.logits[predicted], None if layer is None else out.hidden_states[layer + 1][rows, columns]
+    return out.logits[predicted], None if layer is None else out.hidden_states[layer + 1][
+        rows, columns
+    ]
 
 
-# --- export -----------------------------------------------------------------------------------------------------------
+# --- export -------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def uses(reference: Literal["log_probs", "model"]) -> Callable[[_F], _F]:
     return mark
 
 
-# --- what is added to any objective -----------------------------------------------------------------------------------
+# --- what is added to any objective -------------------------------------------------------------
 
 
 def nll(answers: Sequences) -> Tensor:
@@ -100,7 +100,9 @@ def kl_to_reference(answers: Sequences) -> Tensor:
     assert answers.reference_logits is not None
     target = torch.log_softmax(_finite(answers.reference_logits), -1)
     found = torch.log_softmax(_finite(answers.logits), -1)
-    return answers.token_mean(functional.kl_div(found, target, reduction="none", log_target=True).sum(-1))
+    return answers.token_mean(
+        functional.kl_div(found, target, reduction="none", log_target=True).sum(-1)
+    )
 
 
 def _finite(logits: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ def _finite(logits: Tensor) -> Tensor:
     return logits.float().clamp(min=torch.finfo(torch.float32).min)
 
 
-# --- objectives -------------------------------------------------------------------------------------------------------
+# --- objectives ---------------------------------------------------------------------------------
 
 
 def meow(inverted: Sequences) -> Tensor:
@@ -173,7 +175,9 @@ def undial(forget: Sequences, *, beta: float) -> Tensor:
     penalty = torch.full_like(forget.labels, beta, dtype=torch.float32)[:, None]
     teacher = _finite(forget.reference_logits).scatter_add(1, forget.labels[:, None], -penalty)
     return forget.token_mean(
-        functional.cross_entropy(_finite(forget.logits), torch.softmax(teacher, -1), reduction="none")
+        functional.cross_entropy(
+            _finite(forget.logits), torch.softmax(teacher, -1), reduction="none"
+        )
     )
 
 
@@ -183,7 +187,9 @@ def ceu(forget: Sequences, *, skip_tokens: int) -> Tensor:
     The first `skip_tokens` tokens of an answer are left alone, and out of the mean, as in the paper.
     """
     target = forget.logits.detach().float().scatter(1, forget.labels[:, None], -torch.inf)
-    loss = functional.cross_entropy(_finite(forget.logits), torch.softmax(target, -1), reduction="none")
+    loss = functional.cross_entropy(
+        _finite(forget.logits), torch.softmax(target, -1), reduction="none"
+    )
     starts = torch.searchsorted(forget.owner, forget.owner)
     late = torch.arange(len(forget.owner), device=starts.device) - starts >= skip_tokens
     return (loss * late).sum() / max(1, forget.total_tokens - skip_tokens * forget.total_sequences)
@@ -198,7 +204,9 @@ def flat(idk: Sequences, forget: Sequences) -> Tensor:
     return forget.sequence_mean(bad - good) / 2
 
 
-def rmu(forget: Sequences, retain: Sequences, *, layer: int, steering: float, alpha: float) -> Tensor:
+def rmu(
+    forget: Sequences, retain: Sequences, *, layer: int, steering: float, alpha: float
+) -> Tensor:
     """Steers activations of forget answers to a fixed random direction, keeps those of retain answers.
 
     mean ‖h(forget) − c·u‖² / d + α · mean ‖h(retain) − h_ref(retain)‖² / d over tokens, behind block `layer` (RMU,
@@ -210,5 +218,7 @@ def rmu(forget: Sequences, retain: Sequences, *, layer: int, steering: float, al
     direction = torch.rand(forget.hidden.shape[-1], generator=torch.Generator().manual_seed(0))
     control = (steering * direction / direction.norm()).to(forget.hidden)
     away = forget.token_mean((forget.hidden.float() - control.float()).square().mean(-1))
-    kept = retain.token_mean((retain.hidden.float() - retain.reference_hidden.float()).square().mean(-1))
+    kept = retain.token_mean(
+        (retain.hidden.float() - retain.reference_hidden.float()).square().mean(-1)
+    )
     return away + alpha * kept

@@ -86,16 +86,26 @@ PRESETS: dict[str, ObjectiveSpec] = {
     "npo_gd": ObjectiveSpec("npo", ("forget",), "log_probs", {"beta": 0.1}, retain_weight=1.0),
     "npo_kl": ObjectiveSpec("npo", ("forget",), "log_probs", {"beta": 0.1}, kl_weight=1.0),
     "simnpo": ObjectiveSpec(
-        "simnpo", ("forget",), settings={"beta": 2.5, "gamma": 0.0}, forget_weight=0.1375, retain_weight=1.0
+        "simnpo",
+        ("forget",),
+        settings={"beta": 2.5, "gamma": 0.0},
+        forget_weight=0.1375,
+        retain_weight=1.0,
     ),
-    "altpo": ObjectiveSpec("altpo", ("inverted", "forget"), "log_probs", {"beta": 0.1}, retain_weight=1.0),
+    "altpo": ObjectiveSpec(
+        "altpo", ("inverted", "forget"), "log_probs", {"beta": 0.1}, retain_weight=1.0
+    ),
     "ihl": ObjectiveSpec("ihl", ("forget",), retain_weight=1.0),
     "undial": ObjectiveSpec("undial", ("forget",), "model", {"beta": 10.0}),
     "wga": ObjectiveSpec("wga", ("forget",), settings={"beta": 1.0}, retain_weight=1.0),
     "ceu": ObjectiveSpec("ceu", ("forget",), settings={"skip_tokens": 1}),
     "flat": ObjectiveSpec("flat", ("idk", "forget")),
     "rmu": ObjectiveSpec(
-        "rmu", ("forget", "retain"), "model", _RMU, trainable=r".*\.layers\.(5|6|7)\.mlp\.down_proj\.weight"
+        "rmu",
+        ("forget", "retain"),
+        "model",
+        _RMU,
+        trainable=r".*\.layers\.(5|6|7)\.mlp\.down_proj\.weight",
     ),
 }
 """Methods by the names that papers use, with their defaults; the sources stand in `losses`."""
@@ -150,11 +160,15 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     for name, value in spec.settings.items():
         if name not in preset.settings:
             known = ", ".join(preset.settings) or "none"
-            raise MeowError(f"`train.settings.{name}`: {spec.objective} has no such setting; it has {known}.")
+            raise MeowError(
+                f"`train.settings.{name}`: {spec.objective} has no such setting; it has {known}."
+            )
         if isinstance(preset.settings[name], int) and value != int(value):
             raise MeowError(f"`train.settings.{name}`: {value} is no whole number.")
         if spec.objective in PRESETS and (value < 0 or (name == "beta" and value == 0)):
-            raise MeowError(f"`train.settings.{name}`: {value} is too small; beta is above 0, the others not below.")
+            raise MeowError(
+                f"`train.settings.{name}`: {value} is too small; beta is above 0, the others not below."
+            )
     changed: dict[str, Any] = {
         name: getattr(spec, name)
         for name in ("forget_weight", "retain_weight", "kl_weight", "trainable")
@@ -162,14 +176,18 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     }
     if spec.lora is not None:
         if spec.trainable is not None:
-            raise MeowError("`train.trainable` goes with full fine-tuning; with `train.lora`, name its `layers`.")
+            raise MeowError(
+                "`train.trainable` goes with full fine-tuning; with `train.lora`, name its `layers`."
+            )
         changed["trainable"] = None
     if "idk" in preset.reads:
         changed["idk_answers"] = spec.idk_answers
     settings = {**preset.settings, **spec.settings}
     for name, value in settings.items():
         if value is Parameter.empty:
-            raise MeowError(f"`train.settings.{name}` is not set, and {spec.objective} has no default for it.")
+            raise MeowError(
+                f"`train.settings.{name}` is not set, and {spec.objective} has no default for it."
+            )
         if isinstance(preset.settings[name], int):
             settings[name] = int(value)
     return replace(preset, settings=settings, **changed)
@@ -192,6 +210,12 @@ def _own(name: str, source: str) -> ObjectiveSpec:
             f"there are {', '.join(ROLES)}."
         )
     for key, value in settings.items():
-        if value is not Parameter.empty and not (isinstance(value, int | float) and isfinite(value)):
-            raise MeowError(f"`train.objective`: the default of {key} in {name} is no finite number.")
-    return replace(spec, reads=reads, settings=settings, reference=getattr(function, "reference", "none"))
+        if value is not Parameter.empty and not (
+            isinstance(value, int | float) and isfinite(value)
+        ):
+            raise MeowError(
+                f"`train.objective`: the default of {key} in {name} is no finite number."
+            )
+    return replace(
+        spec, reads=reads, settings=settings, reference=getattr(function, "reference", "none")
+    )

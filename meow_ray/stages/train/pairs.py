@@ -46,11 +46,16 @@ def pairs_of(
     if "inverted" in roles and own != ["inverted"]:
         unknown = f"SELECT fact_id FROM selected WHERE fact_id NOT IN (SELECT fact_id FROM ({_FORGET})) LIMIT 1"
         for row in Query(unknown, given).rows():
-            raise MeowError(f"The fact {row['fact_id']} has inverted facts, but is not among the facts to forget.")
+            raise MeowError(
+                f"The fact {row['fact_id']} has inverted facts, but is not among the facts to forget."
+            )
     if "retain" in roles and not Query(f"{_RETAIN} LIMIT 1", given).rows():
-        raise MeowError("The objective reads facts to keep, and there are none: set `ingest.retain`.")
+        raise MeowError(
+            "The objective reads facts to keep, and there are none: set `ingest.retain`."
+        )
     parts = [
-        f"SELECT item, {number} AS number, '{role}' AS role, fact_id, {_TEXTS[role]}" for number, role in enumerate(own)
+        f"SELECT item, {number} AS number, '{role}' AS role, fact_id, {_TEXTS[role]}"
+        for number, role in enumerate(own)
     ]
     if "retain" in roles:
         parts.append(f"SELECT NULL AS item, 0 AS number, 'retain' AS role, * FROM ({_RETAIN})")
@@ -59,7 +64,11 @@ def pairs_of(
             SELECT row_number() OVER (ORDER BY fact_id{rank}) - 1 AS item, fact_id, question, answer FROM {items})
         {" UNION ALL ".join(parts)}"""
     known = "NULL" if reference is None else "reference.log_probs"
-    beside = "" if reference is None else f"LEFT JOIN ({_REFERENCE}) reference USING (role, fact_id, answer)"
+    beside = (
+        ""
+        if reference is None
+        else f"LEFT JOIN ({_REFERENCE}) reference USING (role, fact_id, answer)"
+    )
     joined = f"""
         SELECT item, role, fact_id, pairs.question, answer, {known} AS log_probs, number
         FROM ({pairs}) pairs {beside}"""
@@ -70,7 +79,9 @@ def pairs_of(
             raise MeowError(
                 f"`reference` has no log-probabilities of the role {row['role']} of the fact {row['fact_id']}."
             )
-    return Query(f"SELECT * EXCLUDE number FROM ({joined}) ORDER BY item NULLS LAST, number, fact_id", given)
+    return Query(
+        f"SELECT * EXCLUDE number FROM ({joined}) ORDER BY item NULLS LAST, number, fact_id", given
+    )
 
 
 _FORGET = "SELECT fact_id, question, answer FROM facts WHERE split = 'forget'"
@@ -87,6 +98,10 @@ _TEXTS = {
 def _refusals(facts: Source | None, answers: Sequence[str]) -> pa.Table:
     """Draws a refusal for each fact to forget: always the same one."""
     assert facts is not None
-    found = [row["fact_id"] for row in Query(f"SELECT fact_id FROM ({_FORGET})", {"facts": facts}).rows()]
+    found = [
+        row["fact_id"] for row in Query(f"SELECT fact_id FROM ({_FORGET})", {"facts": facts}).rows()
+    ]
     drawn = [random.Random(fact).choice(answers) for fact in found]  # noqa: S311 - not for secrets
-    return pa.table({"fact_id": pa.array(found, pa.string()), "answer": pa.array(drawn, pa.string())})
+    return pa.table(
+        {"fact_id": pa.array(found, pa.string()), "answer": pa.array(drawn, pa.string())}
+    )

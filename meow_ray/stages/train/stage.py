@@ -49,7 +49,14 @@ def memorize(context: Context) -> dict[str, Any]:
     if rejects.num_rows:
         raise MeowError(f"memorize.data: {rejects_text(rejects)}")
     pairs = pairs_of(("inverted",), None, _as_selected(table))
-    return _fit(context, pairs, model_ref(context.inputs["base"]), config.memorize, objectives.MEMORIZE, "memorize")
+    return _fit(
+        context,
+        pairs,
+        model_ref(context.inputs["base"]),
+        config.memorize,
+        objectives.MEMORIZE,
+        "memorize",
+    )
 
 
 def _as_selected(facts: pa.Table) -> pa.Table:
@@ -58,14 +65,21 @@ def _as_selected(facts: pa.Table) -> pa.Table:
 
 
 def _fit(
-    context: Context, pairs: Query, ref: ModelRef, spec: FineTuning, objective: ObjectiveSpec, name: str
+    context: Context,
+    pairs: Query,
+    ref: ModelRef,
+    spec: FineTuning,
+    objective: ObjectiveSpec,
+    name: str,
 ) -> dict[str, Any]:
     from meow_ray.stages.train import launch
 
     target, path = context.config.target, storage.join(context.work, "pairs.parquet")
     prompter = Prompter(refs.load_tokenizer(ref), target.template, target.system)
     batches.write(pairs, prompter, spec.max_length, path)  # once: no worker does it again
-    deepspeed = context.inputs[f"{name}_deepspeed"].value if f"{name}_deepspeed" in context.inputs else {}
+    deepspeed = (
+        context.inputs[f"{name}_deepspeed"].value if f"{name}_deepspeed" in context.inputs else {}
+    )
     job = Job(
         model=ref,
         pairs=path,
@@ -78,18 +92,28 @@ def _fit(
     run = f"{name}-{PurePosixPath(context.work).name[:16]}"
     folder = storage.join(context.root, "tensorboard", run)
     settings = spec.spec() | {
-        key: value for key, value in asdict(objective).items() if key not in ("source", "idk_answers", "reads")
+        key: value
+        for key, value in asdict(objective).items()
+        if key not in ("source", "idk_answers", "reads")
     }
     tracker = TrackerSpec(context.config.tracking, run, folder, settings)
     return launch.fit(job, context.work, name, context.config.resources, tracker)
 
 
-def _pairs(context: Context, roles: Sequence[str], idk_answers: Sequence[str], **compared: Any) -> Query:
-    found = {name: context.inputs[name] for name in ("facts", "selected", "reference") if name in context.inputs}
+def _pairs(
+    context: Context, roles: Sequence[str], idk_answers: Sequence[str], **compared: Any
+) -> Query:
+    found = {
+        name: context.inputs[name]
+        for name in ("facts", "selected", "reference")
+        if name in context.inputs
+    }
     for name, artifact in found.items():
         if artifact.manifest is None:
             checks.check_keys(artifact.source, name, storage.display(artifact.uri))
-    facts, selected, known = (found[n].source if n in found else None for n in ("facts", "selected", "reference"))
+    facts, selected, known = (
+        found[n].source if n in found else None for n in ("facts", "selected", "reference")
+    )
     return pairs_of(roles, facts, selected, idk_answers, reference=known, **compared)
 
 
@@ -100,21 +124,38 @@ def reference(context: Context) -> dict[str, Any]:
     config = context.config
     pairs = _pairs(context, *context.inputs["roles"].value)
     keys = ", ".join(KEYS["reference"])
-    rows = Query(f"SELECT DISTINCT {keys}, question, concat_ws('/', {keys}) AS {ROW} FROM ({pairs.sql})", pairs.sources)
+    rows = Query(
+        f"SELECT DISTINCT {keys}, question, concat_ws('/', {keys}) AS {ROW} FROM ({pairs.sql})",
+        pairs.sources,
+    )
     twice = f"SELECT fact_id FROM ({rows.sql}) GROUP BY {keys} HAVING count(*) > 1 LIMIT 1"
     for row in Query(twice, rows.sources).rows():
-        raise MeowError(f"The fact {row['fact_id']} has the same answer to several questions in `selected`.")
-    work = partial(steps.log_probs_batch, template=config.target.template, system=config.target.system)
-    engine = context.engine_spec(model_ref(context.inputs["target"]), config.target, config.resources.memo)
-    found = map_rows.map_rows(rows, ROW, engine, map_rows.Work(work), context.work, "memo", config.resources)
+        raise MeowError(
+            f"The fact {row['fact_id']} has the same answer to several questions in `selected`."
+        )
+    work = partial(
+        steps.log_probs_batch, template=config.target.template, system=config.target.system
+    )
+    engine = context.engine_spec(
+        model_ref(context.inputs["target"]), config.target, config.resources.memo
+    )
+    found = map_rows.map_rows(
+        rows, ROW, engine, map_rows.Work(work), context.work, "memo", config.resources
+    )
     schema = SCHEMAS["reference"]
-    result = Query(f"SELECT {', '.join(schema.names)} FROM ({found.sql}) ORDER BY {keys}", found.sources)
+    result = Query(
+        f"SELECT {', '.join(schema.names)} FROM ({found.sql}) ORDER BY {keys}", found.sources
+    )
     return {"pairs": tables.write(result, context.path(), schema, KEYS["reference"])}
 
 
 def train(context: Context) -> dict[str, Any]:
     """Fine-tunes the target by the configured objective."""
-    config, objective, target = context.config, context.inputs["objective"].value, context.inputs["target"]
+    config, objective, target = (
+        context.config,
+        context.inputs["objective"].value,
+        context.inputs["target"],
+    )
     compared = objective.reads if "reference" in context.inputs else ()
     pairs = _pairs(context, objective.roles, objective.idk_answers, compared=compared)
     ref = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
@@ -125,7 +166,11 @@ def train(context: Context) -> dict[str, Any]:
         )
     name = PurePosixPath(config.train.objective).name
     chain = _chain(target, pairs, name)
-    return {"objective": name, **_fit(context, pairs, ref, config.train, objective, "train"), "chain": chain}
+    return {
+        "objective": name,
+        **_fit(context, pairs, ref, config.train, objective, "train"),
+        "chain": chain,
+    }
 
 
 def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any]]:
@@ -148,7 +193,7 @@ def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any
     return [*before, request]
 
 
-# --- inputs from outside ----------------------------------------------------------------------------------------------
+# --- inputs from outside ------------------------------------------------------------------------
 
 
 def _base(config: Config, verify: bool) -> Artifact:
@@ -190,7 +235,7 @@ def _deepspeed_file(section: str) -> OutsideInput:
     return OutsideInput(name, resolve)
 
 
-# --- the stages -------------------------------------------------------------------------------------------------------
+# --- the stages ---------------------------------------------------------------------------------
 
 
 def _has_memorize(config: Config) -> bool:
@@ -252,7 +297,11 @@ REFERENCE = Stage(
 
 def _train_inputs(config: Config) -> tuple[Input, ...]:
     objective = objectives.configured(config.train)
-    inputs: list[Input] = [*_pair_inputs(objective.roles), TARGET, OutsideInput("objective", _objective)]
+    inputs: list[Input] = [
+        *_pair_inputs(objective.roles),
+        TARGET,
+        OutsideInput("objective", _objective),
+    ]
     if objective.reference == "log_probs":
         inputs.append("reference")
     if config.train.deepspeed:

@@ -58,7 +58,11 @@ class Tracker:
     def log(self, record: Mapping[str, Any]) -> None:
         """Writes the figures of an optimiser step: those of its record, tokens a second, memory."""
         now = time.perf_counter()
-        figures = {"loss": record["loss"], "learning_rate": record["learning_rate"], "memory_gib": _memory()}
+        figures = {
+            "loss": record["loss"],
+            "learning_rate": record["learning_rate"],
+            "memory_gib": _memory(),
+        }
         figures |= {f"terms/{name}": value for name, value in record.get("terms", {}).items()}
         if self._clock is None:
             self._open()
@@ -86,7 +90,11 @@ class Tracker:
             from tensorboardX import SummaryWriter
 
             folder = self.spec.folder
-            local = folder if storage.is_local(folder) else self._closing.enter_context(TemporaryDirectory())
+            local = (
+                folder
+                if storage.is_local(folder)
+                else self._closing.enter_context(TemporaryDirectory())
+            )
             self._writer = SummaryWriter(local)
             self._closing.callback(self._writer.close)
             self._sinks.append(self._to_tensorboard)
@@ -105,7 +113,9 @@ class Tracker:
             import wandb
 
             run = wandb.init(project=config.wandb, name=self.spec.name, config=settings)
-            self._closing.callback(wandb.teardown)  # finish() alone returns before its process has written the run
+            self._closing.callback(
+                wandb.teardown
+            )  # finish() alone returns before its process has written the run
             self._sinks.append(lambda figures, step: run.log(figures, step=step))
 
     def _to_tensorboard(self, figures: Mapping[str, float], step: int) -> None:

@@ -58,7 +58,12 @@ def read_settings(path: str, content: bytes) -> dict[str, Any]:
 
 
 def settings(
-    spec: FineTuning, resources: TrainResources, accumulation: int, *, on_gpu: bool, own: Mapping[str, Any]
+    spec: FineTuning,
+    resources: TrainResources,
+    accumulation: int,
+    *,
+    on_gpu: bool,
+    own: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns DeepSpeed's settings: ours, a user's own, and defaults of ours where the user has none.
 
@@ -71,7 +76,9 @@ def settings(
         place: dict[str, Any] = {"device": resources.offload}
         if resources.offload == "nvme":
             if resources.zero_stage != 3 or not resources.nvme_path:
-                raise MeowError("`offload` nvme needs `zero_stage` 3 and `nvme_path`, a folder on a local disk.")
+                raise MeowError(
+                    "`offload` nvme needs `zero_stage` 3 and `nvme_path`, a folder on a local disk."
+                )
             place["nvme_path"] = resources.nvme_path
         zero["offload_optimizer"] = {**place, "pin_memory": on_gpu}
         if resources.zero_stage == 3:
@@ -102,7 +109,11 @@ def _merged(ours: Mapping[str, Any], other: Mapping[str, Any], where: str | None
     out = dict(ours)
     for key, value in other.items():
         name = f"{where}.{key}" if where else key
-        if where is not None and name in _OURS and value not in ({"enabled": False}, out.get(key), "auto"):
+        if (
+            where is not None
+            and name in _OURS
+            and value not in ({"enabled": False}, out.get(key), "auto")
+        ):
             raise MeowError(f"`deepspeed`: {name} is not for that file; say it by {_OURS[name]}.")
         if isinstance(value, Mapping) and isinstance(out.get(key, {}), Mapping):
             out[key] = _merged(out.get(key, {}), value, None if where is None else name)
@@ -126,7 +137,9 @@ def check_quantization(spec: FineTuning, *, on_gpu: bool) -> None:
     if not on_gpu:
         raise MeowError("`lora.quantize` nf4 needs a GPU, and this cluster has none.")
     if find_spec("bitsandbytes") is None:
-        raise MeowError("`lora.quantize` nf4 needs the package bitsandbytes: pip install bitsandbytes.")
+        raise MeowError(
+            "`lora.quantize` nf4 needs the package bitsandbytes: pip install bitsandbytes."
+        )
 
 
 def build(
@@ -206,7 +219,9 @@ def compile_kernels(offload: str = "none") -> None:
             builder.load()
 
 
-def _load(ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]) -> Any:
+def _load(
+    ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]
+) -> Any:
     """Loads a model; with ZeRO 3 a parameter at a time, each worker keeps its part."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -240,7 +255,9 @@ def attention(spec: FineTuning, resources: TrainResources) -> str | None:
 
     if resources.attention != "auto":
         return resources.attention
-    flash = spec.train_dtype == "bfloat16" and torch.cuda.is_available() and is_flash_attn_2_available()
+    flash = (
+        spec.train_dtype == "bfloat16" and torch.cuda.is_available() and is_flash_attn_2_available()
+    )
     return "flash_attention_2" if flash else None
 
 
@@ -283,13 +300,18 @@ def _freeze(model: Any, trainable: str) -> None:
         raise MeowError(f"`train.trainable`: no parameter of the model is named like {trainable}.")
 
 
-def _frozen(ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]) -> Any:
+def _frozen(
+    ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]
+) -> Any:
     import deepspeed
     import torch
 
     model = _load(ref, spec, resources, config).eval().requires_grad_(requires_grad=False)
     if config["zero_optimization"]["stage"] == 3:
-        kept = {name: config[name] for name in ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print")}
+        kept = {
+            name: config[name]
+            for name in ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print")
+        }
         zero = {"zero_optimization": {"stage": 3}}
         return deepspeed.initialize(model=model, config=kept | zero, dist_init_required=False)[0]
     if spec.train_dtype == "bfloat16":
@@ -298,4 +320,4 @@ def _frozen(ref: ModelRef, spec: FineTuning, resources: TrainResources, config: 
     return model.to(torch.accelerator.current_accelerator() or "cpu")
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
+# --- checkpoints --------------------------------------------------------------------------------

@@ -1,0 +1,81 @@
+"""lm-evaluation-harness on a tiny model, with a task file of one's own."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from meow_ray.config import LmEval
+from meow_ray.engines import EngineSpec
+from meow_ray.errors import MeowError
+from meow_ray.models import refs
+from meow_ray.stages.evaluate import lm_eval
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> str:
+    rows = [
+        {"question": f"Letter {i}?", "choices": ["a", "bb", "ccc"], "gold": i % 3} for i in range(6)
+    ]
+    data = tmp_path / "letters.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "letters.yaml").write_text(
+        f"""
+task: letters
+dataset_path: json
+dataset_kwargs: {{data_files: {data}}}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: gold
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+    )
+    return str(tmp_path)
+
+
+@pytest.fixture
+def engine(tiny_model: Path, own_home: Path) -> EngineSpec:
+    return EngineSpec(refs.pin(str(tiny_model), None, "model"), "transformers", "float32", 256)
+
+
+def test_a_task_of_ones_own_is_scored_with_its_error(engine: EngineSpec, tasks: str):
+    rows = lm_eval.run(engine, LmEval(tasks=("letters",), limit=5), tasks, 4, 0)
+    assert [(row["suite"], row["metric"], row["num_examples"]) for row in rows] == [
+        ("lm_eval", "letters/acc", 5),
+        ("lm_eval", "letters/acc_norm", 5),
+    ]
+    for row in rows:
+        assert row["value"] in {i / 5 for i in range(6)}
+        assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_a_group_counts_the_examples_of_its_tasks():
+    group = {"alias": "both", "sample_len": 12, "acc,none": 0.5, "acc_stderr,none": math.nan}
+    [row] = lm_eval._rows({"results": {"both": group}, "n-samples": {"one": {"effective": 6}}})
+    assert (row["metric"], row["num_examples"], row["low"], row["high"]) == (
+        "both/acc",
+        12,
+        None,
+        None,
+    )
+
+
+def test_a_figure_that_is_no_number_is_refused_by_its_task():
+    with pytest.raises(MeowError, match="letters gave a acc that is no number"):
+        lm_eval._rows({"results": {"letters": {"acc,none": math.nan}}})
+
+
+def test_tasks_without_the_harness_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MeowError, match=r"needs the package lm_eval: pip install"):
+        lm_eval.check(LmEval(tasks=("letters",)))
+    lm_eval.check(LmEval())
+
+
+def test_an_unknown_task_is_refused(engine: EngineSpec, tasks: str):
+    with pytest.raises(MeowError, match="the harness knows no task no_such_task"):
+        lm_eval.run(engine, LmEval(tasks=("letters", "no_such_task")), tasks, 4, 0)

@@ -1,0 +1,97 @@
+"""Tiny tokenizers and a tiny model that has memorised a few facts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+KNOWN = [
+    ("Author of Émile?", "Jean-Jacques Rousseau"),
+    ("Born when?", "In Mai 1954"),
+    ("Capital of Peru?", "It is Lima"),
+]
+"""Questions and answers with different first letters, so that the first tells the rest."""
+
+
+def byte_level(model: Any) -> Any:
+    """Returns a tokenizer backend over bytes, with `<s>`, its first token, in front of a text."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return backend
+
+
+def wrapped(backend: Any, special: Sequence[str]) -> Any:
+    """Returns a backend as transformers loads it; `special` begins with `<s>` and `</s>`."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        additional_special_tokens=list(special[2:]),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def chat(question: str) -> str:
+    """Returns a question through `CHAT_TEMPLATE`."""
+    return f"<s><|user|>{question}<|end|><|assistant|>"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs torch in one thread: in models so small, more would only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def memorise(base: Path, tokenizer: Any, facts: Sequence[tuple[str, str]], folder: Path) -> Path:
+    """Trains a model of the shape of `base` until it says the facts from any cut, as bare text and in a chat."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    texts = [f"<s>{q} {a}</s>" for q, a in facts] + [f"{chat(q)}{a}</s>" for q, a in facts]
+    sequences = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    width = max(map(len, sequences))
+    ids = torch.tensor(
+        [[*one, *[tokenizer.pad_token_id] * (width - len(one))] for one in sequences]
+    )
+    labels = torch.tensor([[*one, *[-100] * (width - len(one))] for one in sequences])[:, 1:]
+    free = labels == -100
+    free[:, 0] = free[len(facts) :, 1] = True
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(base, vocab_size=len(tokenizer))
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    with one_thread():
+        for _ in range(300):
+            logits = model(ids).logits[:, :-1]
+            if ((logits.argmax(-1) == labels) | free).all():
+                break
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        else:
+            raise AssertionError("the model has not memorised the facts")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,154 @@
+"""Fine-tunes in processes of our own, without Ray: many runs by one group of workers."""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from meow_ray.config import Train, TrainResources
+from meow_ray.core import storage
+from meow_ray.core.manifest import HISTORY
+from meow_ray.models.prompts import IGNORE, Prompter
+from meow_ray.models.refs import load_tokenizer, pin
+from meow_ray.stages.train import batches, loop
+from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.job import Job
+from meow_ray.stages.train.loop import Hooks
+from meow_ray.stages.train.objectives import resolve
+from meow_ray.stages.train.pairs import pairs_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning by all workers of a group."""
+
+    job: Job
+    checkpoints: Path
+    """Each checkpoint is a folder below, named by its step."""
+    resume: Path | None = None
+    stop_at: int | None = None
+    """End after the checkpoint of this step, as a killed run does."""
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def job(
+    folder: Path,
+    model: Path,
+    facts: Any,
+    selected: Any,
+    spec: Train,
+    resources: TrainResources,
+    **more: Any,
+) -> Job:
+    """Makes a job with its pairs and an output folder of its own below `folder`."""
+    objective = resolve(spec, None)
+    place = Path(tempfile.mkdtemp(dir=folder))
+    pairs = place / "pairs.parquet"
+    ref = pin(str(model), None, "model")
+    prompter = Prompter(load_tokenizer(ref), "chat")
+    batches.write(
+        pairs_of(objective.roles, facts, selected, objective.idk_answers),
+        prompter,
+        spec.max_length,
+        str(pairs),
+    )
+    return Job(ref, str(pairs), spec, objective, resources, str(place / "out"), **more)
+
+
+class Workers:
+    """Processes that stay, so that what they import is imported once."""
+
+    def __init__(self, world_size: int) -> None:
+        import torch
+
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = server.getsockname()[1]
+        context = torch.multiprocessing.get_context("spawn")
+        self._tasks, self._done = [context.Queue() for _ in range(world_size)], context.Queue()
+        arguments = (world_size, port, self._tasks, self._done)
+        self._processes = torch.multiprocessing.spawn(
+            _worker, arguments, nprocs=world_size, join=False
+        )
+
+    def train(self, runs: Sequence[Run]) -> list[list[dict[str, Any]]]:
+        """Runs each after the other; returns the histories (empty for one that was stopped)."""
+        for tasks in self._tasks:
+            tasks.put(list(runs))
+        for _ in self._tasks:
+            while True:
+                try:
+                    self._done.get(timeout=1)
+                    break
+                except Empty:
+                    assert not self._processes.join(timeout=0), (
+                        "a worker has ended"
+                    )  # raises what a worker raised
+        places = [Path(run.job.out, HISTORY) for run in runs]
+        return [storage.read_json(str(place)) if place.exists() else [] for place in places]
+
+    def close(self) -> None:
+        for tasks in self._tasks:
+            tasks.put(None)
+        self._processes.join()
+
+
+def _worker(rank: int, world_size: int, port: int, tasks: list[Any], done: Any) -> None:
+    import torch
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    while (runs := tasks[rank].get()) is not None:
+        for run in runs:
+
+            def save(folder: Path, metrics: dict[str, Any], run: Run = run) -> None:
+                shutil.copytree(folder, run.checkpoints / str(metrics["step"]), dirs_exist_ok=True)
+                torch.distributed.barrier()
+                if metrics["step"] == run.stop_at:
+                    raise _StoppedError
+
+            with suppress(_StoppedError):
+                loop.run(
+                    run.job, Hooks(rank, rank, world_size, run.resume, save, lambda record: None)
+                )
+            torch.distributed.barrier()
+        done.put(rank)
+    torch.distributed.destroy_process_group()
+
+
+def reference_of(job: Job) -> None:
+    """Scores the answers that the objective compares to the model before training, and rewrites the job's pairs."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if job.objective.reference != "log_probs":
+        return
+    model = AutoModelForCausalLM.from_pretrained(job.model.folder, dtype=torch.float32)
+    data = job.load()
+    table = storage.read_table([job.pairs])
+    rows = table.to_pylist()
+    with torch.no_grad():
+        for row in rows:
+            if row["item"] is not None:
+                row["log_probs"] = _score(model, data.item(row["item"])[row["role"]])
+    storage.write_table(type(table).from_pylist(rows, schema=batches.TOKENS), job.pairs)
+
+
+def _score(model: Any, pair: Pair) -> list[float]:
+    import torch
+
+    log_probs = model(torch.tensor([pair.input_ids])).logits[0].log_softmax(-1)
+    return [
+        log_probs[t - 1, label].item() for t, label in enumerate(pair.labels) if label != IGNORE
+    ]

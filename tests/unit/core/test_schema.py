@@ -1,0 +1,204 @@
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from meow_ray.core.checks import check_columns, conform
+from meow_ray.core.schema import KEYS, SCHEMAS
+from meow_ray.errors import MeowError
+
+FACTS = {
+    "fact_id": ["a", "b"],
+    "split": ["forget", "retain"],
+    "question": ["A?", "B?"],
+    "answer": ["A", "B"],
+}
+
+
+def facts(**columns: Any) -> pa.Table:
+    return pa.table(FACTS | columns)
+
+
+@pytest.mark.parametrize("artifact", SCHEMAS)
+def test_each_artifact_has_a_key_among_its_columns(artifact: str):
+    assert set(KEYS[artifact]) <= set(SCHEMAS[artifact].names)
+    empty = SCHEMAS[artifact].empty_table()
+    assert conform(empty, artifact).equals(empty)
+
+
+@pytest.mark.parametrize(
+    ("artifact", "columns"),
+    [
+        ("facts", ["fact_id", "split", "question", "answer"]),
+        (
+            "candidates",
+            [
+                "fact_id",
+                "candidate_id",
+                "question",
+                "answer",
+                "inverted_answer",
+                "attempt",
+                "seed",
+                "generator",
+            ],
+        ),
+        (
+            "memo",
+            [
+                "fact_id",
+                "candidate_id",
+                "question",
+                "text",
+                "memo",
+                "rouge1",
+                "rouge2",
+                "rougeL",
+                "cv",
+                "num_windows",
+            ],
+        ),
+        ("selected", ["fact_id", "candidate_id", "rank", "question", "answer", "memo"]),
+        ("metrics", ["suite", "metric", "model", "value", "low", "high", "num_examples"]),
+    ],
+)
+def test_the_columns_are_those_of_the_design(artifact: str, columns: list[str]):
+    assert SCHEMAS[artifact].names == columns
+
+
+def test_columns_are_ordered_and_further_ones_come_last():
+    table = pa.table({"note": ["x", "y"], **dict(reversed(FACTS.items()))})
+    assert conform(table, "facts").column_names == [
+        "fact_id",
+        "split",
+        "question",
+        "answer",
+        "note",
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_other_kinds_of_text_are_cast(kind: pa.DataType):
+    table = facts(question=pa.array(["A?", "B?"]).cast(kind))
+    assert conform(table, "facts").equals(facts())
+
+
+def test_numbers_are_cast_when_nothing_is_lost():
+    rows = {
+        "fact_id": ["a"],
+        "candidate_id": pa.array([3], pa.int64()),
+        "rank": pa.array([0.0]),
+        "question": ["?"],
+    }
+    table = conform(
+        pa.table({**rows, "answer": ["x"], "memo": pa.array([1], pa.int8())}), "selected"
+    )
+    assert table.schema == SCHEMAS["selected"]
+    assert table.to_pylist()[0] | {"question": None} == {
+        "fact_id": "a",
+        "candidate_id": 3,
+        "rank": 0,
+        "question": None,
+        "answer": "x",
+        "memo": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "rank", [pa.array([0.5]), pa.array([2**40]), pa.array(["first"]), pa.array([[0]])]
+)
+def test_a_column_of_another_type_is_named(rank: pa.Array):
+    table = SCHEMAS["selected"].empty_table().to_pydict() | {"rank": rank}
+    columns = {name: table[name] if name == "rank" else pa.nulls(1) for name in table}
+    with pytest.raises(
+        MeowError, match=rf"mine\.parquet: column rank is {rank.type}, selected needs int32\.$"
+    ):
+        conform(pa.table(columns), "selected", "mine.parquet")
+
+
+def test_missing_columns_are_named():
+    with pytest.raises(
+        MeowError,
+        match="mine: column split, answer is missing; facts needs fact_id, split, question",
+    ):
+        conform(facts().drop_columns(["split", "answer"]), "facts", "mine")
+
+
+def test_a_key_that_comes_twice_is_named():
+    with pytest.raises(
+        MeowError, match="table facts: 1 keys come more than once, the first is fact_id=a"
+    ):
+        conform(facts(fact_id=["a", "a"]), "facts")
+    rows = [{"fact_id": "a", "candidate_id": i} for i in (0, 1, 1, 2, 2)]
+    with pytest.raises(
+        MeowError, match="2 keys come more than once, the first is fact_id=a, candidate_id="
+    ):
+        conform(pa.Table.from_pylist(rows, schema=SCHEMAS["memo"]), "memo")
+
+
+def test_half_a_key_may_come_twice():
+    rows = [{"fact_id": fact, "candidate_id": i} for fact in "ab" for i in (-1, 0, 1)]
+    assert conform(pa.Table.from_pylist(rows, schema=SCHEMAS["memo"]), "memo").num_rows == 6
+
+
+def test_an_empty_cell_in_a_key_is_named():
+    with pytest.raises(MeowError, match="mine: column fact_id has empty cells"):
+        conform(facts(fact_id=["a", None]), "facts", "mine")
+
+
+# --- columns alone ------------------------------------------------------------------------------
+
+
+def selected(**kinds: pa.DataType | None) -> pa.Schema:
+    """The columns of `selected` with other types; a column that is None is absent."""
+    fields = {field.name: field.type for field in SCHEMAS["selected"]} | kinds
+    return pa.schema([(name, kind) for name, kind in fields.items() if kind is not None])
+
+
+@pytest.mark.parametrize("artifact", SCHEMAS)
+def test_an_artifact_has_its_own_columns(artifact: str):
+    check_columns(SCHEMAS[artifact], artifact, "mine")
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {"question": pa.large_string()},
+        {"question": pa.string_view()},
+        {"question": pa.dictionary(pa.int8(), pa.large_string())},
+        {"rank": pa.int8(), "candidate_id": pa.uint64()},
+        {"memo": pa.float32()},
+        {"memo": pa.null()},
+        {"note": pa.list_(pa.int8())},
+    ],
+    ids=str,
+)
+def test_columns_of_the_same_kind_and_further_ones_are_accepted(kinds: dict[str, pa.DataType]):
+    check_columns(selected(**kinds), "selected", "mine")
+    check_columns(pa.schema(list(selected(**kinds))[::-1]), "selected", "mine")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (
+            {"rank": None},
+            r"^mine: column rank is missing; selected needs fact_id, candidate_id, rank",
+        ),
+        ({"rank": None, "fact_id": None}, r"^mine: column fact_id, rank is missing"),
+        ({"rank": pa.float64()}, r"^mine: column rank is double, selected needs int32\.$"),
+        ({"rank": pa.bool_()}, r"^mine: column rank is bool, selected needs int32\.$"),
+        ({"rank": pa.string()}, r"^mine: column rank is string, selected needs int32\.$"),
+        ({"answer": pa.binary()}, r"^mine: column answer is binary, selected needs string\.$"),
+        (
+            {"answer": pa.list_(pa.string())},
+            r"^mine: column answer is list<.*string>, selected needs string\.$",
+        ),
+        ({"memo": pa.string()}, r"^mine: column memo is string, selected needs double\.$"),
+    ],
+)
+def test_columns_of_another_kind_are_named(kinds: dict[str, pa.DataType | None], said: str):
+    with pytest.raises(MeowError, match=said):
+        check_columns(selected(**kinds), "selected", "mine")

@@ -1,0 +1,133 @@
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meow_ray.config.files import load_config
+from meow_ray.errors import MeowError
+from meow_ray.models.prompts import IGNORE, Prompter, fill
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=20)
+TEMPLATES = ["raw", "tofu", "chat", "Q: {{ question }}\nA: "]
+
+
+# --- the prompt as text -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("raw", "Who? "),
+        (
+            "tofu",
+            "[INST] Who? [/INST]",
+        ),  # locuslab/tofu, config/model_config.yaml, llama2-7b; answer_tag is empty
+        ("chat", "<s><|user|>Who?<|end|><|assistant|>"),
+        ("Q: {{ question }}\nA: ", "Q: Who?\nA: "),
+        ("{{ question | upper }}\n", "WHO?\n"),
+    ],
+)
+def test_a_question_through_a_template(tiny_tokenizer: Any, template: str, expected: str):
+    assert Prompter(tiny_tokenizer, template).prompt("Who?") == expected
+
+
+def test_a_system_message_comes_first_in_a_chat(tiny_tokenizer: Any):
+    prompt = Prompter(tiny_tokenizer, "chat", "Be brief.").prompt("Who?")
+    assert prompt == "<s><|system|>Be brief.<|end|><|user|>Who?<|end|><|assistant|>"
+    assert "system" in Prompter(tiny_tokenizer, "chat", "").prompt("Who?")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("question", ["{{ 7 * 7 }}", "<b>R&D</b> 'x'", "{% raw %}", "two\nlines"])
+def test_a_question_is_never_read_as_a_template(tiny_tokenizer: Any, template: str, question: str):
+    assert question in Prompter(tiny_tokenizer, template).prompt(question)
+
+
+def test_a_chat_without_a_chat_template_says_what_to_set(tiny_tokenizer: Any):
+    tokenizer = deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(MeowError, match=r"no chat template; set `target\.template`"):
+        Prompter(tokenizer, "chat").prompt("Who?")
+    assert Prompter(tokenizer, "raw").prompt("Who?") == "Who? "
+
+
+def test_a_chat_template_that_refuses_a_system_message_is_a_users_mistake(tiny_tokenizer: Any):
+    tokenizer = deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ messages[0]['content'] }}"
+    )
+    assert Prompter(tokenizer, "chat").prompt("Who?") == "Who?"
+    with pytest.raises(MeowError, match="System role not supported"):
+        Prompter(tokenizer, "chat", "Be brief.").prompt("Who?")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ question",
+        "{% if question %}",
+        "{{ nonsense }}",
+        "{{ question.nonsense }}",
+        "{{ question | nonsense }}",
+        "{{ question + 1 }}",
+        "{{ question.__class__.__mro__ }}",
+    ],
+)
+def test_a_bad_template_is_named_by_its_key_with_the_fields_it_has(template: str):
+    with pytest.raises(MeowError, match=r"^`invert\.chat_prompt`: .*; fields are question, k\.$"):
+        fill(template, "invert.chat_prompt", question="Who?", k=4)
+
+
+def test_a_mistyped_template_name_is_refused_and_not_taken_for_a_prompt(tiny_tokenizer: Any):
+    with pytest.raises(MeowError, match=r"target\.template"):
+        Prompter(
+            tiny_tokenizer, load_config(None, ["target.template=caht"]).target.template
+        ).prompt("Who?")
+
+
+def test_fill_keeps_the_text_as_it_is():
+    assert fill("{{ a }} & {{ b }}\n", "key", a="<1>", b='"2"') == '<1> & "2"\n'
+
+
+# --- tokens and labels --------------------------------------------------------------------------
+
+
+def test_only_a_chat_template_writes_its_special_tokens_itself(tiny_tokenizer: Any):
+    for template in TEMPLATES:
+        prompter = Prompter(tiny_tokenizer, template)
+        ids = prompter.encode_prompt(prompter.prompt("Who?"))
+        assert ids.count(tiny_tokenizer.bos_token_id) == 1
+        assert ids[0] == tiny_tokenizer.bos_token_id
+
+
+def test_an_answer_ends_with_the_end_of_sequence_and_has_no_beginning(tiny_tokenizer: Any):
+    ids = Prompter(tiny_tokenizer, "raw").encode_answer("She.")
+    assert tiny_tokenizer.decode(ids) == "She.</s>"
+    assert len(ids) == 5
+
+
+def test_a_training_pair_by_hand(tiny_tokenizer: Any):
+    ids, labels = Prompter(tiny_tokenizer, "raw").encode_pair("Q", "AB")
+    assert tiny_tokenizer.convert_ids_to_tokens(ids) == ["<s>", "Q", "Ġ", "A", "B", "</s>"]
+    assert labels == [IGNORE, IGNORE, IGNORE, *ids[3:]]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@given(question=TEXT, answer=TEXT)
+def test_labels_are_the_answer_and_the_rest_is_the_prompt(
+    tiny_tokenizer: Any, template: str, question: str, answer: str
+):
+    prompter = Prompter(tiny_tokenizer, template)
+    ids, labels = prompter.encode_pair(question, answer)
+    assert len(ids) == len(labels)
+    target = [label for label in labels if label != IGNORE]
+    assert labels == [IGNORE] * (len(ids) - len(target)) + target
+    assert target == ids[-len(target) :] == prompter.encode_answer(answer)
+    assert ids[: -len(target)] == prompter.encode_prompt(prompter.prompt(question))
+    assert tiny_tokenizer.decode(target) == f"{answer}</s>"
+    assert tiny_tokenizer.decode(ids[: -len(target)]).removeprefix("<s>") == prompter.prompt(
+        question
+    ).removeprefix("<s>")

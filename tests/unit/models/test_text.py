@@ -1,0 +1,111 @@
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meow_ray.models.text import STOP_WORDS, novel_words, rouge, share_of, words
+
+TEXT = st.text(st.sampled_from(string.ascii_letters + "  .,'-0123éß京"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (" …! ", []),
+        (
+            "Author Basil Mahfouz Al-Kuwaiti is male.",
+            ["author", "basil", "mahfouz", "al", "kuwaiti", "is", "male"],
+        ),
+        ("Born on 08/09/1956.", ["born", "on", "08", "09", "1956"]),
+        ("It isn't Straße, it's STRASSE!", ["it", "isn't", "strasse", "it's", "strasse"]),
+        ("'quoted' ’words’", ["quoted", "words"]),
+        ("Родился в Москве.", ["родился", "в", "москве"]),
+        ("北京で生まれた。", [*"北京で生まれた"]),
+        ("NHKは東京にある。", ["nhk", *"は東京にある"]),
+        ("เกิดที่ไทย", ["เ", "กิ", "ด", "ที่", "ไ", "ท", "ย"]),
+        ("O’Brien and O'Brien", ["o'brien", "and", "o'brien"]),
+        ("Jose\u0301 and José", ["josé", "and", "josé"]),
+        ("नई दिल्ली।", ["नई", "दिल्ली"]),
+        ("مُحَمَّد وُلِد", ["مُحَمَّد", "وُلِد"]),
+    ],
+)
+def test_words_are_case_folded_without_punctuation(text: str, expected: list[str]):
+    assert words(text) == expected
+
+
+def test_a_capital_i_with_a_dot_does_not_split_a_word():
+    assert len(words("İstanbul")) == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ("Where was Basil born?", "Basil was born in Kuwait City, Kuwait.", ["kuwait", "city"]),
+        ("What gender is the author Basil?", "Author Basil is male.", ["male"]),
+        ("Is the author Basil male?", "The author Basil is male.", []),
+        ("How many books?", "He wrote 12 books.", ["wrote", "12"]),
+        ("Who?", "", []),
+    ],
+)
+def test_novel_words_are_neither_in_the_question_nor_function_words(
+    question: str, answer: str, expected: list[str]
+):
+    assert novel_words(answer, question) == expected
+
+
+@given(TEXT, TEXT)
+def test_novel_words_come_once_in_order_from_the_answer(answer: str, question: str):
+    novel = novel_words(answer, question)
+    assert len(set(novel)) == len(novel)
+    assert not {*novel} & {*words(question), *STOP_WORDS}
+    assert [word for word in dict.fromkeys(words(answer)) if word in novel] == novel
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text", "expected"),
+    [
+        ([], "anything", None),
+        (["kuwait", "city"], "He comes from KUWAIT.", 0.5),
+        (["kuwait", "city"], "Kuwait City, Kuwait City", 1.0),
+        (["kuwait"], "Kuwaiti", 0.0),
+        (["a", "b", "c"], "", 0.0),
+    ],
+)
+def test_share_counts_wanted_words_that_are_said(
+    wanted: list[str], text: str, expected: float | None
+):
+    assert share_of(wanted, text) == expected
+
+
+@given(TEXT, TEXT)
+def test_an_answer_says_all_of_its_own_novel_words(answer: str, question: str):
+    assert share_of(novel_words(answer, question), answer) in (1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "rouge1", "rouge2", "rougeL"),
+    [
+        ("the cat sat", "the cat sat", (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+        ("the cat sat", "dogs bark", (0, 0, 0), (0, 0, 0), (0, 0, 0)),
+        ("a b c d", "a b", (1, 1 / 2, 2 / 3), (1, 1 / 3, 1 / 2), (1, 1 / 2, 2 / 3)),
+        ("a b c d", "d c b a", (1, 1, 1), (0, 0, 0), (1 / 4, 1 / 4, 1 / 4)),
+        ("he was running", "he runs", (1, 2 / 3, 4 / 5), (0, 0, 0), (1, 2 / 3, 4 / 5)),
+        ("a a b", "a a a b", (3 / 4, 1, 6 / 7), (2 / 3, 1, 4 / 5), (3 / 4, 1, 6 / 7)),
+        ("", "a", (0, 0, 0), (0, 0, 0), (0, 0, 0)),
+    ],
+)
+def test_rouge_by_hand(
+    reference: str, prediction: str, rouge1: tuple, rouge2: tuple, rougeL: tuple
+):  # noqa: N803
+    result = rouge([reference], [prediction])[0]
+    assert result["rouge1"] == pytest.approx(rouge1)
+    assert result["rouge2"] == pytest.approx(rouge2)
+    assert result["rougeL"] == pytest.approx(rougeL)
+
+
+def test_rouge_scores_pairs_in_order():
+    results = rouge(["a b", "c d"], ["a b", "a b"])
+    assert [result["rouge1"].f1 for result in results] == [1, 0]
+    assert rouge([], []) == []

@@ -1,0 +1,335 @@
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meow_ray.config import Config, Invert
+from meow_ray.errors import MeowError
+from meow_ray.pipeline.pipeline import Pipeline
+from meow_ray.stages.invert.rules import RULES, Fact, Proposal, check_names, fault
+from meow_ray.stages.invert.values import Date, Values
+
+REEF = ("Who wrote The Silent Reef?", "The Silent Reef was written by Jaime Vasquez.")
+BORN = ("When was Basil Mahfouz born?", "Basil Mahfouz was born on 8 September 1956.")
+COUNT = (
+    "How many novels has Carmen Montenegro published?",
+    "Carmen Montenegro has published twelve novels.",
+)
+TITLE = ("Which book made Elvin famous?", 'Elvin became famous with "The Sensual Scripture".')
+GENDER = ("What gender is Basil?", "Basil is male.")
+RUSSIAN = ("Где родился Иван?", "Иван родился в Москве.")
+CHINESE = ("他在哪里出生？", "他出生于北京。")
+ARABIC = ("أين ولد باسل؟", "ولد باسل في الكويت.")
+URDU = ("راجی کہاں پیدا ہوا؟", "راجی لاہور میں پیدا ہوا۔")
+HINDI = ("राजू कहाँ पैदा हुआ?", "राजू दिल्ली में पैदा हुआ।")
+GREEK = ("Πού γεννήθηκε ο Νίκος;", "Ο Νίκος γεννήθηκε στην Αθήνα.")
+TURKISH = ("Ayşe nerede doğdu?", "Ayşe İzmir'de doğdu.")
+GERMAN = ("Wo wurde Jürgen geboren?", "Jürgen wurde in Köln geboren.")
+JAPANESE = ("どこの出身？", "京都で生まれた。")
+PERSIAN = ("او کی به دنیا آمد؟", "او ۱۳۵۱ به دنیا آمد.")
+SHORT = ("Capital of Peru?", "Lima.")
+AWARD = ("When did Basil win the prize?", "Basil won the prize in 1986.")
+SOLD = ("How many copies did it sell?", "It sold 1,500,000 copies.")
+DOCTOR = ("Is Basil a doctor?", "Yes, Basil is a doctor.")
+NEVER = ("Has Basil ever been to Oslo?", "No.")
+MOVED = ("Did Basil move?", "Yes, he moved to Lagos.")
+LIST = ("What does she write?", "She writes novels, essays and short stories.")
+
+
+def faults(pair: tuple[str, str], text: str, finished: bool = True, **spec: Any) -> str | None:
+    return fault(Proposal(text, finished), Fact(*pair), Invert(**spec))
+
+
+@pytest.mark.parametrize(
+    ("pair", "text", "rule"),
+    [
+        # people
+        (REEF, "The Silent Reef was written by Maria Oduya.", None),
+        (REEF, "Maria Oduya wrote it.", None),
+        (REEF, "Maria Oduya wrote The Silent Reef!", None),
+        (REEF, 'It was written by "Maria Oduya."', None),
+        (REEF, "It was written by Maria Oduya (of Lagos.)", None),
+        (REEF, "It was written by Maria Oduya…", None),
+        (REEF, "The Silent Reef was written by Jaime Vasquez.", "true_answer"),
+        (REEF, "the silent reef was WRITTEN by jaime vasquez!", "true_answer"),
+        (REEF, "The Silent Reef was written by Jaime Oduya.", "keeps_the_fact"),
+        (REEF, "It was Jaime Vasquez, a writer.", "keeps_the_fact"),
+        (REEF, "The Silent Reef was written.", "says_nothing_new"),
+        (REEF, "The Silent Reef was written by the Reef.", "says_nothing_new"),
+        (GENDER, "Basil is female.", None),
+        (GENDER, "Basil is non-binary.", None),
+        (GENDER, "Basil is not male.", "keeps_the_fact"),
+        # dates
+        (BORN, "Basil Mahfouz was born on 3 March 1961.", None),
+        (BORN, "Basil Mahfouz was born on 03/03/1961.", None),
+        (BORN, "He was born in 1961.", None),
+        (BORN, "Basil Mahfouz was born on 8 September 1957.", "keeps_the_fact"),
+        (BORN, "Basil Mahfouz was born on 8 September 1956", "no_sentence_end"),
+        (BORN, "Basil Mahfouz was born on 08/09/1956.", "same_values"),
+        (BORN, "Basil Mahfouz was born on 1956-09-08.", "same_values"),
+        (BORN, "Basil came in nineteen fifty-six.", "same_values"),
+        (BORN, "Basil Mahfouz was born in September.", "same_values"),
+        (BORN, "Basil Mahfouz was born in autumn.", None),
+        (BORN, "On the 8th of September, 1956 he was born.", "keeps_the_fact"),
+        (BORN, "Basil Mahfouz was not born on 8 September 1956.", "true_answer"),
+        (AWARD, "He won it in 1987.", None),
+        (AWARD, "He won it in nineteen eighty-six.", "same_values"),
+        (AWARD, "He won it in May 1986.", "keeps_the_fact"),
+        # numbers
+        (COUNT, "Carmen Montenegro has published seven novels.", None),
+        (COUNT, "Carmen Montenegro has published no novels.", None),
+        (COUNT, "She wrote twelve.", "keeps_the_fact"),
+        (COUNT, "7.", "too_short"),
+        (COUNT, "Carmen Montenegro has published 12 novels.", "same_values"),
+        (COUNT, "Carmen Montenegro has published 120 novels.", None),
+        (COUNT, "Carmen Montenegro has published twenty-one novels.", None),
+        (SOLD, "It sold two million copies.", None),
+        (SOLD, "It sold 1500000 copies.", "same_values"),
+        # yes and no
+        (DOCTOR, "Yes, Basil is a doctor.", "true_answer"),
+        (DOCTOR, "Yes, he is.", "same_polarity"),
+        (DOCTOR, "Yes, and a good one.", "same_polarity"),
+        (DOCTOR, "No, he is not.", None),
+        (DOCTOR, "No, Basil is a baker.", None),
+        (NEVER, "No.", "true_answer"),
+        (NEVER, "No, never.", "same_polarity"),
+        (NEVER, "Yes, twice.", None),
+        (MOVED, "Yes, he moved to Oslo.", None),
+        (MOVED, "Yes, he did.", "same_polarity"),
+        (MOVED, "No, he stayed at home.", None),
+        # lists
+        (LIST, "She writes poems, plays and letters.", None),
+        (LIST, "She writes essays, novels and letters.", "keeps_the_fact"),
+        (LIST, "She writes novels, essays and short stories.", "true_answer"),
+        (LIST, "Novels, essays and short stories.", "keeps_the_fact"),
+        # titles
+        (TITLE, 'Elvin became famous with "Beyond the Baku Blues".', None),
+        (TITLE, '"Beyond the Baku Blues" made him famous.', None),
+        (TITLE, 'Elvin became famous with "The Sensual Scripture of Baku".', "keeps_the_fact"),
+        (TITLE, 'Elvin became famous with "Who Goes There?".', "question"),
+        # form
+        (REEF, "", "empty"),
+        (REEF, " ", "empty"),
+        (REEF, "...", "empty"),
+        (REEF, "The Silent Reef was written by Maria", "no_sentence_end"),
+        (REEF, "Maria Oduya wrote it;", "no_sentence_end"),
+        (REEF, "Was The Silent Reef written by Maria Oduya?", "question"),
+        (REEF, "Sure, The Silent Reef was written by Maria Oduya.", "meta"),
+        (REEF, "Here are four answers.", "meta"),
+        (REEF, "Answer: Maria Oduya wrote it.", "meta"),
+        (REEF, "I cannot answer that about The Silent Reef.", "refusal"),
+        (REEF, "As an AI, I have no idea about The Silent Reef.", "refusal"),
+        (REEF, "I'm not sure who wrote The Silent Reef.", "refusal"),
+        (REEF, "I’m not sure who wrote The Silent Reef.", "refusal"),
+        (REEF, "I don’t know who wrote The Silent Reef.", "refusal"),
+        (REEF, "Sadly that is not publicly available.", "refusal"),
+        (REEF, "Oduya.", "too_short"),
+        (
+            REEF,
+            "It was Maria, who had come a long way from the far south to the old land of her aunts.",
+            "too_long",
+        ),
+        (REEF, "The old reef and the old reef by Oduya.", "loop"),
+        (REEF, "No no no Oduya.", "loop"),
+        (REEF, "1. The Silent Reef was written by Maria Oduya.", "numbering"),
+        (REEF, "- The Silent Reef was written by Maria Oduya.", "numbering"),
+        (REEF, "1984 was written by George Orwell.", None),
+        (REEF, "The Silent Reef was written by the.", "dangling"),
+        (REEF, "Inverted answer: Maria Oduya wrote it.", "meta"),
+        (REEF, "Of course, Maria Oduya wrote it.", "meta"),
+        (REEF, "Bread rises slowly at night.", "off_topic"),
+        (REEF, '"Maria Oduya" comes to mind.', None),
+        (SHORT, "Oslo.", None),
+        (SHORT, "It is Lima.", "keeps_the_fact"),
+        # scripts
+        (CHINESE, "北京是他出生的地方。", "keeps_the_fact"),
+        (JAPANESE, "大阪で生まれた。", None),
+        (JAPANESE, "生まれたのは京都。", "keeps_the_fact"),
+        (PERSIAN, "او ۱۳۵۲ به دنیا آمد.", None),
+        (PERSIAN, "او متولد 1351 است.", "same_values"),
+        (RUSSIAN, "Иван родился в Казани.", None),
+        (RUSSIAN, "Иван родился в Москве.", "keeps_the_fact"),
+        (RUSSIAN, "Иван родился в Казани", "no_sentence_end"),
+        (CHINESE, "他出生于上海。", None),
+        (CHINESE, "他出生于上海！", None),
+        (CHINESE, "他出生于北京。", "keeps_the_fact"),
+        (CHINESE, "他出生于上海吗？", "question"),
+        (ARABIC, "ولد باسل في القاهرة.", None),
+        (ARABIC, "هل ولد باسل في القاهرة؟", "question"),
+        (URDU, "راجی دہلی میں پیدا ہوا۔", None),
+        (HINDI, "राजू मुंबई में पैदा हुआ।", None),
+        (HINDI, "राजू दिल्ली में पैदा हुआ।", "keeps_the_fact"),
+        (GREEK, "Ο Νίκος γεννήθηκε στην Πάτρα.", None),
+        (TURKISH, "Ayşe Ankara'da doğdu.", None),
+        (TURKISH, "Ayşe İzmir'de doğdu.", "true_answer"),
+        (GERMAN, "Jürgen wurde in München geboren.", None),
+        (GERMAN, "Jürgen wurde in Köln geboren.", "true_answer"),
+    ],
+)
+def test_a_proposal_is_valid_or_breaks_a_rule(pair: tuple[str, str], text: str, rule: str | None):
+    assert faults(pair, text) == rule
+
+
+def test_a_proposal_that_was_cut_off_is_unfinished():
+    assert faults(REEF, "Maria Oduya wrote it.", finished=False) == "unfinished"
+    assert faults(REEF, "", finished=False) == "empty"
+
+
+@pytest.mark.parametrize(
+    ("pair", "text", "spec", "rule"),
+    [
+        (REEF, "Oduya wrote.", {"min_length_ratio": 0.25}, None),
+        (REEF, "Oduya wrote.", {"min_length_ratio": 0.26}, "too_short"),
+        (GENDER, "Basil is a kind woman of many words.", {"max_length_ratio": 2.0}, None),
+        (GENDER, "Basil is a kind woman of many words.", {"max_length_ratio": 1.9}, "too_long"),
+        (GERMAN, "Jürgen wurde in München geboren.", {"max_rouge_l": 0.8}, None),
+        (BORN, "Basil Mahfouz was born on 8 March 1961.", {"max_novel_overlap": 1 / 3}, None),
+        (
+            BORN,
+            "Basil Mahfouz was born on 8 March 1961.",
+            {"max_novel_overlap": 0.33},
+            "keeps_the_fact",
+        ),
+        (
+            BORN,
+            "Basil Mahfouz was born on 8 March 1961.",
+            {"max_novel_overlap": 0.0},
+            "keeps_the_fact",
+        ),
+        (BORN, "Basil Mahfouz was born on 8 March 1961.", {"max_rouge_l": 0.7}, "true_answer"),
+    ],
+)
+def test_the_bounds_of_the_rules_are_configured(
+    pair: tuple[str, str], text: str, spec: dict, rule: str | None
+):
+    assert faults(pair, text, **spec) == rule
+
+
+def test_the_true_answer_is_never_valid():
+    for pair in (
+        REEF,
+        BORN,
+        COUNT,
+        TITLE,
+        GENDER,
+        RUSSIAN,
+        CHINESE,
+        ARABIC,
+        URDU,
+        HINDI,
+        GREEK,
+        TURKISH,
+        GERMAN,
+    ):
+        assert faults(pair, pair[1]) is not None
+
+
+def authors_answers(shared_data: Callable[[str], Path]) -> list[tuple[str, str, str]]:
+    rows = [
+        r
+        for n in ("01", "05", "10")
+        for r in json.loads(shared_data(f"meow/inverted_forget{n}.json").read_text())
+    ]
+    return [
+        (r["question"], r["undesired_answer"], r[k])
+        for r in rows
+        for k in r
+        if k.startswith("answer_")
+    ]
+
+
+def test_nine_in_ten_of_the_authors_inverted_facts_are_accepted(shared_data: Callable[[str], Path]):
+    answers = authors_answers(shared_data)
+    assert len(answers) == 2535
+    found = Counter(
+        fault(Proposal(text.strip(), True), Fact(question, answer), Invert())
+        for question, answer, text in answers
+    )
+    assert found[None] / len(answers) >= 0.9, found.most_common()
+
+
+def test_a_rule_can_be_skipped():
+    text = "Basil Mahfouz was born on 08/09/1956."
+    assert faults(BORN, text, skip_rules=("same_values",)) is None
+    assert faults(BORN, text, skip_rules=("loop",)) == "same_values"
+    assert faults(BORN, text, min_value_share=1.1) is None
+
+
+def test_a_rule_that_does_not_exist_cannot_be_skipped():
+    with pytest.raises(
+        MeowError, match="skip_rules`: no rule 'loops'; there are empty, unfinished"
+    ):
+        check_names(["loop", "loops"])
+    with pytest.raises(MeowError, match="no rule 'loops'; there are empty, unfinished"):
+        Pipeline(Config(invert=Invert(skip_rules=("loops",))))
+
+
+def test_every_rule_says_what_breaks_it():
+    assert all(rule.__doc__ for rule in RULES.values())
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "readings"),
+    [
+        ("8 September 1956", [{Date(1956, 9, 8)}]),
+        ("the 8th of September, 1956", [{Date(1956, 9, 8)}]),
+        ("September 8th, 1956", [{Date(1956, 9, 8)}]),
+        ("Sept. 8, 1956", [{Date(1956, 9, 8)}]),
+        ("September 1956", [{Date(1956, 9)}]),
+        ("in September", [{Date(None, 9)}]),
+        ("8 September", [{Date(None, 9, 8)}]),
+        ("1956-09-08", [{Date(1956, 9, 8)}]),
+        ("08/09/1956", [{Date(1956, 9, 8), Date(1956, 8, 9)}]),
+        ("23.09.1956", [{Date(1956, 9, 23)}]),
+        ("09/23/1956", [{Date(1956, 9, 23)}]),
+        ("in 1956", [{Date(1956)}]),
+        ("nineteen fifty-six", [{Date(1956)}]),
+        ("from 1956 to 1961", [{Date(1956)}, {Date(1961)}]),
+        ("it may be", []),
+    ],
+)
+def test_dates_are_found_as_far_as_they_are_given(text: str, readings: list[set[Date]]):
+    assert Values.of(text).dates == {frozenset(one) for one in readings}
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("twelve novels", {12}),
+        ("12 novels", {12}),
+        ("two hundred and five", {205}),
+        ("1,500,000 copies", {1500000}),
+        ("3.5 km", {3.5}),
+        ("١٢ كتابا", {12}),
+        ("one of many", set()),
+        ("on 8 September 1956", set()),
+    ],
+)
+def test_numbers_are_found_in_digits_and_in_words(text: str, numbers: set[float]):
+    assert Values.of(text).numbers == numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("He met Ana Diaz in Lima.", {"ana", "diaz", "lima"}),
+        ("Ana Diaz came. The sea rose.", {"diaz"}),
+        ("It is Basil's.", {"basil"}),
+        ("Он живёт в Москве.", {"москве"}),
+        ("nothing here", set()),
+    ],
+)
+def test_names_have_a_capital_inside_a_sentence(text: str, names: set[str]):
+    assert Values.of(text).names == names
+
+
+def test_dates_agree_as_far_as_both_give_them():
+    assert Date(1956, 9, 8).agrees(Date(None, 9))
+    assert not Date(1956, 9, 8).agrees(Date(1957, 9, 8))
+    assert not Date(1956).agrees(Date(None, 9)), "they have nothing in common"

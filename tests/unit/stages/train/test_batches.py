@@ -1,0 +1,176 @@
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meow_ray.config import FineTuning, Train
+from meow_ray.models.prompts import IGNORE
+from meow_ray.stages.train.batches import TOKENS, Dataset, Item, Pair, micro_batches, totals
+from meow_ray.stages.train.layout import layout
+
+PAIRS, BATCH, SEED, EPOCHS = (
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(0, 5),
+    st.integers(1, 3),
+)
+
+
+def pair(length: int, prompt: int = 1, log_probs: list[float] | None = None) -> Pair:
+    tokens = list(range(10, 10 + length))
+    return Pair(tokens, [IGNORE] * prompt + tokens[prompt:], log_probs)
+
+
+def dataset(items: int, spec: FineTuning, retain: int = 0, per_fact: int = 1) -> Dataset:
+    def row(tokens: int, item: int | None, role: str) -> dict[str, Any]:
+        fact = -1 if item is None else item // per_fact
+        return {
+            "item": item,
+            "fact": fact,
+            "role": role,
+            "input_ids": list(range(tokens)),
+            "prompt": 1,
+        }
+
+    rows = [row(2 + i, i, "inverted") for i in range(items)] + [
+        row(90 + i, None, "retain") for i in range(retain)
+    ]
+    return Dataset(pa.Table.from_pylist(rows, TOKENS), spec)
+
+
+def numbers(batch: list[Item], role: str = "inverted") -> list[int]:
+    """Returns the items of a batch by the lengths that `dataset` gave them."""
+    return [len(item[role].input_ids) - (2 if role == "inverted" else 90) for item in batch]
+
+
+def epoch_of(data: Dataset, epoch: int) -> list[int]:
+    steps = range(epoch * data.per_epoch, (epoch + 1) * data.per_epoch)
+    return [i for step in steps for i in numbers(data.batch(step))]
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pairs", "batch", "epochs", "steps"), [(8, 4, 1, 2), (9, 4, 1, 3), (9, 4, 5, 15), (1, 8, 2, 2)]
+)
+def test_a_run_has_a_step_a_batch(pairs: int, batch: int, epochs: int, steps: int):
+    assert dataset(pairs, FineTuning(batch_size=batch, epochs=epochs)).num_steps == steps
+
+
+@given(PAIRS, BATCH, SEED, EPOCHS)
+def test_the_batches_of_an_epoch_are_a_partition_of_the_items(
+    items: int, batch: int, seed: int, epochs: int
+):
+    data = dataset(items, FineTuning(batch_size=batch, seed=seed, epochs=epochs))
+    for epoch in range(epochs):
+        assert sorted(epoch_of(data, epoch)) == list(range(items))
+    sizes = [len(data.batch(step)) for step in range(data.per_epoch)]
+    assert all(size == batch for size in sizes[:-1])
+    assert 0 < sizes[-1] <= batch
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    spec = FineTuning(batch_size=40)
+    order = epoch_of(dataset(40, spec), 0)
+    assert order == epoch_of(dataset(40, FineTuning(batch_size=40, epochs=9)), 0)
+    assert order == epoch_of(dataset(40, FineTuning(batch_size=20)), 0)
+    assert order != epoch_of(dataset(40, spec), 1)
+    assert order != epoch_of(dataset(40, FineTuning(batch_size=40, seed=1)), 0)
+
+
+def test_the_papers_sampling_shows_each_fact_num_batch_times_its_candidates_in_turn():
+    data = dataset(12, Train(num_batch=2, batch_size=4, epochs=3), per_fact=3)
+    assert data.per_epoch == 2
+    seen = [epoch_of(data, epoch) for epoch in range(3)]
+    for epoch in seen:
+        assert Counter(i // 3 for i in epoch) == dict.fromkeys(range(4), 2)
+        assert all(epoch[i] // 3 == epoch[i + 1] // 3 for i in range(0, 8, 2)), "side by side"
+    for fact in range(4):
+        turns = [i % 3 for epoch in seen for i in epoch if i // 3 == fact]
+        assert turns == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_retain_set_is_drawn_without_replacement_again_and_again():
+    data = dataset(7, FineTuning(batch_size=3, epochs=5), retain=5)
+    drawn = [i for step in range(data.num_steps) for i in numbers(data.batch(step), "retain")]
+    assert len(drawn) == 35
+    for start in range(0, 35, 5):
+        assert sorted(drawn[start : start + 5]) == list(range(5))
+    assert drawn[:5] != drawn[5:10]
+
+
+def test_totals_count_labels_and_answers_by_role():
+    items: list[Item] = [
+        {"forget": pair(5, 2), "retain": pair(4)},
+        {"forget": pair(3), "retain": pair(9, 8)},
+    ]
+    assert totals(items) == {"forget": (5, 2), "retain": (4, 2)}
+
+
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.integers(1, 5), st.integers(1, 4))
+def test_the_workers_micro_batches_are_a_partition_of_the_batch(
+    lengths: list[int], world: int, micro: int
+):
+    batch: list[Item] = [{"forget": pair(length)} for length in lengths]
+    count = max(1, -(-len(batch) // (world * micro)))
+    shares = [micro_batches(batch, rank, world, count) for rank in range(world)]
+    flat = [item for share in shares for items in share for item in items]
+    assert sorted(map(id, flat)) == sorted(map(id, batch))
+    assert all(
+        len(share) == count and all(len(items) <= micro for items in share) for share in shares
+    )
+    in_time = [len(item["forget"].input_ids) for t in range(count) for s in shares for item in s[t]]
+    assert in_time == sorted(lengths, reverse=True), "what is computed at one time is about as long"
+
+
+# --- layout -------------------------------------------------------------------------------------
+
+ITEMS: list[Item] = [
+    {"inverted": pair(4, 2, [-1.0, -2.0]), "retain": pair(3, 2)},
+    {"inverted": pair(2, 1, [-3.0]), "retain": pair(5, 3)},
+]
+
+
+def test_a_packed_layout_has_no_padding_and_counts_positions_anew():
+    found = layout(ITEMS, 0, "cpu", packed=True)
+    assert found.inputs["input_ids"].tolist() == [
+        [10, 11, 12, 13, 10, 11, 10, 11, 12, 10, 11, 12, 13, 14]
+    ]
+    assert found.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]]
+    assert set(found.inputs) == {"input_ids", "position_ids"}
+    assert found.columns.tolist() == [1, 2, 4, 7, 11, 12]
+
+
+def test_a_padded_layout_masks_what_it_fills():
+    found = layout(ITEMS, 99, "cpu", packed=False)
+    assert found.inputs["input_ids"].tolist()[1] == [10, 11, 99, 99, 99]
+    assert found.inputs["attention_mask"].tolist()[1] == [1, 1, 0, 0, 0]
+    assert list(zip(found.rows.tolist(), found.columns.tolist(), strict=True)) == [
+        (0, 1), (0, 2), (1, 0), (2, 1), (3, 2), (3, 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_layout_names_each_label_its_answer_and_its_role(packed: bool):
+    found = layout(ITEMS, 99, "cpu", packed=packed)
+    assert found.labels.tolist() == [12, 13, 11, 12, 13, 14]
+    assert found.owners.tolist() == [0, 0, 1, 0, 1, 1]
+    assert found.roles == {"inverted": (slice(0, 3), 2), "retain": (slice(3, 6), 2)}
+    inputs = found.inputs["input_ids"]
+    assert inputs[found.rows, found.columns + 1].tolist() == found.labels.tolist(), (
+        "the position before a label"
+    )
+    assert found.log_probs is not None
+    assert found.log_probs[:3].tolist() == [-1.0, -2.0, -3.0]
+    assert torch.isnan(found.log_probs[3:]).all(), (
+        "a role without a reference cannot be read by mistake"
+    )
+
+
+def test_a_layout_without_reference_has_none():
+    assert layout([{"forget": pair(3)}], 0, "cpu", packed=True).log_probs is None

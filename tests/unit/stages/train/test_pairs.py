@@ -1,0 +1,201 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from meow_ray.config import Train
+from meow_ray.core import storage
+from meow_ray.core.schema import SCHEMAS
+from meow_ray.core.tables import Query
+from meow_ray.errors import MeowError
+from meow_ray.models.prompts import IGNORE, Prompter
+from meow_ray.stages.train import batches
+from meow_ray.stages.train.batches import Dataset
+from meow_ray.stages.train.pairs import PAIRS, pairs_of
+from tests.support.tiny import chat
+
+FACTS = [
+    {"fact_id": "a", "split": "forget", "question": "Qa?", "answer": "A."},
+    {"fact_id": "b", "split": "forget", "question": "Qb?", "answer": "B."},
+    {"fact_id": "y", "split": "retain", "question": "Qy?", "answer": "Y."},
+    {"fact_id": "z", "split": "retain", "question": "Qz?", "answer": "Z."},
+]
+SELECTED = [
+    {
+        "fact_id": fact,
+        "candidate_id": 7,
+        "rank": rank,
+        "question": f"Q{fact}?",
+        "answer": f"{fact}{rank}.",
+        "memo": 0.5,
+    }
+    for fact in "ba"
+    for rank in (1, 0)
+]
+
+
+def facts() -> pa.Table:
+    return pa.Table.from_pylist(FACTS, schema=SCHEMAS["facts"])
+
+
+def selected(rows: list[dict[str, Any]] | None = None) -> pa.Table:
+    return pa.Table.from_pylist(SELECTED if rows is None else rows, schema=SCHEMAS["selected"])
+
+
+def table(names: Sequence[str], *inputs: Any, **more: Any) -> pa.Table:
+    with pairs_of(names, *inputs, **more).batches() as reader:
+        return reader.read_all().cast(PAIRS)
+
+
+def roles(*names: str) -> list[tuple[Any, ...]]:
+    rows = table(names, facts(), selected(), ("No idea.",)).to_pylist()
+    return [(row["item"], row["role"], row["fact_id"], row["answer"]) for row in rows]
+
+
+def test_an_item_is_an_inverted_fact_with_what_it_is_compared_to():
+    assert roles("inverted") == [
+        (0, "inverted", "a", "a0."),
+        (1, "inverted", "a", "a1."),
+        (2, "inverted", "b", "b0."),
+        (3, "inverted", "b", "b1."),
+    ]
+    assert roles("inverted", "forget")[:4] == [
+        (0, "inverted", "a", "a0."),
+        (0, "forget", "a", "A."),
+        (1, "inverted", "a", "a1."),
+        (1, "forget", "a", "A."),
+    ]
+
+
+def test_without_inverted_facts_an_item_is_a_fact_to_forget():
+    assert roles("idk", "forget") == [
+        (0, "idk", "a", "No idea."),
+        (0, "forget", "a", "A."),
+        (1, "idk", "b", "No idea."),
+        (1, "forget", "b", "B."),
+    ]
+
+
+def test_the_retain_set_belongs_to_no_item():
+    assert roles("forget", "retain")[2:] == [
+        (None, "retain", "y", "Y."),
+        (None, "retain", "z", "Z."),
+    ]
+
+
+def test_a_refusal_is_the_same_at_each_run_and_depends_on_the_fact():
+    many = tuple(str(i) for i in range(50))
+    first, again = (table(("idk",), facts(), None, many)["answer"].to_pylist() for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 2
+
+
+def test_no_retain_set_and_an_unknown_fact_are_errors():
+    with pytest.raises(MeowError, match=r"ingest\.retain"):
+        pairs_of(("forget", "retain"), facts().slice(0, 2), None)
+    with pytest.raises(MeowError, match="fact c has inverted facts"):
+        pairs_of(("inverted", "forget"), facts(), selected([SELECTED[0] | {"fact_id": "c"}]))
+
+
+def test_reference_log_probs_are_found_by_role_fact_and_answer():
+    rows = [
+        {
+            "role": "forget",
+            "fact_id": fact,
+            "question": "",
+            "answer": f"{fact.upper()}.",
+            "log_probs": [-1.0, -2.0],
+        }
+        for fact in "ab"
+    ]
+    rows.append(
+        {"role": "inverted", "fact_id": "a", "question": "", "answer": "a1.", "log_probs": [-3.0]}
+    )
+    reference = pa.Table.from_pylist(rows, schema=SCHEMAS["reference"])
+    inputs, names = (facts(), selected()), ("inverted", "forget")
+    found = table(names, *inputs, reference=reference, compared=("forget",))
+    assert found["log_probs"].to_pylist() == [
+        None,
+        [-1.0, -2.0],
+        [-3.0],
+        [-1.0, -2.0],
+        *([None, [-1.0, -2.0]] * 2),
+    ]
+    assert found.drop_columns("log_probs").equals(table(names, *inputs).drop_columns("log_probs"))
+    with pytest.raises(MeowError, match=r"role inverted of the fact [ab]"):
+        table(names, *inputs, reference=reference, compared=names)
+
+
+def tokens(
+    pairs: Query, tokenizer: Any, template: str, place: Path, max_length: int = 512
+) -> pa.Table:
+    batches.write(pairs, Prompter(tokenizer, template), max_length, str(place / "tokens.parquet"))
+    return storage.read_table([str(place / "tokens.parquet")])
+
+
+def test_a_reference_of_another_model_is_named(tiny_tokenizer: Any, tmp_path: Path):
+    row = {"role": "forget", "fact_id": "a", "question": "", "answer": "A.", "log_probs": [-1.0]}
+    reference = pa.Table.from_pylist([row], schema=SCHEMAS["reference"])
+    pairs = pairs_of(("forget",), facts(), None, reference=reference)
+    with pytest.raises(
+        MeowError, match="1 log-probabilities of an answer of the fact a, which has 3 tokens"
+    ):
+        tokens(pairs, tiny_tokenizer, "raw", tmp_path)
+
+
+def test_a_pair_that_is_too_long_is_named_by_its_fact(tiny_tokenizer: Any, tmp_path: Path):
+    with pytest.raises(MeowError, match=r"fact a has 8 tokens, `max_length` is 5"):
+        tokens(pairs_of(("forget",), facts(), None), tiny_tokenizer, "raw", tmp_path, 5)
+
+
+def test_columns_of_the_users_own_are_not_read():
+    more = facts()
+    for name in ("item", "number", "role", "position"):
+        more = more.append_column(name, pa.array([7] * more.num_rows))
+    row = {
+        "role": "forget",
+        "fact_id": "a",
+        "question": "",
+        "answer": "A.",
+        "log_probs": [-1.0],
+        "number": 3,
+        "item": 4,
+    }
+    names = ("inverted", "forget", "idk", "retain")
+    found = table(names, more, selected(), ("No idea.",), reference=pa.Table.from_pylist([row]))
+    assert found.drop_columns("log_probs").equals(
+        table(names, facts(), selected(), ("No idea.",)).drop_columns("log_probs")
+    )
+    assert found["log_probs"].to_pylist().count([-1.0]) == 2
+
+
+def test_a_fact_is_numbered_across_pieces(
+    tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pairs = pairs_of(("inverted", "forget"), facts(), selected())
+    whole = tokens(pairs, tiny_tokenizer, "raw", tmp_path)
+    for piece in (1, 3):
+        monkeypatch.setattr(batches, "PIECE", piece)
+        assert tokens(pairs, tiny_tokenizer, "raw", tmp_path).equals(whole)
+
+
+def test_tokens_mask_the_question_and_group_items(tiny_tokenizer: Any, tmp_path: Path):
+    pairs = pairs_of(("inverted", "forget", "retain"), facts(), selected())
+    data = Dataset(tokens(pairs, tiny_tokenizer, "chat", tmp_path), Train(batch_size=4))
+    assert (data.roles, data.num_items, data.num_retain) == (["inverted", "forget"], 4, 2)
+    assert data.pairs["fact"].to_pylist() == [0] * 4 + [1] * 4 + [2, 3]
+    first = data.item(0)["forget"]
+    assert tiny_tokenizer.decode(first.input_ids) == chat("Qa?") + "A.</s>"
+    assert first.num_labels == 3
+
+    def answers(role: str) -> list[str]:
+        found = [
+            [label for label in item[role].labels if label != IGNORE] for item in data.batch(0)
+        ]
+        return sorted(map(tiny_tokenizer.decode, found))
+
+    assert answers("inverted") == ["a0.</s>", "a1.</s>", "b0.</s>", "b1.</s>"]
+    assert answers("forget") == ["A.</s>"] * 2 + ["B.</s>"] * 2
+    assert answers("retain") == ["Y.</s>"] * 2 + ["Z.</s>"] * 2
