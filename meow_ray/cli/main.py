@@ -326,14 +326,14 @@ def compare_runs(
     ],
     kind: Annotated[str, typer.Option("--format", help="markdown, csv or latex.")] = "markdown",
     model: Annotated[
-        str, typer.Option(help=f"Whose figures: {', '.join(schema.MODELS)}.")
+        str, typer.Option(help=f"Whose figures: {', '.join(schema.EVALUATED_MODELS)}.")
     ] = "after",
 ) -> None:
     """Puts the metrics of runs side by side; several seeds of a run become mean and standard deviation."""
     if kind not in get_args(compare.Format):
         raise MeowError(f"--format {kind}: there is {', '.join(get_args(compare.Format))}.")
-    if model not in schema.MODELS:
-        raise MeowError(f"--model {model}: there is {', '.join(schema.MODELS)}.")
+    if model not in schema.EVALUATED_MODELS:
+        raise MeowError(f"--model {model}: there is {', '.join(schema.EVALUATED_MODELS)}.")
     named = [run.split("=", 1) if "=" in run.partition("/")[0] else (run, run) for run in runs]
     found = [(name, compare.metrics_of(place)) for name, place in named]
     print(compare.write(compare.table(found, model), cast(compare.Format, kind)))

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from meow_ray.core import storage
-from meow_ray.core.manifest import REJECTS, Artifact
-from meow_ray.core.schema import MODELS
+from meow_ray.core.manifest import REJECTS_FILE, Artifact
+from meow_ray.core.schema import EVALUATED_MODELS
 from meow_ray.core.stage import State
 from meow_ray.errors import MeowError
 from meow_ray.planning import memory
@@ -92,7 +92,7 @@ def _meaning(rule: str) -> str:
 
 def rejected_rows(artifact: Artifact, text: bool) -> list[dict[str, Any]]:
     """Returns the rejected candidates, without their text unless `text`."""
-    table = artifact.extra(REJECTS)
+    table = artifact.extra(REJECTS_FILE)
     return list((table if text else table.drop_columns(["text"])).to_pylist())
 
 
@@ -257,7 +257,7 @@ def show_work(console: Console, found: RunPlan) -> None:
 def show_metrics(artifact: Artifact) -> None:
     """Prints the table of metrics, before and after and of the reference model, with 95 % intervals."""
     rows = {(r["suite"], r["metric"], r["model"]): r for r in artifact.table.to_pylist()}
-    models = [name for name in MODELS if any(model == name for _, _, model in rows)]
+    models = [name for name in EVALUATED_MODELS if any(model == name for _, _, model in rows)]
     table = Table("suite", "metric", *models, "examples", box=None, header_style="bold")
     for suite, metric in dict.fromkeys((suite, metric) for suite, metric, _ in rows):
         cells = [rows.get((suite, metric, model)) for model in models]

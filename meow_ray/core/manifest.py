@@ -20,15 +20,15 @@ MAIN = "part-00000.parquet"
 """The file that holds a table artifact's rows."""
 
 
-EXAMPLES = "examples.parquet"
+EXAMPLES_FILE = "examples.parquet"
 """Stands beside `metrics`: the examples behind them."""
 
 
-REJECTS = "rejects.parquet"
+REJECTS_FILE = "rejects.parquet"
 """Stands beside `facts` and `candidates`: the rows or proposals that were refused."""
 
 
-SHORTFALL = "shortfall.parquet"
+SHORTFALL_FILE = "shortfall.parquet"
 """Stands beside `candidates`: the facts with too few of them."""
 
 
@@ -204,5 +204,5 @@ def library_versions() -> dict[str, str]:
     return out
 
 
-HISTORY = "training.json"
+HISTORY_FILE = "training.json"
 """Stands in the exported folder: one record a step."""

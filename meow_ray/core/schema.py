@@ -84,7 +84,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "metrics": ("suite", "metric", "model"),
 }
 
-REJECTS = pa.schema(
+REJECTS_SCHEMA = pa.schema(
     [("file", pa.string()), ("line", pa.int64()), ("split", pa.string()), ("reason", pa.string())]
 )
 """Rows that `ingest` refused; `line` is null where the file has no lines (Parquet rows count from 1)."""
@@ -104,10 +104,10 @@ MEASURES = (
 )
 """The metrics whose value is a mean over examples, in the order that people read them."""
 
-MODELS = ("before", "after", "reference")
+EVALUATED_MODELS = ("before", "after", "reference")
 """What `metrics` calls the target, the tuned model, and the model that never saw the forget set."""
 
-EXAMPLES = pa.schema(
+EXAMPLES_SCHEMA = pa.schema(
     [
         *(
             (name, pa.string())
@@ -127,7 +127,7 @@ Losses are means over tokens, in nats. `truth_ratio` is what counts for the exam
 `probability` is that among the options where TOFU asks for it.
 """
 
-CANDIDATE_REJECTS = pa.schema(
+CANDIDATE_REJECTS_SCHEMA = pa.schema(
     [
         ("fact_id", pa.string()),
         ("number", pa.int32()),
@@ -139,7 +139,7 @@ CANDIDATE_REJECTS = pa.schema(
 )
 """Proposals that `invert` refused, with the rule that each breaks; `number` counts those of a fact from 0."""
 
-SHORTFALL = pa.schema(
+SHORTFALL_SCHEMA = pa.schema(
     [("fact_id", pa.string()), ("num_candidates", pa.int32()), ("reasons", pa.string())]
 )
 """Facts with too few candidates, and why their other proposals were refused."""

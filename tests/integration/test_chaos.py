@@ -19,7 +19,7 @@ import pytest
 from safetensors.torch import load_file
 
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY, MAIN, Artifact, latest
+from meow_ray.core.manifest import HISTORY_FILE, MAIN, Artifact, latest
 from meow_ray.stages.invert.rules import RULES
 from tests.support import counting
 from tests.support.runs import PROJECT, has_title, kill_node, processes_of
@@ -230,8 +230,8 @@ def test_whatever_is_killed_the_same_comes_out(
     )
     assert run.table("metrics").equals(undisturbed.table("metrics"))
     first, second = (one.artifact("model").uri for one in (run, undisturbed))
-    assert storage.read_json(storage.join(first, HISTORY)) == storage.read_json(
-        storage.join(second, HISTORY)
+    assert storage.read_json(storage.join(first, HISTORY_FILE)) == storage.read_json(
+        storage.join(second, HISTORY_FILE)
     )
     weights, others = (load_file(Path(uri, "model.safetensors")) for uri in (first, second))
     assert weights.keys() == others.keys()

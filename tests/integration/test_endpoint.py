@@ -19,7 +19,7 @@ import pytest
 
 from meow_ray.config import EngineResources
 from meow_ray.core import storage
-from meow_ray.core.manifest import REJECTS, SHORTFALL
+from meow_ray.core.manifest import REJECTS_FILE, SHORTFALL_FILE
 from meow_ray.distributed.map_rows import cpu_env
 from meow_ray.engines import Sampling
 from meow_ray.errors import MeowError
@@ -318,9 +318,9 @@ def test_the_stage_writes_candidates_of_an_endpoint_that_fails_at_times(
     assert {row["generator"] for row in rows} == {MODEL}
     keys = [(row["fact_id"], row["candidate_id"]) for row in rows]
     assert keys == sorted(set(keys))
-    short = pq.read_table(storage.join(found.uri, SHORTFALL)).to_pylist()
+    short = pq.read_table(storage.join(found.uri, SHORTFALL_FILE)).to_pylist()
     assert len({fact for fact, _ in keys} | {row["fact_id"] for row in short}) == 5
-    assert set(pq.read_table(storage.join(found.uri, REJECTS))["reason"].to_pylist()) <= {
+    assert set(pq.read_table(storage.join(found.uri, REJECTS_FILE))["reason"].to_pylist()) <= {
         "duplicate"
     }
     shown = json.loads(show(program, "--json", "--rejected"))

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY, latest
+from meow_ray.core.manifest import HISTORY_FILE, latest
 from meow_ray.core.schema import SCHEMAS
 from tests.support.runs import PROJECT, has_title, kill_node, processes_of, wait_for
 
@@ -81,7 +81,7 @@ class Training:
         assert process.returncode == 0, out[-3000:]
 
     def history(self) -> list[dict[str, Any]]:
-        return list(storage.read_json(storage.join(self.model(), HISTORY)))
+        return list(storage.read_json(storage.join(self.model(), HISTORY_FILE)))
 
     def model(self) -> str:
         found = latest(str(self.root), "model")

@@ -13,7 +13,7 @@ from typing import Any
 
 from meow_ray.config import Train, TrainResources
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY
+from meow_ray.core.manifest import HISTORY_FILE
 from meow_ray.models.prompts import IGNORE, Prompter
 from meow_ray.models.refs import load_tokenizer, pin
 from meow_ray.stages.train import batches, loop
@@ -93,7 +93,7 @@ class Workers:
                     assert not self._processes.join(timeout=0), (
                         "a worker has ended"
                     )  # raises what a worker raised
-        places = [Path(run.job.out, HISTORY) for run in runs]
+        places = [Path(run.job.out, HISTORY_FILE) for run in runs]
         return [storage.read_json(str(place)) if place.exists() else [] for place in places]
 
     def close(self) -> None:

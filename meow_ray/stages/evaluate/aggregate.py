@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from meow_ray.config import Evaluate
 from meow_ray.core import storage, tables
-from meow_ray.core.schema import MEASURES, MODELS, SCHEMAS
+from meow_ray.core.schema import EVALUATED_MODELS, MEASURES, SCHEMAS
 from meow_ray.core.tables import Query, Source, text_literal
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate import privacy, tofu
@@ -22,7 +22,7 @@ TOFU = "tofu"
 """The suite of TOFU's figures over several sets."""
 MEMBERSHIP = "membership"
 """The suite of membership inference: forget set against holdout set."""
-REFERENCE = MODELS[-1]
+RETAIN_MODEL = EVALUATED_MODELS[-1]
 """What the model that never saw the forget set is called in the tables."""
 
 
@@ -54,7 +54,7 @@ def write(
     return {
         "examples": tables.count_rows([examples]),
         "suites": sorted(set(table["suite"].to_pylist())),
-        "reference": "model" if REFERENCE in found else "results" if imported else None,
+        "reference": "model" if RETAIN_MODEL in found else "results" if imported else None,
     }
 
 
@@ -96,9 +96,9 @@ def aggregate(
     logs = {model: results(read, model) for model in models}
     for model, log in logs.items():
         add(TOFU, "model_utility", model, *_model_utility(log, spec))
-    reference = logs.get(REFERENCE, imported)
+    reference = logs.get(RETAIN_MODEL, imported)
     for model, log in logs.items():
-        if reference and "forget" in log and "forget" in reference and model != REFERENCE:
+        if reference and "forget" in log and "forget" in reference and model != RETAIN_MODEL:
             pvalue, statistic = tofu.forget_quality(log["forget"], reference["forget"])
             for metric, value in (("forget_quality", pvalue), ("ks_statistic", statistic)):
                 add(TOFU, metric, model, Interval(value, None, None), len(log["forget"]))
@@ -222,8 +222,8 @@ def _membership(
                 if attack == "min_k" and name == "auc":
                     areas[model] = found
     for model, area in areas.items():
-        if model != REFERENCE and REFERENCE in areas:
-            value = privacy.privleak(area.value, areas[REFERENCE].value)
+        if model != RETAIN_MODEL and RETAIN_MODEL in areas:
+            value = privacy.privleak(area.value, areas[RETAIN_MODEL].value)
             leaked = None if value is None else Interval(value, None, None)
             out.append(
                 (MEMBERSHIP, "privleak", model, leaked, len(read.column("forget", model, "min_k")))
@@ -237,10 +237,10 @@ def _scores(read: Examples, suite: str, model: str, attack: str, models: Sequenc
         return -np.asarray(read.column(suite, model, "loss"), dtype=np.float64)
     if attack != "reference":
         return np.asarray(read.column(suite, model, attack), dtype=np.float64)
-    if REFERENCE not in models or model == REFERENCE:
+    if RETAIN_MODEL not in models or model == RETAIN_MODEL:
         return np.array([])
     losses = [
         np.asarray(read.column(suite, name, "loss"), dtype=np.float64)
-        for name in (REFERENCE, model)
+        for name in (RETAIN_MODEL, model)
     ]
     return losses[0] - losses[1]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from meow_ray.core import tables
-from meow_ray.core.schema import EXAMPLES, ROW
+from meow_ray.core.schema import EXAMPLES_SCHEMA, ROW
 from meow_ray.core.tables import Query, Source
 from meow_ray.stages.evaluate import metrics
-from meow_ray.stages.evaluate.suites import ROWS
+from meow_ray.stages.evaluate.suites import ROWS_SCHEMA
 
 
 def write_examples(found: Mapping[str, Query], selected: Source, uri: str) -> None:
@@ -25,14 +25,14 @@ def write_examples(found: Mapping[str, Query], selected: Source, uri: str) -> No
         for model, query in found.items():
             parts[model] = [f"{folder}/{model}.parquet"]
             ordered = Query(f"SELECT * FROM ({query.sql}) ORDER BY {ROW}", query.sources)
-            tables.write(ordered, f"{folder}/{model}.parquet", ROWS, (ROW,))
+            tables.write(ordered, f"{folder}/{model}.parquet", ROWS_SCHEMA, (ROW,))
         said = " UNION ALL BY NAME ".join(
             f"SELECT *, '{model}' AS model FROM {model}" for model in parts
         )
         stated = {"stated": _stated(Query(said, parts), selected)}
         columns = ", ".join(
             "stated.states_inverted" if name == "states_inverted" else f"said.{name}"
-            for name in EXAMPLES.names
+            for name in EXAMPLES_SCHEMA.names
         )
         joined = (
             f"SELECT {columns} FROM ({said}) AS said LEFT JOIN stated USING (suite, fact_id, model)"
@@ -41,7 +41,7 @@ def write_examples(found: Mapping[str, Query], selected: Source, uri: str) -> No
         tables.write(
             Query(f"{joined} ORDER BY {', '.join(f'said.{name}' for name in key)}", parts | stated),
             uri,
-            EXAMPLES,
+            EXAMPLES_SCHEMA,
             key,
         )
 

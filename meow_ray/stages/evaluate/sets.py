@@ -20,7 +20,7 @@ HOLDOUT = "holdout"
 """The set whose facts no model has seen: membership inference compares the forget set with it."""
 
 
-SET = pa.schema(
+SET_SCHEMA = pa.schema(
     [
         ("fact_id", pa.string()),
         ("question", pa.string()),
@@ -34,9 +34,11 @@ SET = pa.schema(
 
 
 def as_set(table: pa.Table) -> pa.Table:
-    """Gives a table the columns of `SET`, null where it has none."""
-    nulls = {field.name: pa.nulls(table.num_rows, field.type) for field in SET}
-    return pa.table(nulls | dict(zip(table.column_names, table.columns, strict=True)), schema=SET)
+    """Gives a table the columns of `SET_SCHEMA`, null where it has none."""
+    nulls = {field.name: pa.nulls(table.num_rows, field.type) for field in SET_SCHEMA}
+    return pa.table(
+        nulls | dict(zip(table.column_names, table.columns, strict=True)), schema=SET_SCHEMA
+    )
 
 
 def check_sets(facts: Query, sets: Mapping[str, pa.Table]) -> None:
@@ -111,22 +113,22 @@ def read_set(name: str, source: Source, config: Config) -> pa.Table:
     table, rejects = facts_module.build(rows, [], lambda question, answer: None)
     if rejects.num_rows:
         raise MeowError(f"evaluate.sets.{name}: {rejects_text(rejects)}")
-    more = [{column: _further(row, column) for column in SET.names[3:]} for row in rows]
+    more = [{column: _further(row, column) for column in SET_SCHEMA.names[3:]} for row in rows]
     facts = [fact | extra for fact, extra in zip(table.to_pylist(), more, strict=True)]
-    for column in SET.names[4:]:
+    for column in SET_SCHEMA.names[4:]:
         count = sum(fact[column] is not None for fact in facts)
         if 0 < count < len(facts):
             raise MeowError(
                 f"{storage.display(source.path)}: only {count} of {len(facts)} rows have a {column}."
             )
-    return pa.Table.from_pylist(facts, schema=SET)
+    return pa.Table.from_pylist(facts, schema=SET_SCHEMA)
 
 
 def _further(row: facts_module.Row, column: str) -> Any:
     value = row.record.get(column)
     if column == "perturbed_answer" and isinstance(value, str):
         value = [value]
-    wanted = pa.types.is_list(SET.field(column).type)
+    wanted = pa.types.is_list(SET_SCHEMA.field(column).type)
     texts = [] if value is None else list(value) if wanted and isinstance(value, list) else [value]
     if any(not isinstance(text, str) or not text.strip() for text in texts) or (
         wanted and value == []

@@ -7,7 +7,7 @@ from typing import Any
 
 from meow_ray.config import Config
 from meow_ray.core import storage
-from meow_ray.core.manifest import EXAMPLES, Artifact
+from meow_ray.core.manifest import EXAMPLES_FILE, Artifact
 from meow_ray.core.outside import OutsideInput, adopt_table
 from meow_ray.core.schema import KEYS, ROW, SCHEMAS
 from meow_ray.core.stage import Context, Stage
@@ -49,7 +49,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
     )
     models_of = {"before": context.inputs["target"], "after": context.inputs["model"]}
     if isinstance(retain_model.value, ModelRef):
-        models_of[aggregate.REFERENCE] = retain_model
+        models_of[aggregate.RETAIN_MODEL] = retain_model
     # what the models are asked does not depend on how it is summed up
     key: dict[str, Any] = {
         name: context.inputs[name].digest for name in ("facts", "sets", "text", "task_folder")
@@ -82,7 +82,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
             order, ROW, engine, work, folder, "evaluate", config.resources
         )
         scores += [row | {"model": name} for row in _task_scores(context, engine, folder)]
-    paths = (context.path(EXAMPLES), context.path())
+    paths = (context.path(EXAMPLES_FILE), context.path())
     results = retain_model.value if isinstance(retain_model.value, dict) else None
     selected = context.inputs["selected"].source
     return cluster.call(aggregate.write, found, selected, spec, results, scores, paths)

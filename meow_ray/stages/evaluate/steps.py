@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from meow_ray.config import Evaluate, Memo
-from meow_ray.core.schema import EXAMPLES
+from meow_ray.core.schema import EXAMPLES_SCHEMA
 from meow_ray.engines import Engine, Sampling, TeacherForced
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.evaluate import metrics, privacy, tofu
-from meow_ray.stages.evaluate.suites import ROWS, TEXT
+from meow_ray.stages.evaluate.suites import ROWS_SCHEMA, TEXT
 from meow_ray.stages.memo.score import extraction_strength, memorization_accuracy
 from meow_ray.stages.memo.steps import MemoSteps
 
@@ -29,14 +29,14 @@ from meow_ray.stages.memo.steps import MemoSteps
 _FROM_TEXT = ("rougeL_recall", "leak", "rep3", "bleu")
 _FROM_MODEL = tuple(
     name
-    for name in EXAMPLES.names
-    if name not in (*ROWS.names, *_FROM_TEXT, "model", "states_inverted")
+    for name in EXAMPLES_SCHEMA.names
+    if name not in (*ROWS_SCHEMA.names, *_FROM_TEXT, "model", "states_inverted")
 )
 
 
 @dataclass(frozen=True)
 class EvaluateSteps:
-    """Answers and scores a batch of `ROWS`: `generate` needs the engine, `finish` runs on CPU.
+    """Answers and scores a batch of `ROWS_SCHEMA`: `generate` needs the engine, `finish` runs on CPU.
 
     All figures that rest on log-probabilities come from one teacher-forced pass over the answers.
     """
@@ -154,8 +154,8 @@ def _answers(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _with(batch: pa.Table, found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
-    """Adds columns of `EXAMPLES` to a batch; null where a row has no value."""
+    """Adds columns of `EXAMPLES_SCHEMA` to a batch; null where a row has no value."""
     for name in names:
-        values = pa.array([row.get(name) for row in found], EXAMPLES.field(name).type)
+        values = pa.array([row.get(name) for row in found], EXAMPLES_SCHEMA.field(name).type)
         batch = batch.append_column(name, values)
     return batch

@@ -25,7 +25,7 @@ TEXT = "text"
 """The suite of passages that go on: perplexity, Rep-3, BLEU."""
 
 
-ROWS = pa.schema(
+ROWS_SCHEMA = pa.schema(
     [
         (ROW, pa.string()),
         ("suite", pa.string()),
@@ -97,12 +97,13 @@ def _rows(
     count = table.num_rows
     constant = {"suite": suite, "start": "", "scored": scored, "with_memo": False}
     columns: dict[str, Any] = {
-        field.name: pa.array([constant.get(field.name)] * count, field.type) for field in ROWS
+        field.name: pa.array([constant.get(field.name)] * count, field.type)
+        for field in ROWS_SCHEMA
     } | dict(zip(table.column_names, table.columns, strict=True))
     if with_memo is not None:
         columns["with_memo"] = with_memo
     columns[ROW] = pc.binary_join_element_wise(columns["suite"], columns["fact_id"], "/")
-    return pa.table(columns, schema=ROWS)
+    return pa.table(columns, schema=ROWS_SCHEMA)
 
 
 def attacks(forget: pa.Table, names: Sequence[str]) -> dict[str, pa.Table]:

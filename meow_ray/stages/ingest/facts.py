@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from meow_ray.config import Config, Source
 from meow_ray.core import storage
-from meow_ray.core.schema import REJECTS, SCHEMAS
+from meow_ray.core.schema import REJECTS_SCHEMA, SCHEMAS
 from meow_ray.errors import MeowError
 from meow_ray.stages.ingest.readers import read_source
 
@@ -82,7 +82,7 @@ def build(
                 facts[fact["fact_id"]] = fact
     return (
         pa.Table.from_pylist(list(facts.values()), schema=SCHEMAS["facts"]),
-        pa.Table.from_pylist(rejects, schema=REJECTS),
+        pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA),
     )
 
 

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from meow_ray.config import Config
 from meow_ray.core import storage
-from meow_ray.core.manifest import REJECTS, Artifact
+from meow_ray.core.manifest import REJECTS_FILE, Artifact
 from meow_ray.core.outside import OutsideInput, adopt_table
 from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
@@ -37,9 +37,9 @@ def _ingest(context: Context) -> dict[str, Any]:
     forget = read_sources([data["forget"]], config)
     retain = read_sources([data["retain"]], config) if data["retain"] else []
     table, rejects = facts_module.build(forget, retain, too_long)
-    context.write(rejects, REJECTS)
+    context.write(rejects, REJECTS_FILE)
     if rejects.num_rows and config.ingest.on_reject == "fail":
-        place = storage.join(context.work, REJECTS)
+        place = storage.join(context.work, REJECTS_FILE)
         storage.write_table(rejects, place)
         raise MeowError(
             f"{rejects_text(rejects)}\nMend these rows, or set ingest.on_reject=skip to go on without them. "

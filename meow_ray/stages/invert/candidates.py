@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meow_ray.core import schema, tables
-from meow_ray.core.manifest import MAIN, REJECTS, SHORTFALL
+from meow_ray.core.manifest import MAIN, REJECTS_FILE, SHORTFALL_FILE
 from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
@@ -79,8 +79,10 @@ def write(
         FROM (SELECT fact_id, unnest(rejects) AS r, unnest(range(len(rejects))) AS number FROM ({found.sql}))
         ORDER BY fact_id, number
     """)
-    tables.write(refused, paths[REJECTS], schema.CANDIDATE_REJECTS, ("fact_id", "number"))
-    tables.write(short, paths[SHORTFALL], schema.SHORTFALL, ("fact_id",))
+    tables.write(
+        refused, paths[REJECTS_FILE], schema.CANDIDATE_REJECTS_SCHEMA, ("fact_id", "number")
+    )
+    tables.write(short, paths[SHORTFALL_FILE], schema.SHORTFALL_SCHEMA, ("fact_id",))
     return total | {
         "rejected_by_rule": by_rule,
         "facts_short": {row["fact_id"]: row["num_candidates"] for row in first},

@@ -7,7 +7,7 @@ from typing import Any
 
 from meow_ray.config import Config, Source
 from meow_ray.core import checks, storage, tables
-from meow_ray.core.manifest import MAIN, REJECTS, SHORTFALL, Artifact
+from meow_ray.core.manifest import MAIN, REJECTS_FILE, SHORTFALL_FILE, Artifact
 from meow_ray.core.outside import LARGE, adopt_table, main_files
 from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
@@ -80,7 +80,7 @@ def _invert(context: Context) -> dict[str, Any]:
         )
     steps = InvertSteps(spec, style, facts.source, judge)
     found = ask(map_rows.Work(steps, observe=steps.figures), rows, "asked")
-    paths = {name: context.path(name) for name in (MAIN, REJECTS, SHORTFALL)}
+    paths = {name: context.path(name) for name in (MAIN, REJECTS_FILE, SHORTFALL_FILE)}
     label = spec.model if spec.engine == "openai" else _label(model_ref(generator))
     summary = cluster.call(
         candidates.write, found, spec.num_candidates, spec.on_shortfall, label, paths

@@ -7,8 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from meow_ray.config import Report
 from meow_ray.core import storage
-from meow_ray.core.manifest import EXAMPLES, HISTORY, Artifact
-from meow_ray.core.schema import MODELS
+from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, Artifact
+from meow_ray.core.schema import EVALUATED_MODELS
 from meow_ray.stages.report.compare import number
 from meow_ray.stages.report.plots import (
     MAX_DUMBBELLS,
@@ -84,8 +84,16 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
     """
     metrics, model = inputs["metrics"], inputs["model"]
     rows = metric_rows(metrics.table.to_pylist())
-    pairs = example_pairs(metrics.extra(EXAMPLES).to_pylist()) if EXAMPLES in metrics.files else []
-    history = storage.read_json(storage.join(model.uri, HISTORY)) if HISTORY in model.files else []
+    pairs = (
+        example_pairs(metrics.extra(EXAMPLES_FILE).to_pylist())
+        if EXAMPLES_FILE in metrics.files
+        else []
+    )
+    history = (
+        storage.read_json(storage.join(model.uri, HISTORY_FILE))
+        if HISTORY_FILE in model.files
+        else []
+    )
     scored = [p for p in pairs if p.before["memo"] is not None and p.after["memo"] is not None]
     forget = sorted((p for p in pairs if p.suite == "forget"), key=_by_remaining_leak)
     measured = {row.metric for row in rows}
@@ -123,7 +131,7 @@ def metric_rows(table: Sequence[dict[str, Any]]) -> list[MetricRow]:
         found,
         key=lambda key: (rank_in(key[0], SUITE_ORDER), key[0], rank_in(key[1], order), key[1]),
     )
-    return [MetricRow(*key, *(found[key].get(model) for model in MODELS)) for key in keys]
+    return [MetricRow(*key, *(found[key].get(model) for model in EVALUATED_MODELS)) for key in keys]
 
 
 def example_pairs(table: Sequence[dict[str, Any]]) -> list[ExamplePair]:

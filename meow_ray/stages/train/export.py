@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY
+from meow_ray.core.manifest import HISTORY_FILE
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
@@ -40,7 +40,7 @@ def export_model(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]
                 _save(module, state, job.model, folder)
             else:
                 _save_lora(module, state, job, folder)
-            (folder / HISTORY).write_text(json.dumps(history))
+            (folder / HISTORY_FILE).write_text(json.dumps(history))
             storage.copy_folder(str(folder), job.out)
 
 
@@ -102,7 +102,7 @@ def _copy_others(source: Path, folder: Path) -> None:
         beside = file.suffix in _BESIDE or file.stem.upper() in ("LICENSE", "NOTICE")
         ours = file.name.endswith(".index.json") or file.name in (
             "config.json",
-            HISTORY,
+            HISTORY_FILE,
             refs.BASE,
             refs.ADAPTER,
         )

@@ -69,7 +69,7 @@ def fit(
         pace = ray.get(
             board.pace.options(max_task_retries=-1).remote()
         )  # its node may just have died
-    history = storage.read_json(storage.join(job.out, manifest.HISTORY))
+    history = storage.read_json(storage.join(job.out, manifest.HISTORY_FILE))
     return {
         "pairs": data.pairs.num_rows,
         "steps": data.num_steps,

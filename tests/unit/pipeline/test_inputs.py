@@ -14,7 +14,7 @@ from meow_ray.core.manifest import MAIN, Artifact
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.stages.evaluate import sets
-from meow_ray.stages.evaluate.sets import SET
+from meow_ray.stages.evaluate.sets import SET_SCHEMA
 from meow_ray.stages.ingest.facts import fact_id
 from meow_ray.stages.invert import stage as invert_stage
 from meow_ray.stages.invert.own_candidates import complete
@@ -256,7 +256,8 @@ def read(folder: Path, *lines: str) -> pa.Table:
 def test_a_set_brings_what_its_file_has(tmp_path: Path):
     plain = read(tmp_path, '{"question": "Q", "answer": "A"}').to_pylist()
     assert plain == [
-        dict.fromkeys(SET.names) | {"fact_id": fact_id("Q", "A"), "question": "Q", "answer": "A"}
+        dict.fromkeys(SET_SCHEMA.names)
+        | {"fact_id": fact_id("Q", "A"), "question": "Q", "answer": "A"}
     ]
     whole = read(
         tmp_path,

@@ -9,7 +9,7 @@ import pytest
 
 from meow_ray.config import Evaluate
 from meow_ray.core.checks import conform
-from meow_ray.core.schema import EXAMPLES
+from meow_ray.core.schema import EXAMPLES_SCHEMA
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate import tofu
 from meow_ray.stages.evaluate.aggregate import Examples, aggregate, results
@@ -26,7 +26,7 @@ def example(
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=EXAMPLES)
+    return pa.Table.from_pylist(list(rows), schema=EXAMPLES_SCHEMA)
 
 
 def found(metrics: pa.Table) -> dict[tuple[str, str, str], float]:

@@ -11,7 +11,7 @@ import pytest
 from meow_ray.config import Evaluate, Memo
 from meow_ray.config.files import load_config
 from meow_ray.core import storage, tables
-from meow_ray.core.schema import EXAMPLES, ROW, SCHEMAS
+from meow_ray.core.schema import EXAMPLES_SCHEMA, ROW, SCHEMAS
 from meow_ray.core.tables import Query
 from meow_ray.engines import Engine, EngineSpec, build
 from meow_ray.errors import MeowError
@@ -19,9 +19,9 @@ from meow_ray.models import refs
 from meow_ray.models.prompts import IGNORE, Prompter
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.stages.evaluate import aggregate, examples, sets, suites
-from meow_ray.stages.evaluate.sets import SET
+from meow_ray.stages.evaluate.sets import SET_SCHEMA
 from meow_ray.stages.evaluate.steps import EvaluateSteps
-from meow_ray.stages.evaluate.suites import AFFIRMATIVE, ROWS
+from meow_ray.stages.evaluate.suites import AFFIRMATIVE, ROWS_SCHEMA
 from meow_ray.stages.evaluate.tofu import Results
 from meow_ray.stages.ingest.facts import fact_id
 from tests.support.tiny import KNOWN, memorise
@@ -40,7 +40,7 @@ def source(rows: list[dict[str, str]]) -> Query:
 
 
 def a_set(*rows: tuple[str, str], **columns: Any) -> pa.Table:
-    return pa.Table.from_pylist([fact | columns for fact in facts(*rows)], schema=SET)
+    return pa.Table.from_pylist([fact | columns for fact in facts(*rows)], schema=SET_SCHEMA)
 
 
 # --- rows ---------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_each_split_and_set_is_a_suite_and_each_attack_is_one_of_the_forget_set(
     table = suites.rows(
         source([*facts(BORN), *facts(("R?", "S."), split="retain")]), sets, [], Evaluate()
     )
-    assert table.schema == ROWS
+    assert table.schema == ROWS_SCHEMA
     rows = {row["suite"]: row for row in table.to_pylist()}
     assert [row["suite"] for row in table.to_pylist()] == list(rows)  # one each
     assert {
@@ -300,7 +300,7 @@ def test_examples_say_which_replies_state_an_inverted_fact(tmp_path: Path):
 
     def reply(text: str) -> Query:
         values = {"generated": pa.array([text] * rows.num_rows)}
-        for field in EXAMPLES:
+        for field in EXAMPLES_SCHEMA:
             if field.name not in {*rows.column_names, *values, "model", "states_inverted"}:
                 values[field.name] = pa.nulls(rows.num_rows, field.type)
         return Query(
@@ -325,7 +325,7 @@ def test_examples_say_which_replies_state_an_inverted_fact(tmp_path: Path):
         {"before": reply("Kuwait City"), "after": reply("In Oslo")}, selected, path
     )
     table = storage.read_table([path])
-    assert table.schema.remove_metadata() == EXAMPLES
+    assert table.schema.remove_metadata() == EXAMPLES_SCHEMA
     found = {(row["question"], row["model"]): row["states_inverted"] for row in table.to_pylist()}
     assert found == {
         (BORN[0], "before"): 0.0,
@@ -357,7 +357,7 @@ def example_query(count: int) -> Query:
     figures["perturbed_losses"] = [1.0, 2.0]
     values = {
         field.name: pa.array([figures.get(field.name)] * count, field.type)
-        for field in EXAMPLES
+        for field in EXAMPLES_SCHEMA
         if field.name not in {*rows.column_names, "model", "states_inverted"}
     }
     return Query(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from meow_ray.config import Ingest, Source
 from meow_ray.core import storage
-from meow_ray.core.schema import REJECTS, SCHEMAS
+from meow_ray.core.schema import REJECTS_SCHEMA, SCHEMAS
 from meow_ray.errors import MeowError
 from meow_ray.stages.ingest import facts, readers
 from meow_ray.stages.ingest.facts import Row
@@ -50,7 +50,7 @@ def build(
     ]
     table, rejects = facts.build(*rows, limit)
     assert table.schema == SCHEMAS["facts"]
-    assert rejects.schema == REJECTS
+    assert rejects.schema == REJECTS_SCHEMA
     return table.to_pylist(), rejects.to_pylist()
 
 

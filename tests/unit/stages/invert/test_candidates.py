@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meow_ray.core.manifest import MAIN, REJECTS
-from meow_ray.core.manifest import SHORTFALL as SHORTFALL_FILE
-from meow_ray.core.schema import CANDIDATE_REJECTS, SCHEMAS, SHORTFALL, TRUE_ANSWER
+from meow_ray.core.manifest import MAIN, REJECTS_FILE
+from meow_ray.core.manifest import SHORTFALL_SCHEMA as SHORTFALL_FILE
+from meow_ray.core.schema import CANDIDATE_REJECTS_SCHEMA, SCHEMAS, SHORTFALL_SCHEMA, TRUE_ANSWER
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
 from meow_ray.stages.ingest.facts import fact_id
@@ -82,7 +82,7 @@ def written(
     tmp_path: Path, on_shortfall: str = "keep", rows: Any = ASKED
 ) -> tuple[dict[str, Any], dict[str, pa.Table]]:
     table = pa.Table.from_pylist(list(rows), schema=RESULTS)
-    paths = {name: str(tmp_path / name) for name in (MAIN, REJECTS, SHORTFALL_FILE)}
+    paths = {name: str(tmp_path / name) for name in (MAIN, REJECTS_FILE, SHORTFALL_FILE)}
     summary = write(
         Query("SELECT * FROM results", {"results": table}), 2, on_shortfall, "o'model", paths
     )
@@ -120,16 +120,17 @@ def test_candidates_rejects_and_shortfall_are_tables_beside_each_other(tmp_path:
         }
         | {"attempt": 1},
     ]
-    assert tables[REJECTS].schema == CANDIDATE_REJECTS
+    assert tables[REJECTS_FILE].schema == CANDIDATE_REJECTS_SCHEMA
     assert [
-        (r["fact_id"], r["number"], r["reason"], r["text"]) for r in tables[REJECTS].to_pylist()
+        (r["fact_id"], r["number"], r["reason"], r["text"])
+        for r in tables[REJECTS_FILE].to_pylist()
     ] == [
         ("a", 0, "loop", "not 0"),
         ("a", 1, "meta", "not 1"),
         ("a", 2, "loop", "not 2"),
         ("c", 0, "loop", "not 0"),
     ]
-    assert tables[SHORTFALL_FILE].schema == SHORTFALL
+    assert tables[SHORTFALL_FILE].schema == SHORTFALL_SCHEMA
     assert tables[SHORTFALL_FILE].to_pylist() == [
         {"fact_id": "a", "num_candidates": 1, "reasons": "loop 2, meta 1"},
         {"fact_id": "b", "num_candidates": 0, "reasons": "nothing was proposed"},

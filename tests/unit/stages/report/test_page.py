@@ -9,8 +9,8 @@ import pytest
 
 from meow_ray.config import Evaluate, Report
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY, MAIN, Artifact, FileEntry, Manifest
-from meow_ray.core.schema import EXAMPLES, MEASURES, SCHEMAS
+from meow_ray.core.manifest import HISTORY_FILE, MAIN, Artifact, FileEntry, Manifest
+from meow_ray.core.schema import EXAMPLES_SCHEMA, MEASURES, SCHEMAS
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.evaluate import aggregate
 from meow_ray.stages.evaluate.privacy import ATTACKS
@@ -120,7 +120,7 @@ def empty(name: str) -> dict[str, pa.Table]:
 
 
 def artifacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[str, Artifact]:
-    table = pa.Table.from_pylist(examples() if rows is None else rows, schema=EXAMPLES)
+    table = pa.Table.from_pylist(examples() if rows is None else rows, schema=EXAMPLES_SCHEMA)
     history = [
         {
             "step": step,
@@ -131,7 +131,7 @@ def artifacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
         }
         for step in range(1, 5)
     ]
-    storage.write_json(str(folder / "model" / HISTORY), history)
+    storage.write_json(str(folder / "model" / HISTORY_FILE), history)
     inverted = {"facts": 3, "facts_with_enough": 2, "mean_distance": 0.5, "mean_distinctness": None}
     inverted |= {"facts_short": {"x": 1}, "rejected_by_rule": {"too_long": 5}}
     scores = [("x", -1, 0.87654), ("x", 0, 0.25), ("y", -1, 0.5), ("y", 0, None)]
@@ -144,13 +144,13 @@ def artifacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
     chosen = {"facts": 3, "facts_with_top_k": 1, "facts_with_fewer": 1, "facts_with_none": 1}
     model = publish(folder, "model", "train", {}, {})
     assert model.manifest is not None
-    files = {HISTORY: FileEntry(bytes=1, sha256="0")}
+    files = {HISTORY_FILE: FileEntry(bytes=1, sha256="0")}
     model = Artifact(
-        "model", model.uri, "d", (HISTORY,), model.manifest.model_copy(update={"files": files})
+        "model", model.uri, "d", (HISTORY_FILE,), model.manifest.model_copy(update={"files": files})
     )
     measured = {
         MAIN: aggregate.aggregate(table, Evaluate(bootstrap_resamples=100)),
-        EXAMPLES: table,
+        EXAMPLES_SCHEMA: table,
     }
     return {
         "facts": publish(folder, "facts", "ingest", {}, empty("facts")),
