@@ -129,10 +129,11 @@ def test_a_raised_code_version_is_a_reason(world: World):
     assert world.run() == ["select"]
 
 
-def test_a_changed_schema_is_a_reason(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_a_changed_schema_is_a_reason(world: World):
     world.run()
+    ingest, select, report = world.stages
     wider = schema.SCHEMAS["selected"].append(pa.field("note", pa.string()))
-    monkeypatch.setitem(schema.SCHEMAS, "selected", wider)
+    world.use(ingest, replace(select, schema=wider), report)
     assert world.states()["select"] == ("stale", "schema changed")
 
 
