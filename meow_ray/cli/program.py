@@ -1,4 +1,4 @@
-"""What surrounds a command: where the libraries' output goes, and what becomes of errors."""
+"""The frame around every command: where the output of libraries goes, how errors end it."""
 
 import logging
 import os
@@ -16,26 +16,31 @@ from meow_ray.errors import MeowError
 from meow_ray.pipeline.failures import user_error
 
 LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
-"""Where the libraries' output of this process goes."""
+"""The file that receives the output of libraries in this process."""
 
 
 def main(app: typer.Typer, command: Callable[..., Any] | None, options: dict[str, Any]) -> None:
-    """Runs the command line; a user's mistake prints one paragraph and exits with status 2."""
+    """Runs a command line; a user's mistake prints one paragraph and exits with status 2.
+
+    Args:
+        app: the application with all commands.
+        command: the only command of a script; None offers all of the application.
+        options: what commands find in `typer.Context.obj`.
+    """
     program: Callable[..., Any] = app
     if command is not None:
         single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
         single.command()(command)
         program = single
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, force=True
-    )
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(format=line, level=logging.WARNING, force=True)
     try:
         program(obj=options)
     except MeowError as error:
         _fail(f"Error: {error}", 2)
     except KeyboardInterrupt:
-        _fail("Interrupted; finished stages are kept, start again to go on.", 130)
-    except Exception as error:  # noqa: BLE001 - the program's last frame: what it was goes to the log, not to the terminal
+        _fail("Interrupted. Finished stages are kept; start again to continue.", 130)
+    except Exception as error:  # noqa: BLE001 - the last frame of the program
         cause = user_error(error)
         if cause is not None:
             _fail(f"Error: {cause}", 2)
@@ -52,10 +57,14 @@ def _fail(message: str, status: int) -> None:
 
 @contextmanager
 def libraries_to_log() -> Iterator[None]:
-    """Sends what libraries print, from C++ too, to the log; our own lines still reach the terminal, as sys.stdout."""
+    """Sends the output of libraries to the log, that of C++ code as well.
+
+    `sys.stdout` still reaches the terminal, for our own lines.
+    """
     LOG.parent.mkdir(parents=True, exist_ok=True)
-    saved, terminal = (os.dup(1), os.dup(2)), sys.stdout
+    terminal = sys.stdout
     terminal.flush()
+    saved = (os.dup(1), os.dup(2))
     sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -65,7 +74,7 @@ def libraries_to_log() -> Iterator[None]:
     finally:
         sys.stdout.close()
         sys.stdout = terminal
-        for target, original in enumerate(saved, start=1):
-            os.dup2(original, target)
+        for descriptor, original in enumerate(saved, start=1):
+            os.dup2(original, descriptor)
             os.close(original)
         os.close(log)

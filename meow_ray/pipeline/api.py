@@ -111,9 +111,12 @@ def run(
         MeowError: a mistake that the user can fix; the message says where and how.
 
     Example:
-        >>> import meow_ray
-        >>> run = meow_ray.run("mine.yaml", ["train.epochs=3"])  # doctest: +SKIP
-        >>> run.metrics.to_pandas()  # doctest: +SKIP
+        >>> run = meow_ray.run("mine.yaml", ["train.epochs=1"])  # doctest: +ELLIPSIS
+        [1/7] ingest: never run...
+        >>> run.metrics.column_names
+        ['suite', 'metric', 'model', 'value', 'low', 'high', 'num_examples']
+        >>> run.table("selected").num_rows
+        3
     """
     settings = _config(config, overrides)
     artifacts: dict[str, Artifact] = {}
@@ -155,6 +158,12 @@ def run_stage(
 
     Raises:
         MeowError: there is no such stage, or a mistake that the user can fix.
+
+    Example:
+        >>> facts = meow_ray.run_stage("ingest", "mine.yaml")  # doctest: +ELLIPSIS
+        [1/1] ingest: ...
+        >>> facts.table.column_names
+        ['fact_id', 'split', 'question', 'answer']
     """
     with plain_user_errors():
         pipeline = Pipeline(_config(config, overrides), inputs, verify=verify, **options)
@@ -191,8 +200,11 @@ def score_memo(
         MeowError: the model or a pair cannot be used.
 
     Example:
-        >>> pairs = [("Where was Ann Lee born?", "Ann Lee was born in Oslo.")]
-        >>> table = meow_ray.score_memo("my-org/my-model", pairs)  # doctest: +SKIP
+        >>> pairs = [("Capital of Peru?", "It is Lima"), ("Capital of Peru?", "It is Cuzco")]
+        >>> table = meow_ray.score_memo("model", pairs, "mine.yaml")  # doctest: +ELLIPSIS
+        [1/1] memo: never run...
+        >>> {row["text"]: round(row["memo"], 2) for row in table.to_pylist()}
+        {'It is Lima': 1.0, 'It is Cuzco': 0.33}
     """
     settings = _config(config, overrides)
     target = settings.target.model_copy(update={"model": model, "revision": None})

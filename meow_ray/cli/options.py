@@ -1,0 +1,63 @@
+"""The typer application, and the options that several commands share."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from meow_ray.errors import MeowError
+
+app = typer.Typer(
+    help="Make a language model forget facts (MEOW), on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Read this YAML configuration file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Override keys, such as select.top_k=2.", show_default=False),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="Use an artifact made elsewhere, as NAME=URI (Parquet, or a model folder).",
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Run the stages even if they are cached.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would run, and why, without running it.")
+]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Hash all input files again instead of trusting the cache.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def named_inputs(items: Iterable[str] | None) -> dict[str, str]:
+    """Parses `--input NAME=URI` options.
+
+    Raises:
+        MeowError: one of them has another form.
+    """
+    inputs = {}
+    for item in items or ():
+        name, equals, uri = item.partition("=")
+        if not equals or not uri:
+            raise MeowError(
+                f"--input {item}: this is not of the form NAME=URI. "
+                "Write, for example, --input candidates=mine.parquet."
+            )
+        inputs[name] = uri
+    return inputs
+
+
+def pipeline_options(context: typer.Context) -> dict[str, Any]:
+    """Returns the options of `Pipeline` that the caller of `main` passed."""
+    return context.obj or {}

@@ -1,0 +1,223 @@
+"""Commands that run stages, and those that look after what runs leave behind."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Annotated
+
+import typer
+
+from meow_ray.cli import program, show
+from meow_ray.cli.options import (
+    AsJson,
+    ConfigOption,
+    DryRun,
+    Force,
+    Inputs,
+    Overrides,
+    Verify,
+    app,
+    named_inputs,
+    pipeline_options,
+)
+from meow_ray.core import storage
+from meow_ray.core.manifest import MAIN, Artifact, leftovers
+from meow_ray.core.stage import State
+from meow_ray.distributed import cluster, progress
+from meow_ray.errors import MeowError
+from meow_ray.pipeline.events import Event
+from meow_ray.pipeline.graph import STAGES
+from meow_ray.pipeline.pipeline import Pipeline, load_config
+from meow_ray.pipeline.rounds import Part, parts_of_run
+
+STAGE_NAMES = ", ".join(step.name for step in STAGES)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    only: Annotated[str | None, typer.Option(help="Run this stage alone.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Begin with this stage; earlier ones must be cached."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="End with this stage.")] = None,
+    inputs: Inputs = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    verify: Verify = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per event, for programs.")
+    ] = False,
+) -> None:
+    """Run the pipeline; cached stages are not run again."""
+    settings = load_config(config, overrides or [])
+    options = {"verify": verify, **pipeline_options(context)}
+    parts: Iterable[Part]
+    if not (only or start or until):
+        parts = parts_of_run(settings, named_inputs(inputs), **options)
+    elif settings.pipeline.rounds > 1:
+        raise MeowError(
+            f"--only, --from and --until work within one round, but `pipeline.rounds` is "
+            f"{settings.pipeline.rounds}. Add pipeline.rounds=1."
+        )
+    else:
+        pipeline = Pipeline(settings, named_inputs(inputs), **options)
+        parts = [Part("", pipeline, pipeline.selection(only, start, until))]
+    if dry_run:
+        show.show_states(show.console(), _states(parts))
+        return
+    finished: list[State] = []
+    with _only_events_on_stdout() if as_json else nullcontext():
+        for part in parts:
+            finished += _run_part(part, force, as_json)
+    if not as_json:
+        _print_outcome(finished)
+
+
+@app.command("stage")
+def run_stage(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help=f"The stage: {STAGE_NAMES}.")],
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    inputs: Inputs = None,
+    output: Annotated[
+        str | None, typer.Option(help="Copy the artifact to this URI as well.")
+    ] = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    verify: Verify = False,
+) -> None:
+    """Run one stage, on cached inputs or on your own."""
+    settings = load_config(config, overrides or [])
+    options = {"verify": verify, **pipeline_options(context)}
+    pipeline = Pipeline(settings, named_inputs(inputs), **options)
+    part = Part("", pipeline, pipeline.selection(name, None, None))
+    if dry_run:
+        show.show_states(show.console(), _states([part]))
+        return
+    (state,) = _run_part(part, force)
+    _print_place(state, output)
+
+
+@app.command()
+def memorize(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    output: Annotated[
+        str | None, typer.Option(help="Copy the model folder to this URI as well.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Fine-tune a base model on facts, to make a target or a retain model."""
+    settings = load_config(config, overrides or [])
+    if settings.memorize is None:
+        raise MeowError(
+            "The configuration has no section `memorize`. Set memorize.model and memorize.data."
+        )
+    pipeline = Pipeline(settings)
+    (state,) = _run_part(Part("", pipeline, pipeline.selection("memorize", None, None)), force)
+    _print_place(state, output)
+
+
+@app.command()
+def status(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    inputs: Inputs = None,
+    as_json: AsJson = False,
+    verify: Verify = False,
+) -> None:
+    """Show which stages are cached, stale (and why), or missing."""
+    settings = load_config(config, overrides or [])
+    states = _states(parts_of_run(settings, named_inputs(inputs), verify=verify))
+    if not as_json:
+        show.show_states(show.console(), states)
+        return
+    rows = [state.as_row() | {"stage": f"{label}{state.stage.name}"} for label, state in states]
+    print(json.dumps(rows, indent=2))
+
+
+@app.command()
+def clean(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    facts: Annotated[
+        bool,
+        typer.Option(
+            "--facts",
+            help="Delete the artifacts with the facts' text as well; model and report remain.",
+        ),
+    ] = False,
+) -> None:
+    """Delete unfinished work below the storage root; not while a run is in progress."""
+    root = storage.absolute(load_config(config, overrides or []).storage.root)
+    with_text = [step.artifact for step in STAGES if step.schema is not None] if facts else []
+    names = ["work", *with_text]
+    uris = [storage.join(root, name) for name in names]
+    for artifact in sorted({step.artifact for step in STAGES} - set(names)):
+        uris += leftovers(root, artifact)
+    for uri in uris:
+        if storage.exists(uri):
+            storage.remove(uri)
+            print(f"deleted {storage.display(uri)}")
+
+
+# --- steps of the commands ------------------------------------------------------------------------
+
+
+def _states(parts: Iterable[Part]) -> list[tuple[str, State]]:
+    return [(part.label, part.pipeline.state(step)) for part in parts for step in part.stages]
+
+
+def _run_part(part: Part, force: bool, as_json: bool = False) -> list[State]:
+    def print_event(event: Event) -> None:
+        text = json.dumps(event.as_row()) if as_json else str(event)
+        print(text, file=progress.EVENTS, flush=True)
+
+    with program.libraries_to_log():
+        return part.pipeline.run(part.stages, force=force, on_event=print_event, label=part.label)
+
+
+@contextmanager
+def _only_events_on_stdout() -> Iterator[None]:
+    """Keeps stdout for events; everything else goes to the log, Ray's delayed output as well."""
+    with program.libraries_to_log():
+        progress.EVENTS = sys.stdout
+        with redirect_stdout(sys.stderr):
+            try:
+                yield
+            finally:
+                progress.EVENTS = None
+                cluster.leave()
+
+
+def _print_place(state: State, output: str | None) -> None:
+    """Prints where the artifact of a stage is, after copying it to `output`."""
+    assert state.artifact is not None
+    print(_copied(state.artifact, output) if output else state.artifact.uri)
+
+
+def _copied(artifact: Artifact, output: str) -> str:
+    """Copies an artifact, a table as one Parquet file; returns where the copy is."""
+    target = storage.absolute(output)
+    if MAIN in artifact.files:
+        target = target if target.endswith(".parquet") else storage.join(target, MAIN)
+        storage.copy_file(storage.join(artifact.uri, MAIN), target)
+    else:
+        storage.copy_folder(artifact.uri, target)
+    return storage.display(target)
+
+
+def _print_outcome(states: list[State]) -> None:
+    artifacts = {state.stage.artifact: state.artifact for state in states if state.artifact}
+    if "metrics" in artifacts:
+        show.show_metrics(artifacts["metrics"])
+    if "model" in artifacts:
+        print(f"Model:  {storage.display(artifacts['model'].uri)}")
+    if "report" in artifacts:
+        print(f"Report: {storage.display(artifacts['report'].uri)}/report.html")
