@@ -148,6 +148,12 @@ def test_a_mistake_in_a_file_of_candidates_is_named_with_its_line(tmp_path: Path
         given_artifact("candidates", path)
 
 
+def test_a_missing_file_of_candidates_is_named(tmp_path: Path):
+    for name in ("nowhere", "nowhere.parquet", "nowhere.jsonl"):
+        with pytest.raises(MeowError, match=rf"{name}: there is no such file or folder"):
+            given_artifact("candidates", tmp_path / name)
+
+
 def test_the_inverted_facts_that_the_authors_of_meow_published_are_read_unchanged(
     shared_data: Callable[[str], Path],
 ):
