@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from meow_ray.core import storage
+from meow_ray.core.stage import Context, Stage
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from tests.support.world import World
@@ -22,6 +25,55 @@ def test_missing_settings_are_named(world: World):
     world.data.unlink()
     with pytest.raises(MeowError, match=r"facts\.jsonl: there is no such file"):
         world.states()
+
+
+def test_a_model_that_is_not_configured_is_named():
+    message = "`target.model` is not set. Name a model folder or a hub model."
+    with pytest.raises(MeowError, match=f"^{re.escape(message)}$"):
+        digest("target")
+    assert digest("generator") == "none", "candidates may be given, and then nothing generates"
+
+
+def test_a_target_may_be_the_storage_root_of_another_run(tmp_path: Path):
+    run = tmp_path / "other"
+    setting = f"target.model={run}"
+    (run / "model").mkdir(parents=True)
+    message = (
+        f"`target.model`: the run at {run} has not finished its model. "
+        "Finish that run, or name another model."
+    )
+    with pytest.raises(MeowError, match=f"^{re.escape(message)}$"):
+        digest("target", setting)
+
+    def export(context: Context) -> dict[str, Any]:
+        storage.write_bytes(context.path("config.json"), b"{}")
+        return {}
+
+    other = Stage(name="train", artifact="model", version=1, sections=(), inputs=(), run=export)
+    pipeline = Pipeline(load_config(None, [f"storage.root={run}"]), stages=[other])
+    (state,) = pipeline.run([other], on_event=str)
+    assert state.artifact is not None
+    assert Pipeline(load_config(None, [setting])).artifact("target") == state.artifact
+
+
+def test_a_missing_text_is_named_with_its_setting(tmp_path: Path):
+    path = tmp_path / "absent.txt"
+    message = f"`evaluate.text`: there is no such file or folder ({path}). Correct the path."
+    with pytest.raises(MeowError, match=f"^{re.escape(message)}$"):
+        digest("text", f"evaluate.text={path}")
+
+
+def test_an_endpoint_is_identified_by_its_url_and_its_model():
+    def digest_of(**settings: str) -> str:
+        values = {"engine": "openai", "base_url": "http://a/v1", "model": "m"} | settings
+        return digest("generator", *(f"invert.{key}={value}" for key, value in values.items()))
+
+    assert digest_of() == digest_of(api_key_env="OTHER")
+    assert digest_of() != digest_of(base_url="http://b/v1")
+    assert digest_of() != digest_of(model="n")
+    judge = {"judge": "endpoint", "judge_base_url": "http://j/v1", "judge_model": "k"}
+    assert digest_of() != digest_of(**judge)
+    assert digest_of(**judge) != digest_of(**judge | {"judge_model": "l"})
 
 
 def test_a_target_is_memorised_or_configured_but_not_both(world: World):
