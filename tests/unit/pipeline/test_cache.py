@@ -31,12 +31,16 @@ def test_before_the_first_run_every_stage_is_missing(world: World):
 
 def test_all_stages_run_once_and_are_cached_afterwards(world: World):
     assert world.run() == ALL
-    assert world.said[0] == "[1/3] ingest: never run"
-    assert world.said[1].startswith("[1/3] ingest: 2 rows in ")
+    assert world.messages[0] == "[1/3] ingest: never run"
+    assert world.messages[1].startswith("[1/3] ingest: 2 rows in ")
     before = world.files()
     assert world.states() == CACHED
     assert world.run() == []
-    assert world.said == ["[1/3] ingest: cached", "[2/3] select: cached", "[3/3] report: cached"]
+    assert world.messages == [
+        "[1/3] ingest: cached",
+        "[2/3] select: cached",
+        "[3/3] report: cached",
+    ]
     assert world.files() == before
 
 
@@ -101,7 +105,7 @@ def test_a_changed_setting_makes_its_stage_stale_and_is_named(world: World):
         "report": ("stale", "waits for selected"),
     }
     assert world.run("select.top_k=1") == ["select", "report"]
-    assert world.said[:2] == ["[1/3] ingest: cached", "[2/3] select: select.top_k: 3 → 1"]
+    assert world.messages[:2] == ["[1/3] ingest: cached", "[2/3] select: select.top_k: 3 → 1"]
     assert world.states("select.top_k=1") == CACHED
 
 
@@ -166,7 +170,7 @@ def test_force_makes_a_new_artifact_and_never_overwrites(world: World):
     world.run()
     before = world.files()
     assert world.run(force=True) == ALL
-    assert world.said[0] == "[1/3] ingest: forced"
+    assert world.messages[0] == "[1/3] ingest: forced"
     after = world.files()
     assert {path: after[path] for path in before} == before
     assert len([path for path in after if path.endswith("MANIFEST.json")]) == 6

@@ -104,7 +104,7 @@ def write_counts(path: Path, **columns: list[Any]) -> str:
 def test_the_stage_runs_after_the_stage_that_it_reads(extended: Extended):
     assert extended.state() == ("missing", "waits for facts")
     extended.run()
-    messages = extended.world.said
+    messages = extended.world.messages
     finished = [text.split(":")[0] for text in messages if " rows in " in text]
     assert finished == ["[1/4] ingest", "[2/4] select", "[4/4] count"]
     assert "[4/4] count: never run" in messages
@@ -140,7 +140,7 @@ def test_it_is_cached_on_a_second_run(extended: Extended):
     first = extended.run()
     assert extended.state() == ("cached", "")
     assert extended.run() == first
-    assert extended.world.said[-1] == "[4/4] count: cached"
+    assert extended.world.messages[-1] == "[4/4] count: cached"
     assert extended.run(force=True).number == 2
 
 
@@ -150,7 +150,7 @@ def test_a_changed_byte_of_its_outside_file_makes_it_stale(extended: Extended):
     os.utime(extended.words, ns=(10**18, 10**18))
     assert extended.state() == ("stale", "input stop_words changed")
     assert counts_of(extended.run()) == [1, 0]
-    assert extended.world.said[-2] == "[4/4] count: input stop_words changed"
+    assert extended.world.messages[-2] == "[4/4] count: input stop_words changed"
 
 
 def test_a_moved_outside_file_does_not(extended: Extended):
