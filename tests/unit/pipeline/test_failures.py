@@ -1,11 +1,11 @@
 """Errors that the user can fix, inside what Ray and other libraries wrap around them."""
 
 import errno
-import re
 from typing import Any
 
 import pytest
 
+from meow_ray.core import storage
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.failures import OUT_OF_MEMORY, plain_user_errors, user_error
 
@@ -118,20 +118,20 @@ def test_the_texts_on_memory_say_which_memory_and_what_to_do():
 
 
 @pytest.mark.parametrize(
-    ("number", "filename", "message"),
+    ("number", "filename", "place"),
     [
-        (errno.ENOSPC, None, r"storage: the disk is full; .*\."),
-        (errno.ENOSPC, "/data/x", r"/data/x: the disk is full; .*\."),
-        (errno.EDQUOT, None, r"storage: the disk quota is used up; .*\."),
-        (errno.EACCES, "/data/x", r"/data/x: permission denied; .*\."),
-        (errno.EROFS, "/data/x", r"/data/x: the filesystem is read-only; .*\."),
-        (errno.ENOENT, "/data/x", r"/data/x: there is no such file or folder\."),
+        (errno.ENOSPC, None, "storage"),
+        (errno.ENOSPC, "/data/x", "/data/x"),
+        (errno.EDQUOT, None, "storage"),
+        (errno.EACCES, "/data/x", "/data/x"),
+        (errno.EROFS, "/data/x", "/data/x"),
+        (errno.ENOENT, "/data/x", "/data/x"),
     ],
 )
-def test_errors_of_the_system_are_explained(number: int, filename: str | None, message: str):
+def test_errors_of_the_system_are_explained(number: int, filename: str | None, place: str):
     error = user_error(caused_by(OSError(number, "as the system says it", filename)))
     assert type(error) is MeowError
-    assert re.fullmatch(message, str(error))
+    assert str(error) == f"{place}: {storage.CAUSES[number]}."
 
 
 @pytest.mark.parametrize(
