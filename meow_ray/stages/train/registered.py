@@ -64,7 +64,7 @@ def register_objective(
     """
 
     def register(function: _F) -> _F:
-        objective: str = name or getattr(function, "__name__", repr(function))
+        objective = name or str(getattr(function, "__name__", repr(function)))
         where = f"register_objective: {objective}"
         if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
             raise MeowError(f"{where}: it is no plain function. Define it with `def`.")
