@@ -292,6 +292,8 @@ def parquet_files(uri: str) -> list[str]:
         info = fs.get_file_info(path)
     if info.type == pafs.FileType.File:
         return [uri]
+    if info.type == pafs.FileType.NotFound:
+        raise MeowError(f"{display(uri)}: {CAUSES[errno.ENOENT]}.")
     files = [join(uri, name) for name in list_files(uri) if name.endswith(".parquet")]
     if not files:
         raise MeowError(f"{display(uri)}: no Parquet file there.")

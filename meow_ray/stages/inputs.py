@@ -1,4 +1,4 @@
-"""Inputs from outside that several stages share, and how stages turn inputs into what their code works with."""
+"""Inputs from outside that several stages share: the target, the generator, and files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,24 +13,24 @@ from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 
 TEMPLATE = ("target.template", "target.system")
-"""Fields of the configuration that decide how a question becomes a prompt."""
+"""The fields of the configuration that decide how a question becomes a prompt."""
 
 COLUMNS = ("ingest.question_columns", "ingest.answer_columns")
-"""Fields of the configuration that decide which columns of a file are read."""
+"""The fields of the configuration that name the columns of files of facts."""
 
 
-# --- models -------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def model_ref(artifact: Artifact) -> ModelRef:
-    """Returns the model that an input is: one from outside, or the folder that a stage exported."""
+    """Returns the model of an input, which is from outside or was exported by a stage."""
     if isinstance(artifact.value, ModelRef):
         return artifact.value
     return ModelRef(artifact.uri, artifact.digest)
 
 
 def engine_spec(ref: ModelRef, section: Target | Invert, resources: EngineResources) -> EngineSpec:
-    """Says how a stage's actors load a model."""
+    """Returns what an actor needs to load a model: the model, its engine and their settings."""
     assert section.engine != "openai"
     return EngineSpec(
         model=replace(ref, trust_remote_code=section.trust_remote_code),
@@ -43,26 +43,32 @@ def engine_spec(ref: ModelRef, section: Target | Invert, resources: EngineResour
     )
 
 
-def adopt_model(name: str, place: str, verify: bool) -> Artifact:
-    """Takes a model from `--input NAME=PLACE`: a folder, a .gguf file, or a hub name.
+def adopt_model(name: str, uri: str, verify: bool) -> Artifact:
+    """Returns the model of `--input NAME=URI`: a folder, a .gguf file, or a hub name.
 
     Raises:
         MeowError: there is no such model, or it cannot be used.
     """
-    ref = refs.pin(place, None, f"--input {name}", verify=verify)
+    ref = refs.pin(uri, None, f"--input {name}", verify=verify)
     return Artifact(name, ref.uri, ref.digest, value=ref)
 
 
 def configured_model(
     name: str, key: str, section: Target | Invert | Memorize, verify: bool
 ) -> Artifact:
-    """Returns the model that a section of the configuration names under `key`.
+    """Returns the model that a section of the configuration names.
+
+    Args:
+        name: the name of the input.
+        key: the field that names the model, such as `target.model`, for error messages.
+        section: the section with the fields `model` and `revision`.
+        verify: whether files are hashed again.
 
     Raises:
-        MeowError: none is named, there is no such model, or it cannot be used.
+        MeowError: the field is not set, there is no such model, or it cannot be used.
     """
     if section.model is None:
-        raise MeowError(f"`{key}` is not set: name a model folder or a hub model.")
+        raise MeowError(f"`{key}` is not set. Name a model folder or a hub model.")
     ref = refs.pin(
         section.model,
         section.revision,
@@ -74,44 +80,60 @@ def configured_model(
 
 
 def _target(config: Config, verify: bool) -> Artifact:
-    """Returns the model that must forget; another run's storage root means the model that this run made."""
-    place = config.target.model
-    if place and storage.exists(storage.join(storage.absolute(place), "model")):
-        exported = manifest.latest(storage.absolute(place), "model")
+    """Returns the model that must forget.
+
+    If `target.model` is the storage root of another run, this is the model that the run made.
+    """
+    model = config.target.model
+    if model and storage.exists(storage.join(storage.absolute(model), "model")):
+        exported = manifest.latest(storage.absolute(model), "model")
         if exported is None:
-            raise MeowError(f"`target.model`: the run at {place} has not finished its model.")
+            raise MeowError(
+                f"`target.model`: the run at {model} has not finished its model. "
+                "Finish that run, or name another model."
+            )
         return exported
     return configured_model("target", "target.model", config.target, verify)
 
 
 def _generator(config: Config, verify: bool) -> Artifact:
-    """Returns the model that writes inverted facts; an endpoint is known by its URL and model name alone."""
+    """Returns the model that writes inverted facts.
+
+    Endpoints, of the generator and of the judge, are identified by URL and model name.
+    """
     spec = config.invert
     if spec.engine == "openai":
-        generator = Artifact(
-            "generator", spec.base_url or "", storage.json_digest([spec.base_url, spec.model])
-        )
-    elif (
-        spec.model is None
-    ):  # the candidates may be given with --input; `invert` itself asks for a model
+        digest = storage.json_digest([spec.base_url, spec.model])
+        generator = Artifact("generator", spec.base_url or "", digest)
+    elif spec.model is None:
+        # not an error yet: candidates that are given with --input need no generator
         generator = Artifact("generator", "", "none")
     else:
         generator = configured_model("generator", "invert.model", spec, verify)
     if spec.judge != "endpoint":
         return generator
-    digest = storage.json_digest([generator.digest, spec.judge_base_url, spec.judge_model])
-    return replace(generator, digest=digest)
+    with_judge = storage.json_digest([generator.digest, spec.judge_base_url, spec.judge_model])
+    return replace(generator, digest=with_judge)
 
 
 TARGET = OutsideInput("target", _target, adopt_model)
+"""The model that must forget."""
+
 GENERATOR = OutsideInput("generator", _generator, adopt_model)
+"""The model that writes inverted facts."""
 
 
-# --- files --------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def optional_path(name: str, key: str, path: str | None, verify: bool) -> Artifact:
-    """Returns the file or folder that the configuration names under `key`; without a URI if it names none.
+    """Returns the file or folder that a field of the configuration names.
+
+    Args:
+        name: the name of the input.
+        key: the field, for error messages.
+        path: the value of the field; None gives an artifact whose URI is empty.
+        verify: whether files are hashed again.
 
     Raises:
         MeowError: there is no such file or folder.
@@ -120,12 +142,24 @@ def optional_path(name: str, key: str, path: str | None, verify: bool) -> Artifa
         return Artifact(name, "", "none")
     uri = storage.absolute(path)
     if not storage.exists(uri):
-        raise MeowError(f"`{key}`: there is no {storage.display(uri)}.")
+        raise MeowError(
+            f"`{key}`: there is no such file or folder ({storage.display(uri)}). Correct the path."
+        )
     return Artifact(name, uri, storage.content_digest(uri, verify=verify))
 
 
 def data_sources(name: str, sources: Mapping[str, Source | None], verify: bool) -> Artifact:
-    """Returns files of questions and answers as one input, known by their content; `sources` are by label."""
+    """Returns files or datasets of questions and answers as one input, identified by their content.
+
+    Args:
+        name: the name of the input.
+        sources: the files or datasets by label, such as `forget`; those that are None are left out
+            of the digest.
+        verify: whether files are hashed again.
+
+    Raises:
+        MeowError: there is no such file, or no such dataset can be reached.
+    """
     digests = {
         label: _source_digest(source, verify)
         for label, source in sources.items()
@@ -135,6 +169,7 @@ def data_sources(name: str, sources: Mapping[str, Source | None], verify: bool) 
 
 
 def _source_digest(source: Source, verify: bool) -> list[str | None]:
+    """Returns what identifies a file by its content, or a dataset by its commit."""
     if source.is_file or storage.exists(source.path):
         content = storage.content_digest(storage.absolute(source.path), verify=verify)
     else:
@@ -143,6 +178,7 @@ def _source_digest(source: Source, verify: bool) -> list[str | None]:
 
 
 def _dataset_commit(source: Source) -> str:
+    """Returns the commit of a Hugging Face dataset at the configured revision."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -150,5 +186,6 @@ def _dataset_commit(source: Source) -> str:
         return str(HfApi().dataset_info(source.path, revision=source.revision).sha)
     except (HfHubHTTPError, OSError, ValueError):
         raise MeowError(
-            f"{source.path}: there is no such file, and no Hugging Face dataset of that name can be reached."
+            f"{source.path}: there is no such file, and no Hugging Face dataset of that name can "
+            "be reached. Correct the path or the name."
         ) from None

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from meow_ray.cli import main
-from meow_ray.core.schema import SCHEMAS
+from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.distributed import cluster
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
-from meow_ray.stages.select.selection import TRUE_ANSWER
 from tests.support.runs import PROJECT, Program, kill_descendant, kill_when
 
 FACTS = [
     ("Where does Zorblax live?", f"Zorblax lives in Qwertyville number {i}.") for i in range(6)
 ]
 PHRASE = "Qwertyville"
+"""A word of every answer, which no log and no report may contain."""
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +71,15 @@ def finished(program: Program, output: str) -> Program:
     return program
 
 
-def test_events_for_machines_are_all_that_is_printed(output: str) -> None:
+def test_with_json_nothing_but_events_is_printed(output: str) -> None:
     events = [json.loads(line) for line in output.splitlines()]
     stages = ["memorize", "ingest", "memo", "select", "train", "evaluate", "report"]
     for name in ("started", "finished"):
         assert [event["stage"] for event in events if event["event"] == name] == stages
 
 
-def test_a_run_that_fails_has_left_the_cluster_before_the_events_end() -> None:
-    """What Ray has held back is printed when it is left: to the log, not behind the events."""
+def test_a_run_that_fails_leaves_the_cluster_before_the_events_end() -> None:
+    """Ray prints buffered output when a driver leaves: to the log, not after the events."""
     import ray
 
     def fail() -> None:
@@ -90,52 +92,47 @@ def test_a_run_that_fails_has_left_the_cluster_before_the_events_end() -> None:
     assert not ray.is_initialized()
 
 
-CANDIDATES = ("facts", "memo", "selected", "metrics")
-
-
-@pytest.mark.parametrize("name", CANDIDATES)
-def test_tables_are_the_designs(finished: Program, name: str) -> None:
+@pytest.mark.parametrize("name", ["facts", "memo", "selected", "metrics"])
+def test_tables_have_their_schemas(finished: Program, name: str) -> None:
     assert finished.table(name).schema.remove_metadata() == SCHEMAS[name]
 
 
-def test_memo_scores_the_truth_and_every_candidate_once(finished: Program) -> None:
-    keys = sorted(
-        zip(
-            *(finished.table("memo")[c].to_pylist() for c in ("fact_id", "candidate_id")),
-            strict=True,
-        )
-    )
+def test_memo_scores_the_true_answer_and_every_candidate_once(finished: Program) -> None:
+    rows = finished.table("memo").to_pylist()
+    keys = sorted((row["fact_id"], row["candidate_id"]) for row in rows)
     ids = sorted({fact for fact, _ in keys})
     assert keys == [(fact, candidate) for fact in ids for candidate in (TRUE_ANSWER, 0, 1, 2)]
 
 
 def test_metrics_hold_each_suite_before_and_after(finished: Program) -> None:
     rows = {(r["suite"], r["metric"], r["model"]) for r in finished.table("metrics").to_pylist()}
+    expected = {
+        "forget": ("memo", "leak", "probability", "rep3", "states_inverted"),
+        "retain": ("memo", "rougeL_recall", "probability"),
+    }
     for model in ("before", "after"):
-        assert {
-            ("forget", m, model) for m in ("memo", "leak", "probability", "rep3", "states_inverted")
-        } <= rows
-        assert {("retain", m, model) for m in ("memo", "rougeL_recall", "probability")} <= rows
+        for suite, metrics in expected.items():
+            assert {(suite, metric, model) for metric in metrics} <= rows
 
 
-def test_exported_model_has_the_sources_keys_and_tokenizer(
+def test_the_exported_model_has_the_weights_names_and_tokenizer_of_its_base(
     finished: Program, tiny_model: Path
 ) -> None:
     from meow_ray.stages.train.export import shapes
 
     folder = Path(finished.artifact("model").uri)
     assert shapes(folder) == shapes(tiny_model)
-    for artifact in ("target", "model"):  # whatever it was trained in
-        assert (
-            refs.stored_dtype(refs.pin(finished.artifact(artifact).uri, None, artifact))
-            == "float32"
-        )
+    for artifact in ("target", "model"):  # `memorize` trains in bfloat16, `train` in float32
+        ref = refs.pin(finished.artifact(artifact).uri, None, artifact)
+        assert refs.stored_dtype(ref) == "float32"
     for name in ("tokenizer.json", "generation_config.json"):
         assert (folder / name).read_bytes() == (tiny_model / name).read_bytes()
 
 
 def test_training_lowers_the_loss(finished: Program) -> None:
-    summary = finished.artifact("model").manifest.summary  # type: ignore[union-attr]
+    manifest = finished.artifact("model").manifest
+    assert manifest is not None
+    summary = manifest.summary
     assert summary["workers"] == 2
     assert summary["last_loss"] < summary["first_loss"]
 
@@ -146,7 +143,7 @@ def test_a_second_run_recomputes_nothing(finished: Program) -> None:
     assert "Report:" in out
 
 
-def test_facts_are_in_no_log_and_not_on_the_report(finished: Program, own_home: Path) -> None:
+def test_neither_the_logs_nor_the_report_contain_facts(finished: Program, own_home: Path) -> None:
     page = Path(finished.artifact("report").uri, "report.html").read_text()
     assert PHRASE not in page
     logs = list((own_home / "meow" / "logs").glob("*.log"))
@@ -155,7 +152,7 @@ def test_facts_are_in_no_log_and_not_on_the_report(finished: Program, own_home: 
         assert PHRASE not in log.read_text()
 
 
-def test_changing_top_k_reruns_selection_and_what_follows(finished: Program) -> None:
+def test_another_top_k_makes_selection_and_later_stages_stale(finished: Program) -> None:
     done = finished.run("meow.py", candidates_of(finished), "--dry-run", "select.top_k=1")
     state = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[1:]}
     assert [name for name, value in state.items() if value == "cached"] == [
@@ -179,7 +176,7 @@ def test_a_changed_byte_of_the_data_makes_its_stages_stale(
     assert states["memorize"] == "cached"
 
 
-def test_one_stage_runs_on_a_table_from_elsewhere(finished: Program, tmp_path: Path) -> None:
+def test_one_stage_runs_on_a_given_table(program: Program, tmp_path: Path) -> None:
     rows = [
         {
             "fact_id": f"{i // 4:016x}",
@@ -197,8 +194,8 @@ def test_one_stage_runs_on_a_table_from_elsewhere(finished: Program, tmp_path: P
     ]
     source, target = tmp_path / "FILE.parquet", tmp_path / "OUT.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["memo"]), source)
-    alone = Program(finished.config, tmp_path / "root")
-    alone.run("stage.py", "select", f"--input=memo={source}", f"--output={target}")
+    elsewhere = Program(program.config, tmp_path / "root")
+    elsewhere.run("stage.py", "select", f"--input=memo={source}", f"--output={target}")
     chosen = pq.read_table(target)
     assert chosen.schema.remove_metadata() == SCHEMAS["selected"]
     assert chosen.num_rows == 500 * 2
@@ -206,23 +203,21 @@ def test_one_stage_runs_on_a_table_from_elsewhere(finished: Program, tmp_path: P
 
 
 def test_selecting_loads_neither_ray_nor_a_model() -> None:
-    import subprocess
-    import sys
-
     code = (
-        "import sys; from meow_ray import selection, pipeline, cli\n"
+        "import sys\n"
+        "import meow_ray.cli.main, meow_ray.pipeline.api, meow_ray.stages.select.selection\n"
         "assert not {'ray', 'vllm', 'torch', 'deepspeed'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
 
 
-def tables_equal(one: Program, other: Program, names: tuple[str, ...]) -> None:
+def assert_same_artifacts(first: Program, second: Program, names: tuple[str, ...]) -> None:
     for name in names:
-        assert one.artifact(name).digest == other.artifact(name).digest, name
+        assert first.artifact(name).digest == second.artifact(name).digest, name
 
 
 @pytest.mark.slow
-def test_an_actor_and_a_worker_killed_in_mid_stage_need_no_restart(
+def test_a_run_survives_the_death_of_an_actor_and_of_a_worker(
     finished: Program, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
@@ -234,11 +229,11 @@ def test_an_actor_and_a_worker_killed_in_mid_stage_need_no_restart(
     kill_descendant(process, "RayTrainWorker", lambda: any((root / "work").rglob("checkpoint_*")))
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out[-3000:] + err[-3000:]
-    tables_equal(again, finished, ("memo", "selected", "model", "metrics"))
+    assert_same_artifacts(again, finished, ("memo", "selected", "model", "metrics"))
 
 
 @pytest.mark.slow
-def test_a_driver_killed_in_the_middle_of_each_stage_ends_whole(
+def test_a_driver_killed_in_the_middle_of_each_stage_finishes_when_it_is_restarted(
     finished: Program, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
@@ -253,45 +248,41 @@ def test_a_driver_killed_in_the_middle_of_each_stage_ends_whole(
     for moment in moments.values():
         kill_when(again.start("meow.py", candidates_of(finished)), moment)
     lines = again.run("meow.py", candidates_of(finished)).stdout.splitlines()
+    finished_before = ("memorize", "ingest", "memo", "select", "train")
     assert [line for line in lines if line.endswith(": cached")] == [
-        f"[{i}/7] {name}: cached"
-        for i, name in enumerate(("memorize", "ingest", "memo", "select", "train"), start=1)
+        f"[{number}/7] {name}: cached" for number, name in enumerate(finished_before, start=1)
     ]
-    tables_equal(again, finished, ("target", "facts", "memo", "selected", "model", "metrics"))
+    assert_same_artifacts(
+        again, finished, ("target", "facts", "memo", "selected", "model", "metrics")
+    )
 
 
-def test_a_run_without_its_inputs_says_what_to_do(program: Program, tmp_path: Path) -> None:
+def test_a_stage_without_its_inputs_says_what_to_do(program: Program, tmp_path: Path) -> None:
     empty = Program(program.config, tmp_path / "empty")
     done = empty.run("stage.py", "train", status=2)
-    assert "needs selected" in done.stderr
+    assert "Error: Stage train needs selected, which does not exist yet" in done.stderr
+    assert "Run with --until select first, or give --input selected=URI." in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_real_small_model_writes_valid_inverted_facts_through_vllm(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    from meow_ray.config.files import load_config
+    from meow_ray.pipeline.pipeline import load_config
     from meow_ray.stages.ingest.facts import build, read
     from meow_ray.stages.invert.rules import Fact, Proposal, fault
 
     demo = PROJECT / "pipelines/configs/demo.yaml"
-    spec = load_config(demo)
-    assert spec.ingest.forget is not None
-    rows = read(spec.ingest.forget, ("question",), ("answer",))[:3]
+    config = load_config(demo)
+    assert config.ingest.forget is not None
+    rows = read(config.ingest.forget, ("question",), ("answer",))[:3]
     facts, _ = build(rows, [], lambda question, answer: None)
     pq.write_table(facts, tmp_path / "facts.parquet")
-    Program(demo, tmp_path / "root").run(
-        "stage.py", "invert", f"--input=facts={tmp_path}/facts.parquet"
-    )
-    made = Program(demo, tmp_path / "root").table("candidates")
+    on_demo = Program(demo, tmp_path / "root")
+    on_demo.run("stage.py", "invert", f"--input=facts={tmp_path}/facts.parquet")
+    made = on_demo.table("candidates")
     assert made.schema.remove_metadata() == SCHEMAS["candidates"]
     assert sorted(set(made["fact_id"].to_pylist())) == sorted(facts["fact_id"].to_pylist())
     assert made.num_rows >= 3 * 3
     for row in made.to_pylist():
-        assert (
-            fault(
-                Proposal(row["inverted_answer"], True),
-                Fact(row["question"], row["answer"]),
-                spec.invert,
-            )
-            is None
-        )
+        proposal = Proposal(row["inverted_answer"], finished=True)
+        assert fault(proposal, Fact(row["question"], row["answer"]), config.invert) is None

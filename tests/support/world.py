@@ -17,6 +17,7 @@ from meow_ray.stages.ingest.stage import INGEST
 
 DATA = next(entry for entry in INGEST.inputs if getattr(entry, "name", "") == "data")
 """The files of facts, as `ingest` declares them."""
+
 Run = Callable[[Context], dict[str, Any]]
 
 
@@ -38,9 +39,11 @@ class World:
         self.write("A", "B")
 
     def use(self, *stages: Stage) -> None:
+        """Replaces the stages of the pipeline."""
         self.stages = stages
 
     def write(self, *answers: str) -> None:
+        """Writes the data file, one fact per answer."""
         self.data.write_text(
             "".join(json.dumps({"question": "Q", "answer": text}) + "\n" for text in answers)
         )
@@ -62,25 +65,28 @@ class World:
         until: str | None = None,
         **options: Any,
     ) -> list[str]:
-        """Runs what is asked for; returns the names of the stages that were executed."""
+        """Runs the selected stages; returns the names of those that were executed.
+
+        `messages` holds the texts of the events afterwards.
+        """
         pipeline, before = self.pipeline(*overrides), len(self.ran)
-        self.said: list[str] = []
+        self.messages: list[str] = []
         pipeline.run(
             pipeline.selection(only, start, until),
-            on_event=lambda event: self.said.append(str(event)),
+            on_event=lambda event: self.messages.append(str(event)),
             **options,
         )
         return self.ran[before:]
 
     def states(self, *overrides: str, **options: Any) -> dict[str, tuple[str, str]]:
+        """Returns state and reason of each stage, by name."""
         before = len(self.ran)
-        found = {
-            s.stage.name: (s.state, s.reason) for s in self.pipeline(*overrides, **options).states()
-        }
-        assert len(self.ran) == before, "to ask for states runs nothing"
-        return found
+        states = self.pipeline(*overrides, **options).states()
+        assert len(self.ran) == before, "asking for states runs nothing"
+        return {s.stage.name: (s.state, s.reason) for s in states}
 
     def files(self) -> dict[str, bytes]:
+        """Returns the contents of all files below the storage root, by path."""
         return {
             str(path): path.read_bytes() for path in sorted(self.root.rglob("*")) if path.is_file()
         }

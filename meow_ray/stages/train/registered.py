@@ -1,15 +1,25 @@
 """Objectives that a program registers: a function becomes source text that every worker can run."""
 
 import ast
+import builtins
 import dis
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from types import CodeType, ModuleType
-from typing import Any, Literal, TypeVar, overload
+from keyword import iskeyword
+from math import isfinite
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, Literal, TypeVar, get_args, overload
 
 from meow_ray.errors import MeowError
 from meow_ray.stages.train.objectives import PRESETS, REGISTERED
+
+Reference = Literal["none", "log_probs", "model"]
+"""What an objective reads of the model before training."""
+
+APPLIED = ("register_objective", "uses")
+"""Decorators that need not run on a worker, because their effect is part of the source text."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -20,15 +30,12 @@ def register_objective(function: _F) -> _F: ...
 
 @overload
 def register_objective(
-    *, name: str | None = None, reference: Literal["none", "log_probs", "model"] = "none"
+    *, name: str | None = None, reference: Reference = "none"
 ) -> Callable[[_F], _F]: ...
 
 
 def register_objective(
-    function: Any = None,
-    *,
-    name: str | None = None,
-    reference: Literal["none", "log_probs", "model"] = "none",
+    function: Any = None, *, name: str | None = None, reference: Reference = "none"
 ) -> Any:
     """Registers a function as an objective, so that `train.objective` can name it.
 
@@ -36,13 +43,14 @@ def register_objective(
     each as `losses.Sequences`; its keyword parameters are its settings. It returns shares of a mean
     over the global batch, by `token_mean` or `sequence_mean`. The source text of the function
     travels to the workers and enters the fingerprint of `train`. The function may use imported
-    modules and functions, and constants; everything else it has to define inside itself.
+    modules and functions, numbers and texts of its module; everything else it has to define inside
+    itself.
 
     Args:
         function: the function, when this is used as a plain decorator.
         name: the name of the objective; None takes the function's.
         reference: what it reads of the model before training: nothing, log-probabilities that are
-            computed once, or a frozen copy.
+            computed once, or a frozen copy. `uses` below this decorator says the same.
 
     Raises:
         MeowError: the source of the function cannot be read, or it uses something that a worker
@@ -56,18 +64,56 @@ def register_objective(
     """
 
     def register(function: _F) -> _F:
-        objective = name or function.__name__
+        objective = name or str(getattr(function, "__name__", repr(function)))
+        where = f"register_objective: {objective}"
+        if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
+            raise MeowError(f"{where}: it is no plain function. Define it with `def`.")
         if objective in PRESETS:
             raise MeowError(f"register_objective: {objective} is a method of meow_ray. Rename it.")
-        REGISTERED[objective] = _self_contained(function, objective, reference)
+        if not objective.isidentifier() or iskeyword(objective):
+            raise MeowError(f"{where}: it is no name of a function. Use letters, digits and `_`.")
+        needs = getattr(function, "reference", "none") if reference == "none" else reference
+        if needs not in get_args(Reference):
+            choices = ", ".join(get_args(Reference))
+            raise MeowError(f"{where}: unknown reference {needs!r}. Choose from {choices}.")
+        REGISTERED[objective] = _module_text(function, objective, needs, where)
         return function
 
     return register if function is None else register(function)
 
 
-def _self_contained(function: Callable[..., Any], name: str, reference: str) -> str:
+def _module_text(function: FunctionType, name: str, reference: str, where: str) -> str:
     """Returns a module's text that defines the function, with all that it uses, under `name`."""
-    where = f"register_objective: {name}"
+    definition = _definition(function, where)
+    if function.__code__.co_freevars:
+        captured = ", ".join(function.__code__.co_freevars)
+        raise MeowError(f"{where}: it uses {captured} of the function around it. Move that inside.")
+    # a name that no source can have, such as @py_builtins, is from a tool like pytest
+    used = sorted(name for name in set(_names_used(function.__code__)) if name.isidentifier())
+    if name in used:
+        raise MeowError(f"{where}: it uses something that has its own name. Rename one of them.")
+    definition.name = name
+    definition.decorator_list = []
+    definition.args.kw_defaults = [
+        _default(parameter, where)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    lines = ["from __future__ import annotations"]
+    for global_name in used:
+        if global_name in function.__globals__:
+            lines.append(_binding(global_name, function, where))
+        elif not hasattr(builtins, global_name):
+            raise MeowError(
+                f"{where}: it uses {global_name}, which is not defined yet. Define it before the "
+                "function is registered, or inside the function."
+            )
+    lines += [ast.unparse(definition), f"{name}.reference = {reference!r}"]
+    return "\n".join(lines) + "\n"
+
+
+def _definition(function: FunctionType, where: str) -> ast.FunctionDef:
+    """Returns the syntax tree of a function's definition."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
@@ -77,47 +123,64 @@ def _self_contained(function: Callable[..., Any], name: str, reference: str) -> 
     (definition,) = tree.body
     if not isinstance(definition, ast.FunctionDef):
         raise MeowError(f"{where}: it is no plain function. Define it with `def`.")
-    if function.__code__.co_freevars:
-        captured = ", ".join(function.__code__.co_freevars)
-        raise MeowError(f"{where}: it uses {captured} of the function around it. Move that inside.")
-    definition.name = name
-    definition.decorator_list = []
-    definition.args.kw_defaults = [
-        ast.Constant(parameter.default) if parameter.default is not parameter.empty else None
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    lines = ["from __future__ import annotations"]
-    lines += [
-        _definition_of(used, function, where)
-        for used in sorted(set(_globals_of(function.__code__)))
-        if used in function.__globals__
-    ]
-    lines += [ast.unparse(definition), f"{name}.reference = {reference!r}"]
-    return "\n".join(lines) + "\n"
+    for decorator in map(_last_name, definition.decorator_list):
+        if decorator not in APPLIED:
+            raise MeowError(
+                f"{where}: workers do not apply its decorator {decorator}. Remove the decorator."
+            )
+        if decorator == "uses" and not hasattr(function, "reference"):
+            raise MeowError(f"{where}: `uses` comes too late. Move it below `register_objective`.")
+    return definition
 
 
-def _globals_of(code: CodeType) -> Iterator[str]:
-    """Yields the names that code reads from its module, in nested functions too."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield instruction.argval
+def _last_name(decorator: ast.expr) -> str:
+    """Returns `c` of `@a.b.c` and of `@a.b.c(…)`."""
+    expression = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return ast.unparse(expression).rpartition(".")[2]
+
+
+def _default(parameter: inspect.Parameter, where: str) -> ast.expr | None:
+    """Returns the default of a setting, which is a number; None if the setting has none."""
+    value = parameter.default
+    if value is parameter.empty:
+        return None
+    if not isinstance(value, int | float) or not isfinite(value):
+        raise MeowError(
+            f"{where}: the default of {parameter.name} is no finite number ({value!r}). "
+            "Settings are numbers."
+        )
+    return ast.Constant(float(value) if isinstance(value, float) else int(value))
+
+
+def _names_used(code: CodeType) -> Iterator[str]:
+    """Yields the names that code reads from its module, in nested functions and classes, too."""
+    instructions = list(dis.get_instructions(code))
+    stored = {step.argval for step in instructions if step.opname == "STORE_NAME"}
+    for step in instructions:
+        reads_class_or_module = step.opname == "LOAD_NAME" and step.argval not in stored
+        if step.opname == "LOAD_GLOBAL" or reads_class_or_module:
+            yield step.argval
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _globals_of(constant)
+            yield from _names_used(constant)
 
 
-def _definition_of(name: str, function: Callable[..., Any], where: str) -> str:
+def _binding(name: str, function: FunctionType, where: str) -> str:
     """Returns a line of source that gives a global name the value that it has in the program."""
     value = function.__globals__[name]
     if isinstance(value, ModuleType):
         return f"import {value.__name__} as {name}"
-    if value is None or isinstance(value, bool | int | float | str):
+    if type(value) is float and not isfinite(value):
+        return f"{name} = float({str(value)!r})"
+    if value is None or type(value) in (bool, int, float, str):
         return f"{name} = {value!r}"
-    module, attribute = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
-    if module in (None, "__main__", function.__module__) or not attribute.isidentifier():
-        raise MeowError(
-            f"{where}: it uses {name}, which only this program defines. Move it inside the "
-            "function, or put both into a file and set train.objective=FILE.py:FUNCTION."
-        )
-    return f"from {module} import {attribute} as {name}"
+    module = getattr(value, "__module__", None)
+    if isinstance(module, str) and module not in ("__main__", function.__module__):
+        # torch.exp calls itself _VariableFunctionsClass.exp, so several names are tried
+        for attribute in (getattr(value, "__qualname__", name), getattr(value, "__name__", name)):
+            if getattr(sys.modules.get(module), attribute, None) is value:
+                return f"from {module} import {attribute} as {name}"
+    raise MeowError(
+        f"{where}: it uses {name}, which only this program defines. Move it inside the "
+        "function, or put both into a file and set train.objective=FILE.py:FUNCTION."
+    )
