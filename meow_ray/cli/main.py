@@ -15,6 +15,7 @@ from rich.table import Table
 from meow_ray.cli import program, show
 from meow_ray.config.files import explain
 from meow_ray.core import schema, storage
+from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import MAIN, Artifact, leftovers
 from meow_ray.core.stage import State
 from meow_ray.distributed import cluster, progress
@@ -25,7 +26,7 @@ from meow_ray.pipeline.graph import STAGES
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import Part
 from meow_ray.planning import memory, workload
-from meow_ray.stages.evaluate import tofu, tofu_logs
+from meow_ray.stages.evaluate import tofu_logs
 from meow_ray.stages.report import compare
 
 SHOWN = {"candidates": show.show_candidates, "memo": show.show_memo}
@@ -285,35 +286,26 @@ def aggregate_tofu(
             help="eval_log_aggregated.json of TOFU, or TOFU_EVAL.json of open-unlearning."
         ),
     ],
-    reference: Annotated[
+    retain_model: Annotated[
         str | None,
         typer.Option(
-            help="The same of the model that never saw the forget set.", show_default=False
+            help="The same file of the retain model, which never saw the forget set.",
+            show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Aggregates per-example logs as TOFU does: model utility, and with a reference forget quality."""
-    results = tofu_logs.read_log(storage.absolute(log))
-    against = tofu_logs.read_log(storage.absolute(reference)) if reference else None
-    if against is not None:
-        for name, found in ((log, results), (reference, against)):
-            if "forget" not in found:
-                raise MeowError(f"{name}: it has no forget set, which forget quality compares.")
-        own = results["forget"]
-        tofu.check_reference(len(own), own.answers, against["forget"], str(reference))
-    figures = tofu.figures(results, against)
+    """Aggregates per-example results as TOFU's code does: model utility and forget quality."""
+    figures = tofu_logs.aggregate_logs(log, retain_model)
     if as_json:
         print(json.dumps(figures, indent=2))
         return
     table = Table("figure", "value", box=None, header_style="bold")
     for name, value in figures.items():
-        table.add_row(name, compare.number(value))
+        table.add_row(name, format_number(value))
     _console().print(table)
-    if against is None:
-        print(
-            "No forget quality: it needs --reference, the log of a model that never saw the forget set."
-        )
+    if retain_model is None:
+        print("Forget quality needs --retain-model, the results of the retain model.")
 
 
 @app.command("compare")
@@ -331,12 +323,12 @@ def compare_runs(
 ) -> None:
     """Puts the metrics of runs side by side; several seeds of a run become mean and standard deviation."""
     if kind not in get_args(compare.Format):
-        raise MeowError(f"--format {kind}: there is {', '.join(get_args(compare.Format))}.")
+        raise MeowError(f"--format {kind}: unknown. Choose from {', '.join(get_args(compare.Format))}.")
     if model not in schema.EVALUATED_MODELS:
-        raise MeowError(f"--model {model}: there is {', '.join(schema.EVALUATED_MODELS)}.")
+        raise MeowError(f"--model {model}: unknown. Choose from {', '.join(schema.EVALUATED_MODELS)}.")
     named = [run.split("=", 1) if "=" in run.partition("/")[0] else (run, run) for run in runs]
     found = [(name, compare.metrics_of(place)) for name, place in named]
-    print(compare.write(compare.table(found, model), cast(compare.Format, kind)))
+    print(compare.format_table(compare.metrics_by_run(found, model), cast(compare.Format, kind)))
 
 
 @app.command("config")

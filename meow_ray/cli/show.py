@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meow_ray.core import storage
+from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import REJECTS_FILE, Artifact
 from meow_ray.core.schema import EVALUATED_MODELS
 from meow_ray.core.stage import State
@@ -16,7 +17,6 @@ from meow_ray.planning import memory
 from meow_ray.planning.workload import RunPlan
 from meow_ray.stages.invert.replies import OTHER_RULES
 from meow_ray.stages.invert.rules import RULES
-from meow_ray.stages.report.compare import number
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -269,7 +269,9 @@ def show_metrics(artifact: Artifact) -> None:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
-    value = number(row["value"])
+    value = format_number(row["value"])
     return (
-        value if row["low"] is None else f"{value}  [{number(row['low'])}, {number(row['high'])}]"
+        value
+        if row["low"] is None
+        else f"{value}  [{format_number(row['low'])}, {format_number(row['high'])}]"
     )
