@@ -120,7 +120,7 @@ def _suite_rows(
 
 
 def attacks(forget: pa.Table, names: Sequence[str]) -> dict[str, pa.Table]:
-    """Returns the suites of the attacks on a forget set; facts that do not suit one are left out.
+    """Returns the suites of the attacks on a forget set, without facts that do not suit an attack.
 
     - `forget_paraphrased` asks the paraphrased question.
     - `forget_prefix10` and so on begin the reply with a part of the true answer. The reply is

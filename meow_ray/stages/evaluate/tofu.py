@@ -2,7 +2,7 @@
 
 It equals that of the official code. Two variants of the truth ratio are in circulation. The paper's
 text divides the arithmetic mean of the wrong answers' probabilities by the right answer's. The
-official code, and so every published figure, takes the exponential of the mean of their losses,
+official code, and so each published figure, takes the exponential of the mean of their losses,
 which is the geometric mean. Ours is the official one. open-unlearning takes it, too, but adds 1e-10
 to denominators.
 """
@@ -40,7 +40,7 @@ class Results:
 
     truth_ratio: Array
     """P(wrong) / P(right). P(wrong) is the geometric mean over the wrong answers; the right answer
-    is the paraphrased one if there is one."""
+    is the paraphrased one if it exists."""
     probability: Array | None = None
     rougeL_recall: Array | None = None
     answers: tuple[str, ...] | None = None

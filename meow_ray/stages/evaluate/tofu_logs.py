@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -145,14 +145,17 @@ def _true_answers(texts: Any, order: Sequence[str], where: str) -> tuple[str, ..
     answers = []
     for row in order:
         entry = texts.get(row) if isinstance(texts, dict) else None
-        is_triple = isinstance(entry, list) and len(entry) == 3
-        if not is_triple or not all(isinstance(text, str) for text in entry):
+        if not _is_list_of_texts(entry) or len(entry) != 3:
             raise MeowError(
                 f"{where}: generated_text of row {row} is not a list of prompt, reply and true "
                 "answer."
             )
         answers.append(entry[2])
     return tuple(answers)
+
+
+def _is_list_of_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 # --- open-unlearning ------------------------------------------------------------------------------

@@ -86,8 +86,6 @@ def _selection_rows(manifest: Manifest) -> list[LabelledValue]:
             f"Facts with all {top_k} inverted facts selected (top_k)",
             f"{summary['facts_with_top_k']} of {summary['facts']}",
         ),
-        (
-            "Facts with fewer",
-            f"{summary['facts_with_fewer']}, and {summary['facts_with_none']} with none",
-        ),
+        ("Facts with fewer, but at least one", str(summary["facts_with_fewer"])),
+        ("Facts with none", str(summary["facts_with_none"])),
     ]

@@ -21,8 +21,8 @@ MEANINGS = {
     "when it gets the beginning; 0 if it continues nothing",
     "extraction_likelihood": "share of the n-grams in the model's continuations that are in the "
     "true answer (EL)",
-    "rep3": "share of word trigrams in the answer that repeat an earlier one; 0 is fluent, text "
-    "that runs in a loop is close to 1",
+    "rep3": "share of repeated word trigrams in the answer; 0 is fluent, an endless loop is close "
+    "to 1",
     "bleu": "BLEU of the model's continuation of a passage's first half, against as many tokens of "
     "the second half",
     "perplexity": "exponential of the model's mean loss per token on the second halves of the "

@@ -179,7 +179,7 @@ def _retained_clause(row: MetricRow | None) -> str | None:
         return None
     share = row.after["value"] / row.before["value"]
     percent = f"{share:.1%}".removesuffix("%")
-    return f"the retain set kept {percent} % of its ROUGE-L recall"
+    return f"the retain set still has {percent} % of its ROUGE-L recall"
 
 
 def _quality_clause(row: MetricRow | None) -> str | None:
