@@ -211,23 +211,13 @@ def _trained_target(config: Path) -> str:
 
 def _settings(root: Path) -> dict[str, Any]:
     """Writes the samples of TOFU's files; returns the configuration without the retain model."""
-
-    def rows(name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (SHARED_DATA / "tofu" / name).read_text().splitlines()]
-
-    def write_rows(name: str, content: list[dict[str, Any]]) -> str:
-        path = root / "data" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
-        return str(path)
-
-    others = rows("retain_perturbed.jsonl")
+    others = _read_tofu("retain_perturbed.jsonl")
     random.Random(SEED).shuffle(others)  # noqa: S311 - not for secrets
     retain = others[:RETAIN]
     holdout = others[RETAIN : RETAIN + EVALUATED]
     pairs = [{"question": row["question"], "answer": row["answer"]} for row in retain]
     forget_file = str(SHARED_DATA / "tofu" / "forget01.jsonl")
-    retain_file = write_rows("retain.jsonl", pairs)
+    retain_file = _write_rows(root, "retain.jsonl", pairs)
     memorize = {
         "model": SMALL_MODEL,
         "data": [forget_file, retain_file],
@@ -246,10 +236,10 @@ def _settings(root: Path) -> dict[str, Any]:
         "evaluate": {
             "sets": {
                 "forget": str(SHARED_DATA / "tofu" / "forget01_perturbed.jsonl"),
-                "retain": write_rows("retain_perturbed.jsonl", retain[:EVALUATED]),
+                "retain": _write_rows(root, "retain_perturbed.jsonl", retain[:EVALUATED]),
                 "real_authors": str(SHARED_DATA / "tofu" / "real_authors_perturbed.jsonl"),
                 "world_facts": str(SHARED_DATA / "tofu" / "world_facts_perturbed.jsonl"),
-                "holdout": write_rows("holdout.jsonl", holdout),
+                "holdout": _write_rows(root, "holdout.jsonl", holdout),
             },
             "attacks": ["prefix"],
             "memo_sample": 1,
@@ -266,6 +256,17 @@ def _settings(root: Path) -> dict[str, Any]:
             },
         },
     }
+
+
+def _read_tofu(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (SHARED_DATA / "tofu" / name).read_text().splitlines()]
+
+
+def _write_rows(root: Path, name: str, rows: list[dict[str, Any]]) -> str:
+    path = root / "data" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
 
 
 # --- runs -----------------------------------------------------------------------------------------

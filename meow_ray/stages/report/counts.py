@@ -13,7 +13,7 @@ LabelledValue = tuple[str, str]
 """A label and its value, as the page shows them."""
 
 
-def count_rows(inputs: Mapping[str, Artifact]) -> list[LabelledValue]:
+def stage_counts(inputs: Mapping[str, Artifact]) -> list[LabelledValue]:
     """Returns the counts of the three stages; an artifact from outside has none.
 
     Args:

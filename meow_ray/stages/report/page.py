@@ -10,7 +10,7 @@ from meow_ray.core import storage
 from meow_ray.core.formatting import format_number, format_optional
 from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, Artifact
 from meow_ray.core.schema import EVALUATED_MODELS
-from meow_ray.stages.report.counts import count_rows
+from meow_ray.stages.report.counts import stage_counts
 from meow_ray.stages.report.meanings import MEANINGS
 from meow_ray.stages.report.plots import (
     MAX_DUMBBELLS,
@@ -71,7 +71,7 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
         distribution_plot=distribution_plot(inputs["memo"]),
         loss_plot=loss_plot(history) if history else None,
         history=history,
-        counts=count_rows(inputs),
+        counts=stage_counts(inputs),
         examples=forget[:MAX_EXAMPLES],
         num_forget=len(forget),
         inputs=inputs,
