@@ -1,4 +1,7 @@
-"""What the stage `evaluate` costs with a tiny model: `python -m benchmarks.evaluation grow` and `kill`."""
+"""Measures the cost of the stage `evaluate` with a tiny model.
+
+Run `python -m benchmarks.evaluation grow` or `python -m benchmarks.evaluation kill`.
+"""
 
 import os
 import signal
@@ -25,13 +28,13 @@ from meow_ray.core.manifest import Artifact
 from meow_ray.core.schema import SCHEMAS
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.evaluate import stage
+from meow_ray.stages.evaluate.stage import EVALUATE
+from meow_ray.stages.inputs import engine_spec
 
 MODELS = ("target", "model")
-"""Both are asked, so that a fact gives two examples."""
+"""The models that the stage evaluates, so that each fact gives two examples."""
 FORGET = 10
-"""Forget facts; the others are the retain set."""
-
+"""Number of facts in the forget set; the others are the retain set."""
 
 app = typer.Typer(add_completion=False)
 MaxNewTokens = Annotated[int, typer.Option(help="Longest reply.")]
@@ -43,29 +46,31 @@ Output = Annotated[
 @app.command()
 def grow(
     sizes: Annotated[
-        str, typer.Option(help="Examples, growing, with commas.")
+        str, typer.Option(help="Numbers of examples, separated by commas.")
     ] = "1000,10000,100000",
     max_new_tokens: MaxNewTokens = 8,
     output: Output = None,
 ) -> None:
-    """Runs the stage through Ray at several sizes; prints time a further example and the driver's memory."""
+    """Runs the stage on several sizes; prints time per added example and the driver's memory."""
     runs = []
     for size in sorted(map(int, sizes.split(","))):
         with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
             fresh(write_inputs, Path(folder), size // len(MODELS))
             runs.append(fresh(drive, Path(folder), max_new_tokens))
         print(f"{runs[-1].rows} examples: {runs[-1].seconds:.1f} s", flush=True)
-    pairs = list(pairwise(runs))
+    seconds_per_added_example = {
+        f"{smaller.rows} to {larger.rows}": (larger.seconds - smaller.seconds)
+        / (larger.rows - smaller.rows)
+        for smaller, larger in pairwise(runs)
+    }
+    first, last = runs[0], runs[-1]
     figures = {
         "runs": {
             str(run.rows): asdict(run) | {"examples_per_second": run.rows / run.seconds}
             for run in runs
         },
-        "seconds_per_further_example": {
-            f"{a.rows} to {b.rows}": (b.seconds - a.seconds) / (b.rows - a.rows) for a, b in pairs
-        },
-        "driver_peak_pss_last_over_first": runs[-1].driver_peak_pss_mib
-        / runs[0].driver_peak_pss_mib,
+        "seconds_per_further_example": seconds_per_added_example,
+        "driver_peak_pss_last_over_first": last.driver_peak_pss_mib / first.driver_peak_pss_mib,
     }
     report("evaluation_grow", {"max_new_tokens": max_new_tokens}, figures, output)
 
@@ -73,49 +78,49 @@ def grow(
 @app.command()
 def kill(
     examples: Annotated[
-        int, typer.Option(help="Examples, of which the driver does half.")
+        int, typer.Option(help="Number of examples; the driver is killed after half.")
     ] = 100_000,
     max_new_tokens: MaxNewTokens = 8,
     output: Output = None,
 ) -> None:
-    """Kills the stage's driver when half of its examples are done, and runs it again: the other half is left."""
+    """Kills the stage's driver when half of the examples are done, and resumes the stage."""
     with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
         fresh(write_inputs, Path(folder), examples // len(MODELS))
         start = time.perf_counter()
         with suppress(BrokenProcessPool):
             fresh(drive_half, Path(folder), max_new_tokens, examples // 2)
-        seconds, kept = time.perf_counter() - start, committed(Path(folder))
-        print(f"killed after {kept} examples and {seconds:.1f} s", flush=True)
-        rest = fresh(drive, Path(folder), max_new_tokens)
+        seconds_before = time.perf_counter() - start
+        finished = count_finished(Path(folder))
+        print(f"killed after {finished} examples and {seconds_before:.1f} s", flush=True)
+        resumed = fresh(drive, Path(folder), max_new_tokens)
+    per_example_before = seconds_before / finished
+    per_example_after = resumed.seconds / (resumed.rows - finished)
     figures = {
-        "examples_kept": kept,
-        "seconds_until_killed": seconds,
-        "examples": rest.rows,
-        "seconds_for_the_others": rest.seconds,
-        "seconds_an_example_after_over_before": rest.seconds
-        / (rest.rows - kept)
-        / (seconds / kept),
+        "examples_kept": finished,
+        "seconds_until_killed": seconds_before,
+        "examples": resumed.rows,
+        "seconds_for_the_others": resumed.seconds,
+        "seconds_an_example_after_over_before": per_example_after / per_example_before,
     }
     report("evaluation_kill", {"max_new_tokens": max_new_tokens}, figures, output)
 
 
 def write_inputs(folder: Path, facts: int) -> None:
-    """Writes facts and two random models of two layers."""
+    """Writes facts, and two random models of two layers."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     rows = [
         {
-            "fact_id": f"{i:016x}",
-            "split": "forget" if i < FORGET else "retain",
-            "question": f"What is thing number {i}?",
-            "answer": f"Thing number {i} is a stone from hill {i % 97}.",
+            "fact_id": f"{number:016x}",
+            "split": "forget" if number < FORGET else "retain",
+            "question": f"What is thing number {number}?",
+            "answer": f"Thing number {number} is a stone from hill {number % 97}.",
         }
-        for i in range(facts)
+        for number in range(facts)
     ]
-    storage.write_table(
-        pa.Table.from_pylist(rows, schema=SCHEMAS["facts"]), str(folder / "facts.parquet")
-    )
+    table = pa.Table.from_pylist(rows, schema=SCHEMAS["facts"])
+    storage.write_table(table, str(folder / "facts.parquet"))
     tokenizer = refs.load_tokenizer(refs.pin(SMALL_MODEL, None, "--model"))
     for seed, name in enumerate(MODELS):
         torch.manual_seed(seed)
@@ -134,7 +139,7 @@ def write_inputs(folder: Path, facts: int) -> None:
 
 
 def drive(folder: Path, max_new_tokens: int) -> Run:
-    """Runs the stage as its driver, on facts that are not loaded before it."""
+    """Runs the stage as its driver; the facts are not loaded before the measurement."""
     config = Config.model_validate(
         {
             "target": {"engine": "transformers", "template": "{{ question }}\n"},
@@ -147,28 +152,34 @@ def drive(folder: Path, max_new_tokens: int) -> Run:
             "storage": {"root": str(folder / "root")},
         }
     )
-    files = [str(folder / "facts.parquet")]
+    inputs = _stage_inputs(folder)
+    manifest, seconds, pss = overhead.measured(EVALUATE, config, inputs, engine_spec)
+    return Run(manifest.summary["examples"], seconds, pss, peak_rss_mib())
+
+
+def _stage_inputs(folder: Path) -> dict[str, Artifact]:
+    facts = str(folder / "facts.parquet")
+    no_selection = SCHEMAS["selected"].empty_table()
     inputs = {name: Artifact(name, "", "none") for name in ("text", "task_folder", "retain_model")}
     inputs["sets"] = Artifact("sets", "", "none", value={})
-    inputs["facts"] = Artifact("facts", files[0], storage.content_digest(files[0]), value=files)
-    inputs["selected"] = Artifact("selected", "", "none", value=SCHEMAS["selected"].empty_table())
+    inputs["facts"] = Artifact("facts", facts, storage.content_digest(facts), value=[facts])
+    inputs["selected"] = Artifact("selected", "", "none", value=no_selection)
     for name in MODELS:
         uri = str(folder / name)
         ref = ModelRef(uri, storage.content_digest(uri))
         inputs[name] = Artifact(name, uri, ref.digest, value=ref)
-    manifest, seconds, pss = overhead.measured(stage.EVALUATE, config, inputs)
-    return Run(manifest.summary["examples"], seconds, pss, peak_rss_mib())
+    return inputs
 
 
 def drive_half(folder: Path, max_new_tokens: int, examples: int) -> None:
-    """As `drive`, but kills its own process once so many examples are finished."""
+    """Runs the stage like `drive`, and kills its own process when `examples` are finished."""
 
     def watch() -> None:
-        done = 0
-        while done < examples:
+        finished = 0
+        while finished < examples:
             time.sleep(1)
-            with suppress(FileNotFoundError):  # a pending commit was renamed while it was counted
-                done = committed(folder)
+            with suppress(FileNotFoundError):  # a commit was renamed while it was counted
+                finished = count_finished(folder)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -176,8 +187,8 @@ def drive_half(folder: Path, max_new_tokens: int, examples: int) -> None:
     raise RuntimeError("the stage ended before its driver was killed")
 
 
-def committed(folder: Path) -> int:
-    """Returns the number of examples that are finished, of all models."""
+def count_finished(folder: Path) -> int:
+    """Returns the number of examples that are finished, over all models."""
     files = [str(path) for path in folder.glob("root/work/*/commits/*.parquet")]
     return ds.dataset(files, format="parquet").count_rows() if files else 0
 

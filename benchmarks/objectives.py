@@ -12,9 +12,9 @@ import typer
 from tabulate import tabulate
 
 from benchmarks.common import PROJECT, metrics_of, report, run_script
+from meow_ray.core.formatting import format_number
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import parts_of_run
-from meow_ray.stages.report import compare
 from meow_ray.stages.train.objectives import PRESETS
 
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"
@@ -76,7 +76,7 @@ def table(output: Annotated[Path | None, typer.Option(help="JSON file.")] = None
 
 
 def _cells(figures: dict[str, float]) -> list[str]:
-    return [*(compare.number(figures[label]) for label in COLUMNS), str(figures[ABOVE])]
+    return [*(format_number(figures[label]) for label in COLUMNS), str(figures[ABOVE])]
 
 
 def _in_rounds() -> list[str]:

@@ -1,9 +1,12 @@
-"""TOFU forget01 with SmolLM2-135M: MEOW beside its peers. `python -m benchmarks.tofu run|table`.
+"""Compares MEOW with other methods on TOFU forget01 with SmolLM2-135M.
 
-All methods start from one target (forget01 and a sample of retain facts, memorised), take the same number of optimiser
-steps, and have the same grid of learning rates. The rate is chosen on the first seed by one rule for all; further seeds
-run with it. `run` does what is not there yet, and can be stopped and started again, on another machine too: the figures
-of each run go to `benchmarks/results/tofu.json`. The runs themselves are cached below `--root`.
+Run `python -m benchmarks.tofu run`, and `python -m benchmarks.tofu table` for the tables.
+
+All methods start from the same target, which has memorised forget01 and a sample of retain facts.
+They take the same number of optimiser steps and have the same grid of learning rates. One rule
+chooses the learning rate of each method on the first seed; the other seeds use that rate. `run`
+resumes where it stopped, on another machine, too: the figures of each run are written to
+`benchmarks/results/tofu.json`. The runs themselves are cached below `--root`.
 """
 
 import json
@@ -20,24 +23,32 @@ from tabulate import tabulate
 
 from benchmarks.common import RESULTS, SHARED_DATA, SMALL_MODEL, metrics_of, run_script, write
 from meow_ray.core import storage
+from meow_ray.core.formatting import format_number
 from meow_ray.pipeline.pipeline import Pipeline, load_config
-from meow_ray.stages.report import compare
 
-RETAIN, EVALUATED, SEED = 160, 60, 7
-"""Retain facts that target and reference have memorised; how many of them, and of the holdout set, are evaluated."""
-TEMPLATE, LEARNING_RATE = (
-    "<|im_start|>user\n{{ question }}<|im_end|>\n<|im_start|>assistant\n",
-    2e-4,
-)
-"""How the target is asked, and learns: in the form that the base model knows, and so gently that it keeps what it knew
-of the world. With a bare template and 5e-4 it named 2 of 60 real authors afterwards, and model utility, a harmonic
-mean, was the noise of these two."""
+SEED = 7
+"""Seed of the samples of facts, and of `evaluate`."""
+RETAIN = 160
+"""Number of retain facts that the target and the retain model have memorised."""
+EVALUATED = 60
+"""Number of retain facts, and of holdout facts, that are evaluated."""
+TEMPLATE = "<|im_start|>user\n{{ question }}<|im_end|>\n<|im_start|>assistant\n"
+"""The template of the target, which is that of the base model."""
+LEARNING_RATE = 2e-4
+"""The learning rate with which the target memorises facts.
+
+It is so low that the target keeps the base model's knowledge of the world. With a bare template and
+5e-4 the target named 2 of 60 real authors, so that model utility, a harmonic mean, was the noise of
+these two.
+"""
 RATES = ("3.0e-5", "1.0e-4", "3.0e-4")
-"""The grid, the same for all."""
+"""The grid of learning rates, which is the same for all methods."""
 UTILITY = 0.95
-"""Share of the target's model utility below which a learning rate is only taken if none is above."""
-TRUTH, THREE = "12", "4"
-"""Epochs that come to 60 steps of 8 items: of 40 facts, and of 40 facts with three inverted ones each."""
+"""Share of the target's model utility that a method should retain, see `chosen_rate`."""
+EPOCHS_OF_FACTS = "12"
+"""Epochs of the 40 facts that give 60 steps of 8 items."""
+EPOCHS_OF_THREE_ANSWERS = "4"
+"""Epochs of three answers to each of the 40 facts that give 60 steps of 8 items."""
 SETTINGS = {
     "retain": RETAIN,
     "evaluated": EVALUATED,
@@ -52,25 +63,29 @@ FILE = RESULTS / "tofu.json"
 
 @dataclass(frozen=True)
 class Method:
-    """How a method differs from the others."""
+    """The settings in which a method differs from the others."""
 
     overrides: tuple[str, ...]
     epochs: str
     uses_retain: bool = False
-    authors: bool = False
+    uses_authors_candidates: bool = False
 
 
 METHODS = {
-    "MEOW": Method(("train.objective=meow",), THREE),
-    "MEOW, the authors' candidates": Method(("train.objective=meow",), THREE, authors=True),
-    "MEOW, random candidates": Method(("train.objective=meow", "select.order=random"), THREE),
-    "gradient ascent": Method(("train.objective=gradient_ascent",), TRUTH),
-    "NPO": Method(("train.objective=npo",), TRUTH),
-    "GradDiff": Method(("train.objective=grad_diff",), TRUTH, uses_retain=True),
-    "SimNPO": Method(("train.objective=simnpo",), TRUTH, uses_retain=True),
-    "IDK": Method(("train.objective=idk",), TRUTH, uses_retain=True),
-    "DPO": Method(("train.objective=dpo",), TRUTH, uses_retain=True),
-    "AltPO": Method(("train.objective=altpo",), THREE, uses_retain=True),
+    "MEOW": Method(("train.objective=meow",), EPOCHS_OF_THREE_ANSWERS),
+    "MEOW, the authors' candidates": Method(
+        ("train.objective=meow",), EPOCHS_OF_THREE_ANSWERS, uses_authors_candidates=True
+    ),
+    "MEOW, random candidates": Method(
+        ("train.objective=meow", "select.order=random"), EPOCHS_OF_THREE_ANSWERS
+    ),
+    "gradient ascent": Method(("train.objective=gradient_ascent",), EPOCHS_OF_FACTS),
+    "NPO": Method(("train.objective=npo",), EPOCHS_OF_FACTS),
+    "GradDiff": Method(("train.objective=grad_diff",), EPOCHS_OF_FACTS, uses_retain=True),
+    "SimNPO": Method(("train.objective=simnpo",), EPOCHS_OF_FACTS, uses_retain=True),
+    "IDK": Method(("train.objective=idk",), EPOCHS_OF_FACTS, uses_retain=True),
+    "DPO": Method(("train.objective=dpo",), EPOCHS_OF_FACTS, uses_retain=True),
+    "AltPO": Method(("train.objective=altpo",), EPOCHS_OF_THREE_ANSWERS, uses_retain=True),
 }
 
 app = typer.Typer(
@@ -84,51 +99,52 @@ Figures = dict[str, float]
 
 @dataclass
 class Finished:
-    """What was measured so far."""
+    """The figures of all runs that have finished."""
 
     models: dict[str, Figures]
-    """Of the models in which nothing is forgotten."""
+    """The figures of the models without unlearning: the target and the retain model."""
     runs: dict[str, dict[str, dict[str, Figures]]]
-    """By method, learning rate and seed."""
+    """The figures by method, learning rate and seed."""
 
 
 @app.command()
 def run(
     root: Root = DEFAULT_ROOT,
-    minutes: Annotated[float, typer.Option(help="Begin nothing more after so many.")] = 1e9,
-    seeds: Annotated[int, typer.Option(help="Seeds of each method at its learning rate.")] = 3,
-    methods: Annotated[str, typer.Option(help="Some of the methods, with semicolons.")] = ";".join(
+    minutes: Annotated[float, typer.Option(help="Start no run after this time.")] = 1e9,
+    seeds: Annotated[int, typer.Option(help="Number of seeds at the chosen learning rate.")] = 3,
+    methods: Annotated[str, typer.Option(help="Methods, separated by semicolons.")] = ";".join(
         METHODS
     ),
 ) -> None:
-    """Runs what is not there yet: the grid on seed 0 first, then further seeds at the rate that was chosen."""
-    config, end = write_config(root), time.monotonic() + 60 * minutes
+    """Runs the grid on seed 0, then the other seeds at the chosen rate; skips finished runs."""
+    config = write_config(root)
+    deadline = time.monotonic() + 60 * minutes
     names = [name.strip() for name in methods.split(";")]
     for name in names:
         for rate in RATES:
-            _run(config, name, rate, 0, end)
+            _run(config, name, rate, 0, deadline)
     for seed in range(1, seeds):
         for name in names:
-            best = chosen(finished(), name)
-            if best:
-                _run(config, name, best, seed, end)
+            chosen = chosen_rate(read_finished(), name)
+            if chosen:
+                _run(config, name, chosen, seed, deadline)
 
 
 @app.command()
 def table() -> None:
-    """Prints what there is: the methods at the learning rates that were taken, and the whole grid of seed 0."""
-    found = finished()
-    rows = [[name, "", "", *_cells([figures])] for name, figures in found.models.items()]
+    """Prints the methods at their chosen learning rates, and the grid of seed 0."""
+    finished = read_finished()
+    rows = [[name, "", "", *_cells([figures])] for name, figures in finished.models.items()]
     for name, method in METHODS.items():
-        rate = chosen(found, name)
+        rate = chosen_rate(finished, name)
         if rate is not None:
             retain = "yes" if method.uses_retain else "no"
-            rows.append([name, retain, rate, *_cells(list(found.runs[name][rate].values()))])
+            rows.append([name, retain, rate, *_cells(list(finished.runs[name][rate].values()))])
     heads = ("method", "retain data", "learning rate", *COLUMNS, "minutes", "seeds")
     print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
     print("\nForget quality / model utility of seed 0 at each learning rate:\n")
     rows = [
-        [name, *(_pair(found.runs.get(name, {}).get(rate, {}).get("0")) for rate in RATES)]
+        [name, *(_pair(finished.runs.get(name, {}).get(rate, {}).get("0")) for rate in RATES)]
         for name in METHODS
     ]
     print(tabulate(rows, ("method", *RATES), tablefmt="github", disable_numparse=True))
@@ -144,60 +160,86 @@ COLUMNS = {
 }
 
 
-def _cells(found: list[Any]) -> list[str]:
+def _cells(seeds: list[Figures]) -> list[str]:
+    """Returns the cells of a row: mean and deviation over the seeds, and the number of seeds."""
+
     def cell(name: str) -> str:
-        values = [one[name] for one in found if one.get(name) is not None]
+        values = [figures[name] for figures in seeds if figures.get(name) is not None]
         if not values:
             return "–"
-        spread = f" ± {compare.number(stdev(values))}" if len(values) > 1 else ""
-        return compare.number(fmean(values)) + spread
+        deviation = f" ± {format_number(stdev(values))}" if len(values) > 1 else ""
+        return format_number(fmean(values)) + deviation
 
-    return [*(cell(name) for name in COLUMNS), cell("minutes"), str(len(found))]
+    return [*(cell(name) for name in COLUMNS), cell("minutes"), str(len(seeds))]
 
 
 def _pair(figures: Figures | None) -> str:
     if figures is None:
         return "–"
-    return " / ".join(compare.number(figures[name]) for name in ("forget quality", "model utility"))
+    return " / ".join(format_number(figures[name]) for name in ("forget quality", "model utility"))
+
+
+# --- configuration --------------------------------------------------------------------------------
 
 
 def write_config(root: Path) -> Path:
-    """Writes the data and the configuration, the same every time; returns the configuration's path."""
+    """Writes data and configuration, and trains the retain model; returns the configuration's path.
 
-    def rows(name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (SHARED_DATA / "tofu" / name).read_text().splitlines()]
+    The files are the same each time.
+    """
+    settings = _settings(root)
+    memorize_retain = settings["memorize"] | {"data": [settings["ingest"]["retain"]]}
+    retain_config = root / "retain_model.yaml"
+    retain_root = {"root": str(root / "retain_model")}
+    retain_settings = settings | {"memorize": memorize_retain, "storage": retain_root}
+    retain_config.write_text(yaml.safe_dump(retain_settings))
+    settings["evaluate"]["retain_model"] = _trained_target(retain_config)
+    path = root / "tofu.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
 
-    def file(name: str, found: list[dict[str, Any]]) -> str:
-        path = root / "data" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-        return str(path)
 
-    others = rows("retain_perturbed.jsonl")
+def _trained_target(config: Path) -> str:
+    """Returns the folder of the target of a configuration; trains it unless it is cached."""
+    target = Pipeline(load_config(config, [])).artifact("target")
+    if target is None:
+        run_script("memorize.py", "--config", str(config))
+        target = Pipeline(load_config(config, [])).artifact("target")
+    assert target is not None
+    return storage.display(target.uri)
+
+
+def _settings(root: Path) -> dict[str, Any]:
+    """Writes the samples of TOFU's files; returns the configuration without the retain model."""
+    others = _read_tofu("retain_perturbed.jsonl")
     random.Random(SEED).shuffle(others)  # noqa: S311 - not for secrets
-    retain, holdout = others[:RETAIN], others[RETAIN : RETAIN + EVALUATED]
-    plain = [{"question": row["question"], "answer": row["answer"]} for row in retain]
-    forget, kept = str(SHARED_DATA / "tofu" / "forget01.jsonl"), file("retain.jsonl", plain)
-    learn = {
+    retain = others[:RETAIN]
+    holdout = others[RETAIN : RETAIN + EVALUATED]
+    pairs = [{"question": row["question"], "answer": row["answer"]} for row in retain]
+    forget_file = str(SHARED_DATA / "tofu" / "forget01.jsonl")
+    retain_file = _write_rows(root, "retain.jsonl", pairs)
+    memorize = {
+        "model": SMALL_MODEL,
+        "data": [forget_file, retain_file],
         "learning_rate": LEARNING_RATE,
         "epochs": 8,
         "batch_size": 16,
         "train_dtype": "bfloat16",
     }
-    settings = {
-        "memorize": {"model": SMALL_MODEL, "data": [forget, kept], **learn},
+    return {
+        "memorize": memorize,
         "target": {"template": TEMPLATE, "max_model_len": 1024},
-        "ingest": {"forget": forget, "retain": kept},
+        "ingest": {"forget": forget_file, "retain": retain_file},
         "invert": {"model": SMALL_MODEL, "max_model_len": 1024, "style": "prefill"},
         "memo": {"template": "target", "window": "token", "max_new_tokens": "label"},
         "train": {"batch_size": 8, "train_dtype": "bfloat16"},
         "evaluate": {
             "sets": {
                 "forget": str(SHARED_DATA / "tofu" / "forget01_perturbed.jsonl"),
-                "retain": file("retain_perturbed.jsonl", retain[:EVALUATED]),
+                "retain": _write_rows(root, "retain_perturbed.jsonl", retain[:EVALUATED]),
                 "real_authors": str(SHARED_DATA / "tofu" / "real_authors_perturbed.jsonl"),
                 "world_facts": str(SHARED_DATA / "tofu" / "world_facts_perturbed.jsonl"),
-                "holdout": file("holdout.jsonl", holdout),
+                "holdout": _write_rows(root, "holdout.jsonl", holdout),
             },
             "attacks": ["prefix"],
             "memo_sample": 1,
@@ -214,52 +256,60 @@ def write_config(root: Path) -> Path:
             },
         },
     }
-    reference = {**settings, "memorize": {"model": SMALL_MODEL, "data": [kept], **learn}}
-    path, other = root / "tofu.yaml", root / "reference.yaml"
-    other.write_text(yaml.safe_dump({**reference, "storage": {"root": str(root / "reference")}}))
-    made = Pipeline(load_config(other, [])).artifact("target")
-    if made is None:
-        run_script("memorize.py", "--config", str(other))
-        made = Pipeline(load_config(other, [])).artifact("target")
-    assert made is not None
-    settings["evaluate"]["reference"] = storage.display(made.uri)  # type: ignore[index]
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
-def _overrides(name: str, rate: str, seed: int) -> tuple[list[str], dict[str, str]]:
+def _read_tofu(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (SHARED_DATA / "tofu" / name).read_text().splitlines()]
+
+
+def _write_rows(root: Path, name: str, rows: list[dict[str, Any]]) -> str:
+    path = root / "data" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def _overrides(name: str, rate: str, seed: int) -> list[str]:
     method = METHODS[name]
-    authors = (
-        {"candidates": str(SHARED_DATA / "meow" / "inverted_forget01.json")}
-        if method.authors
-        else {}
-    )
-    common = [f"train.learning_rate={rate}", f"train.seed={seed}", f"train.epochs={method.epochs}"]
-    return [*method.overrides, *common, f"select.seed={seed}"], authors
+    return [
+        *method.overrides,
+        f"train.learning_rate={rate}",
+        f"train.seed={seed}",
+        f"train.epochs={method.epochs}",
+        f"select.seed={seed}",
+    ]
 
 
-def _run(config: Path, name: str, rate: str, seed: int, end: float) -> None:
-    found = finished()
-    if str(seed) in found.runs.get(name, {}).get(rate, {}) or time.monotonic() > end:
+def _inputs(name: str) -> dict[str, str]:
+    """Returns the artifacts that a method takes from outside, by name."""
+    if not METHODS[name].uses_authors_candidates:
+        return {}
+    return {"candidates": str(SHARED_DATA / "meow" / "inverted_forget01.json")}
+
+
+def _run(config: Path, name: str, rate: str, seed: int, deadline: float) -> None:
+    """Runs a method and writes its figures, unless it has finished or the deadline is over."""
+    finished = read_finished()
+    is_finished = str(seed) in finished.runs.get(name, {}).get(rate, {})
+    if is_finished or time.monotonic() > deadline:
         return
-    overrides, inputs = _overrides(name, rate, seed)
+    overrides = _overrides(name, rate, seed)
+    inputs = _inputs(name)
     print(f"{name}, learning rate {rate}, seed {seed}", flush=True)
-    run_script(
-        "meow.py",
-        "--config",
-        str(config),
-        *(f"--input={key}={uri}" for key, uri in inputs.items()),
-        *overrides,
-    )
+    input_options = [f"--input={artifact}={uri}" for artifact, uri in inputs.items()]
+    run_script("meow.py", "--config", str(config), *input_options, *overrides)
     pipeline = Pipeline(load_config(config, overrides), inputs)
-    for model, title in (("before", "target"), ("reference", "retain model")):
-        found.models.setdefault(title, _figures(pipeline, model))
+    for model, label in (("before", "target"), ("retain_model", "retain model")):
+        finished.models.setdefault(label, _figures(pipeline, model))
     tuned = pipeline.artifact("model")
     assert tuned is not None
     assert tuned.manifest is not None
     figures = _figures(pipeline, "after") | {"minutes": tuned.manifest.seconds / 60}
-    found.runs.setdefault(name, {}).setdefault(rate, {})[str(seed)] = figures
-    write("tofu", SETTINGS, asdict(found))
+    finished.runs.setdefault(name, {}).setdefault(rate, {})[str(seed)] = figures
+    write("tofu", SETTINGS, asdict(finished))
 
 
 def _figures(pipeline: Pipeline, model: str) -> Figures:
@@ -268,32 +318,34 @@ def _figures(pipeline: Pipeline, model: str) -> Figures:
     return {label: values[key] for label, key in COLUMNS.items() if key in values}
 
 
-def finished() -> Finished:
-    """Returns the figures of all runs that were done.
+def read_finished() -> Finished:
+    """Reads the figures of all finished runs.
 
     Raises:
-        ValueError: they were done with other settings.
+        ValueError: they were measured with other settings.
     """
     if not FILE.exists():
         return Finished({}, {})
-    found = json.loads(FILE.read_text())
-    if found["settings"] != SETTINGS:
-        raise ValueError(f"{FILE} was made with other settings; remove it to begin anew.")
-    return Finished(**found["figures"])
+    document = json.loads(FILE.read_text())
+    if document["settings"] != SETTINGS:
+        raise ValueError(f"{FILE}: measured with other settings. Remove the file to start again.")
+    return Finished(**document["figures"])
 
 
-def chosen(found: Finished, name: str) -> str | None:
-    """Returns the learning rate of a method, by seed 0: the best forget quality among those that keep model utility.
+def chosen_rate(finished: Finished, name: str) -> str | None:
+    """Returns the learning rate of a method, chosen on seed 0; None if its grid is incomplete.
 
-    Where none keeps it, the one with the most model utility; None if the grid is not there whole.
+    It has the best forget quality among the rates that retain the share `UTILITY` of the target's
+    model utility. If none does, it is the rate with the highest model utility.
     """
-    grid = {rate: seeds["0"] for rate, seeds in found.runs.get(name, {}).items() if "0" in seeds}
+    rates = finished.runs.get(name, {})
+    grid = {rate: seeds["0"] for rate, seeds in rates.items() if "0" in seeds}
     if grid.keys() != set(RATES):
         return None
-    least = UTILITY * found.models["target"]["model utility"]
-    kept = [rate for rate, figures in grid.items() if figures["model utility"] >= least]
-    if kept:
-        return max(kept, key=lambda rate: grid[rate]["forget quality"])
+    least = UTILITY * finished.models["target"]["model utility"]
+    useful = [rate for rate, figures in grid.items() if figures["model utility"] >= least]
+    if useful:
+        return max(useful, key=lambda rate: grid[rate]["forget quality"])
     return max(grid, key=lambda rate: grid[rate]["model utility"])
 
 

@@ -13,7 +13,7 @@ from meow_ray.core.stage import State
 from meow_ray.errors import MeowError
 from meow_ray.stages.invert.replies import OTHER_RULES
 from meow_ray.stages.invert.rules import RULES
-from meow_ray.stages.report.compare import number
+from meow_ray.core.formatting import format_number
 
 BARS = " ▁▂▃▄▅▆▇█"
 STATE_STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}
@@ -178,7 +178,7 @@ def show_metrics(artifact: Artifact) -> None:
 def _metric_cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
-    value = number(row["value"])
+    value = format_number(row["value"])
     if row["low"] is None:
         return value
-    return f"{value}  [{number(row['low'])}, {number(row['high'])}]"
+    return f"{value}  [{format_number(row['low'])}, {format_number(row['high'])}]"

@@ -12,6 +12,7 @@ from meow_ray.cli import program, show, show_plan
 from meow_ray.cli.options import AsJson, ConfigOption, Overrides, app
 from meow_ray.config.files import explain
 from meow_ray.core import schema
+from meow_ray.core.formatting import format_number
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.api import aggregate_tofu
 from meow_ray.pipeline.pipeline import Pipeline, load_config
@@ -147,7 +148,7 @@ def tofu_figures(
         return
     table = show.plain_table("figure", "value")
     for name, value in figures.items():
-        table.add_row(name, compare.number(value))
+        table.add_row(name, format_number(value))
     show.console().print(table)
     if retain_model is None:
         print("Forget quality needs --retain-model, the results of the retain model.")
@@ -177,7 +178,7 @@ def compare_metrics(
             raise MeowError(f"{option} {value}: unknown. Choose from {', '.join(choices)}.")
     named = [run.split("=", 1) if "=" in run.partition("/")[0] else (run, run) for run in runs]
     metrics = [(name, compare.metrics_of(root)) for name, root in named]
-    print(compare.write(compare.table(metrics, model), cast(compare.Format, kind)))
+    print(compare.format_table(compare.metrics_by_run(metrics, model), cast(compare.Format, kind)))
 
 
 @app.command("config")

@@ -1,6 +1,6 @@
 """The sections `evaluate` and `report`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -40,8 +40,8 @@ class Evaluate(Section):
         ("paraphrase", "prefix", "affirmative"),
         "ask the forget set in other words, from 10, 30, 50 % of the true answer on, after an affirmative start",
     )
-    membership: tuple[Literal["loss", "zlib", "min_k", "min_k_pp", "reference"], ...] = field(
-        ("loss", "zlib", "min_k", "reference"),
+    membership: tuple[Literal["loss", "zlib", "min_k", "min_k_pp", "retain_model"], ...] = field(
+        ("loss", "zlib", "min_k", "retain_model"),
         "membership inference against the set holdout; min_k_pp needs target.engine transformers",
     )
     min_k_share: float = field(
@@ -62,6 +62,21 @@ class Evaluate(Section):
     )
     bootstrap_resamples: int = field(1000, "resamples behind a 95 % interval", gt=0)
     seed: int = field(0, "seed of samples and bootstrap", ge=0)
+
+    def spec(self) -> dict[str, Any]:
+        """Returns the fields that change results, without those that enter by content."""
+        spec = super().spec()
+        # caches of version 0.1 know the attack `retain_model` as `reference`
+        names = {"retain_model": "reference"}
+        spec["membership"] = [names.get(attack, attack) for attack in spec["membership"]]
+        return spec
+
+    @field_validator("membership", mode="before")
+    @classmethod
+    def _attack_names(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and "reference" in value:
+            raise ValueError("the attack reference is now called retain_model")
+        return value
 
     @field_validator("sets")
     @classmethod

@@ -104,7 +104,7 @@ MEASURES = (
 )
 """The metrics whose value is a mean over examples, in the order that people read them."""
 
-EVALUATED_MODELS = ("before", "after", "reference")
+EVALUATED_MODELS = ("before", "after", "retain_model")
 """What `metrics` calls the target, the tuned model, and the model that never saw the forget set."""
 
 EXAMPLES_SCHEMA = pa.schema(

@@ -321,7 +321,7 @@ def compare_runs(
         for name, roots in runs.items()
         for root in ([roots] if isinstance(roots, str) else roots)
     ]
-    return compare.as_arrow(compare.table(named, model))
+    return compare.as_arrow(compare.metrics_by_run(named, model))
 
 
 # --- inputs ---------------------------------------------------------------------------------------

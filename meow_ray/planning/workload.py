@@ -174,7 +174,7 @@ def _evaluated(config: Config, given: Given, reply: float, row: float) -> Work:
     spec, models = config.evaluate, 3 if config.evaluate.retain_model else 2
     out = Work("evaluate", "target")
     sets = {name: table for name, table in given.sets.items() if name not in ("forget", "retain")}
-    rows = suites.rows(Query("SELECT * FROM facts", {"facts": given.facts}), sets, (), spec)
+    rows = suites.rows_to_ask(Query("SELECT * FROM facts", {"facts": given.facts}), sets, (), spec)
     steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
     for suite in rows["suite"].unique().to_pylist():
         part = rows.filter(pc.equal(rows["suite"], suite))

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a tiny model, with a task file of one's own."""
+"""lm-evaluation-harness on a tiny model, with a task file of the user."""
 
 import json
 import math
@@ -42,8 +42,8 @@ def engine(tiny_model: Path, own_home: Path) -> EngineSpec:
     return EngineSpec(refs.pin(str(tiny_model), None, "model"), "transformers", "float32", 256)
 
 
-def test_a_task_of_ones_own_is_scored_with_its_error(engine: EngineSpec, tasks: str):
-    rows = lm_eval.run(engine, LmEval(tasks=("letters",), limit=5), tasks, 4, 0)
+def test_a_task_of_the_user_is_scored_with_its_error(engine: EngineSpec, tasks: str):
+    rows = lm_eval.run_tasks(engine, LmEval(tasks=("letters",), limit=5), tasks, 4, 0)
     assert [(row["suite"], row["metric"], row["num_examples"]) for row in rows] == [
         ("lm_eval", "letters/acc", 5),
         ("lm_eval", "letters/acc_norm", 5),
@@ -55,7 +55,8 @@ def test_a_task_of_ones_own_is_scored_with_its_error(engine: EngineSpec, tasks: 
 
 def test_a_group_counts_the_examples_of_its_tasks():
     group = {"alias": "both", "sample_len": 12, "acc,none": 0.5, "acc_stderr,none": math.nan}
-    [row] = lm_eval._rows({"results": {"both": group}, "n-samples": {"one": {"effective": 6}}})
+    report = {"results": {"both": group}, "n-samples": {"one": {"effective": 6}}}
+    [row] = lm_eval.rows_of_report(report)
     assert (row["metric"], row["num_examples"], row["low"], row["high"]) == (
         "both/acc",
         12,
@@ -64,18 +65,19 @@ def test_a_group_counts_the_examples_of_its_tasks():
     )
 
 
-def test_a_figure_that_is_no_number_is_refused_by_its_task():
-    with pytest.raises(MeowError, match="letters gave a acc that is no number"):
-        lm_eval._rows({"results": {"letters": {"acc,none": math.nan}}})
+def test_a_figure_that_is_not_finite_is_refused_by_its_task():
+    message = r"^`evaluate.lm_eval.tasks`: acc of letters is not a number \(nan\)\."
+    with pytest.raises(MeowError, match=message):
+        lm_eval.rows_of_report({"results": {"letters": {"acc,none": math.nan}}})
 
 
 def test_tasks_without_the_harness_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(MeowError, match=r"needs the package lm_eval: pip install"):
-        lm_eval.check(LmEval(tasks=("letters",)))
-    lm_eval.check(LmEval())
+    with pytest.raises(MeowError, match=r"the package lm_eval is not installed\. Run pip install"):
+        lm_eval.check_installed(LmEval(tasks=("letters",)))
+    lm_eval.check_installed(LmEval())
 
 
 def test_an_unknown_task_is_refused(engine: EngineSpec, tasks: str):
-    with pytest.raises(MeowError, match="the harness knows no task no_such_task"):
-        lm_eval.run(engine, LmEval(tasks=("letters", "no_such_task")), tasks, 4, 0)
+    with pytest.raises(MeowError, match=r"the harness does not know a task \(no_such_task\)\."):
+        lm_eval.run_tasks(engine, LmEval(tasks=("letters", "no_such_task")), tasks, 4, 0)

@@ -1,7 +1,7 @@
-"""From examples to the `metrics` table: means, TOFU's figures, membership inference, each with its interval."""
+"""From examples to the table `metrics`: means, TOFU's figures and membership inference."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,224 +23,274 @@ TOFU = "tofu"
 MEMBERSHIP = "membership"
 """The suite of membership inference: forget set against holdout set."""
 RETAIN_MODEL = EVALUATED_MODELS[-1]
-"""What the model that never saw the forget set is called in the tables."""
+"""The name of the model that never saw the forget set, in the column `model`."""
 
 
-def write(
-    found: Mapping[str, Query],
+class Metric(NamedTuple):
+    """A row of `metrics`."""
+
+    suite: str
+    metric: str
+    model: str
+    interval: Interval
+    num_examples: int
+
+    def as_row(self) -> dict[str, Any]:
+        """Returns the row by column."""
+        return {
+            "suite": self.suite,
+            "metric": self.metric,
+            "model": self.model,
+            "value": self.interval.value,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "num_examples": self.num_examples,
+        }
+
+
+def write_metrics(
+    *,
+    answered: Mapping[str, Query],
     selected: Source,
     spec: Evaluate,
-    imported: Mapping[str, Results] | None,
-    further: Sequence[Mapping[str, Any]],
-    paths: tuple[str, str],
+    retain_log: Mapping[str, Results] | None,
+    task_scores: Sequence[Mapping[str, Any]],
+    examples_uri: str,
+    metrics_uri: str,
 ) -> dict[str, Any]:
-    """Writes what the models said as examples, and the metrics over them; returns the figures for the manifest.
+    """Writes the tables of examples and of metrics; returns the summary for the manifest.
 
     Args:
-        found: what `EvaluateSteps` gave for each model.
-        selected: the inverted facts that were trained on.
+        answered: by model, the rows that `EvaluateSteps` answered.
+        selected: the inverted facts that the model was trained on.
         spec: bootstrap and attacks.
-        imported: results of the reference model that were measured elsewhere.
-        further: rows of metrics that come from elsewhere.
-        paths: URIs of the examples and of the metrics.
+        retain_log: results of the retain model by suite, if they were read from a file.
+        task_scores: rows of `metrics` from lm-evaluation-harness.
+        examples_uri: URI of the examples.
+        metrics_uri: URI of the metrics.
     """
-    examples, metrics = paths
-    write_examples(found, selected, examples)
-    table = aggregate([examples], spec, imported)
-    table = pa.concat_tables(
-        [table, pa.Table.from_pylist(list(further), schema=SCHEMAS["metrics"])]
-    )
-    storage.write_table(table, metrics)
+    write_examples(answered, selected, examples_uri)
+    measured = aggregate([examples_uri], spec, retain_log)
+    scores = pa.Table.from_pylist(list(task_scores), schema=SCHEMAS["metrics"])
+    table = pa.concat_tables([measured, scores])
+    storage.write_table(table, metrics_uri)
+    retain_source = "results" if retain_log else None
+    if RETAIN_MODEL in answered:
+        retain_source = "model"
     return {
-        "examples": tables.count_rows([examples]),
+        "examples": tables.count_rows([examples_uri]),
         "suites": sorted(set(table["suite"].to_pylist())),
-        "reference": "model" if RETAIN_MODEL in found else "results" if imported else None,
+        "retain_model": retain_source,
     }
 
 
 def aggregate(
-    examples: Source, spec: Evaluate, imported: Mapping[str, Results] | None = None
+    examples: Source, spec: Evaluate, retain_log: Mapping[str, Results] | None = None
 ) -> pa.Table:
-    """Returns the `metrics` table.
+    """Returns the table `metrics`.
 
     Args:
-        examples: a table of `schema.EXAMPLES`.
+        examples: a table of `EXAMPLES_SCHEMA`.
         spec: bootstrap and attacks.
-        imported: results of the reference model that were measured elsewhere.
+        retain_log: results of the retain model by suite, if they were read from a file.
 
     Raises:
-        MeowError: an example has a figure that is no number; its suite, model and fact are named.
+        MeowError: a value of an example is NaN or infinite; the error names suite, model and fact.
     """
-    read = Examples(examples)
-    out: list[dict[str, Any]] = []
-
-    def add(suite: str, metric: str, model: str, found: Interval | None, count: int) -> None:
-        if found is not None:
-            base = {"suite": suite, "metric": metric, "model": model, "num_examples": count}
-            out.append(base | {"value": found.value, "low": found.low, "high": found.high})
-
-    for suite, model in read.groups():
-        for metric in MEASURES:
-            values = read.column(suite, model, metric)
-            if len(values):
-                add(
-                    suite,
-                    metric,
-                    model,
-                    mean_interval(values, spec.bootstrap_resamples, spec.seed),
-                    len(values),
-                )
-        if suite == TEXT:
-            add(suite, "perplexity", model, *_perplexity(read, model, spec))
-    models = list(dict.fromkeys(model for _, model in read.groups()))
-    logs = {model: results(read, model) for model in models}
-    for model, log in logs.items():
-        add(TOFU, "model_utility", model, *_model_utility(log, spec))
-    reference = logs.get(RETAIN_MODEL, imported)
-    for model, log in logs.items():
-        if reference and "forget" in log and "forget" in reference and model != RETAIN_MODEL:
-            pvalue, statistic = tofu.forget_quality(log["forget"], reference["forget"])
-            for metric, value in (("forget_quality", pvalue), ("ks_statistic", statistic)):
-                add(TOFU, metric, model, Interval(value, None, None), len(log["forget"]))
-    for row in _membership(read, models, spec):
-        add(*row)
-    return pa.Table.from_pylist(out, schema=SCHEMAS["metrics"])
+    reader = Examples(examples)
+    groups = reader.groups()
+    models = list(dict.fromkeys(model for _, model in groups))
+    metrics = [
+        *_means(reader, groups, spec),
+        *_tofu_metrics(reader, models, spec, retain_log),
+        *_membership(reader, models, spec),
+    ]
+    return pa.Table.from_pylist([metric.as_row() for metric in metrics], schema=SCHEMAS["metrics"])
 
 
 class Examples:
-    """Columns of an `examples` table, one suite and model at a time."""
+    """A table of examples, read one column of one suite and model at a time."""
 
     def __init__(self, source: Source) -> None:
         self.source = {"examples": source}
 
     def groups(self) -> list[tuple[str, str]]:
-        """Returns the pairs of suite and model that there are."""
+        """Returns all pairs of suite and model, sorted."""
         sql = "SELECT DISTINCT suite, model FROM examples ORDER BY suite, model"
         return [(row["suite"], row["model"]) for row in Query(sql, self.source).rows()]
 
     def column(self, suite: str, model: str, name: str) -> Any:
-        """Returns the values that are not null as `[examples]`, in the order of the facts.
+        """Returns the values that are not null, `[examples]`, sorted by fact.
 
         Raises:
-            MeowError: a value is no number.
+            MeowError: a value is NaN or infinite.
         """
-        where = f"suite = {text_literal(suite)} AND model = {text_literal(model)} AND {name} IS NOT NULL"
-        sql = f"SELECT fact_id, {name} AS value FROM examples WHERE {where} ORDER BY fact_id"
+        sql = f"""
+            SELECT fact_id, {name} AS value
+            FROM examples
+            WHERE suite = {text_literal(suite)}
+                AND model = {text_literal(model)}
+                AND {name} IS NOT NULL
+            ORDER BY fact_id
+        """
         with Query(sql, self.source).batches() as reader:
             table = reader.read_all()
-        kind = table["value"].type
-        values = table["value"].to_pylist() if pa.types.is_list(kind) else table["value"].to_numpy()
-        bad = (
-            []
-            if name == "answer"
-            else [i for i, value in enumerate(values) if not np.isfinite(value).all()]
-        )
+        is_list = pa.types.is_list(table["value"].type)
+        values = table["value"].to_pylist() if is_list else table["value"].to_numpy()
+        if name == "answer":
+            return values
+        bad = [row for row, value in enumerate(values) if not np.isfinite(value).all()]
         if bad:
             raise MeowError(
-                f"evaluate: {name} of {len(bad)} examples of {suite}, model {model}, is no number; the first is "
-                f"{table['fact_id'][bad[0]].as_py()}. The weights of the model may have become nan or infinite."
+                f"evaluate: {name} is NaN or infinite in {len(bad)} examples of {suite}, model "
+                f"{model} (the first is {table['fact_id'][bad[0]].as_py()}). Check the model: its "
+                "weights may be NaN or infinite."
             )
         return values
 
 
-def results(read: Examples, model: str) -> dict[str, Results]:
-    """Returns what TOFU's aggregation needs of a model, for the sets that have wrong answers."""
-    out = {}
+# --- means ----------------------------------------------------------------------------------------
+
+
+def _means(
+    examples: Examples, groups: Sequence[tuple[str, str]], spec: Evaluate
+) -> Iterator[Metric]:
+    """Yields the metrics that are means over examples, and perplexity."""
+    for suite, model in groups:
+        for name in MEASURES:
+            values = examples.column(suite, model, name)
+            if len(values):
+                interval = mean_interval(values, spec.bootstrap_resamples, spec.seed)
+                yield Metric(suite, name, model, interval, len(values))
+        if suite == TEXT:
+            yield _perplexity(examples, model, spec)
+
+
+def _perplexity(examples: Examples, model: str, spec: Evaluate) -> Metric:
+    """Returns the exponential of the mean loss per token; the bootstrap resamples passages."""
+    losses = examples.column(TEXT, model, "loss")
+    counts = examples.column(TEXT, model, "num_tokens")
+
+    def perplexity(passages: Any) -> float:
+        return float(np.exp(np.average(losses[passages], weights=counts[passages])))
+
+    passages = np.arange(len(losses))
+    interval = bootstrapped(
+        perplexity(passages), (passages,), perplexity, spec.bootstrap_resamples, spec.seed
+    )
+    return Metric(TEXT, "perplexity", model, interval, len(passages))
+
+
+# --- TOFU -----------------------------------------------------------------------------------------
+
+
+def tofu_results(examples: Examples, model: str) -> dict[str, Results]:
+    """Returns the results of a model that TOFU's aggregation reads, by suite with wrong answers."""
+    by_suite = {}
     for suite in tofu.SUITES:
-        wrong = read.column(suite, model, "perturbed_losses")
-        if len(wrong):
-            own, paraphrased = (
-                read.column(suite, model, name) for name in ("loss", "paraphrased_loss")
-            )
-            out[suite] = Results(
-                tofu.truth_ratio(paraphrased if len(paraphrased) else own, wrong),
-                read.column(suite, model, "probability"),
-                read.column(suite, model, "rougeL_recall"),
-                tuple(read.column(suite, model, "answer")),
-            )
-    return out
+        wrong = examples.column(suite, model, "perturbed_losses")
+        if not len(wrong):
+            continue
+        loss = examples.column(suite, model, "loss")
+        paraphrased_loss = examples.column(suite, model, "paraphrased_loss")
+        right = paraphrased_loss if len(paraphrased_loss) else loss
+        by_suite[suite] = Results(
+            truth_ratio=tofu.truth_ratio(right, wrong),
+            probability=examples.column(suite, model, "probability"),
+            rougeL_recall=examples.column(suite, model, "rougeL_recall"),
+            answers=tuple(examples.column(suite, model, "answer")),
+        )
+    return by_suite
 
 
-def _model_utility(log: Mapping[str, Results], spec: Evaluate) -> tuple[Interval | None, int]:
-    """Returns model utility; the bootstrap draws the examples of each set anew."""
+def _tofu_metrics(
+    examples: Examples,
+    models: Sequence[str],
+    spec: Evaluate,
+    retain_log: Mapping[str, Results] | None,
+) -> Iterator[Metric]:
+    """Yields model utility, and forget quality if there is a retain model."""
+    logs = {model: tofu_results(examples, model) for model in models}
+    for model, log in logs.items():
+        utility = _model_utility(log, spec)
+        if utility is not None:
+            count = sum(len(log[suite]) for suite in tofu.UTILITY)
+            yield Metric(TOFU, "model_utility", model, utility, count)
+    retain_results = logs.get(RETAIN_MODEL, retain_log or {}).get("forget")
+    if retain_results is None:
+        return
+    for model, log in logs.items():
+        if model == RETAIN_MODEL or "forget" not in log:
+            continue
+        pvalue, statistic = tofu.forget_quality(log["forget"], retain_results)
+        for name, value in (("forget_quality", pvalue), ("ks_statistic", statistic)):
+            yield Metric(TOFU, name, model, Interval(value, None, None), len(log["forget"]))
+
+
+def _model_utility(log: Mapping[str, Results], spec: Evaluate) -> Interval | None:
+    """Returns model utility; the bootstrap resamples the examples of each set."""
     value = tofu.model_utility(log)
     if value is None:
-        return None, 0
-    parts = [log[suite] for suite in tofu.UTILITY]
+        return None
+    results = [log[suite] for suite in tofu.UTILITY]
 
     def utility(*drawn: Any) -> float:
         means = []
-        for suite, part, rows in zip(tofu.UTILITY, parts, drawn, strict=True):
-            truth = tofu.truth_scores(suite, part.truth_ratio)
-            means += [
-                float(values[rows].mean())
-                for values in (truth, part.probability, part.rougeL_recall)
-            ]  # type: ignore[index]
+        for suite, result, rows in zip(tofu.UTILITY, results, drawn, strict=True):
+            truth = tofu.truth_scores(suite, result.truth_ratio)
+            for values in (truth, result.probability, result.rougeL_recall):
+                assert values is not None
+                means.append(float(values[rows].mean()))
         return tofu.harmonic_mean(means)
 
-    rows = [np.arange(len(part)) for part in parts]
-    return bootstrapped(value, rows, utility, spec.bootstrap_resamples, spec.seed), sum(
-        map(len, parts)
-    )
+    all_rows = [np.arange(len(result)) for result in results]
+    return bootstrapped(value, all_rows, utility, spec.bootstrap_resamples, spec.seed)
 
 
-def _perplexity(read: Examples, model: str, spec: Evaluate) -> tuple[Interval, int]:
-    """Returns exp of the mean loss of a token; the bootstrap draws passages."""
-    losses, counts = (read.column(TEXT, model, name) for name in ("loss", "num_tokens"))
-
-    def perplexity(rows: Any) -> float:
-        return float(np.exp(np.average(losses[rows], weights=counts[rows])))
-
-    rows = np.arange(len(losses))
-    return bootstrapped(
-        perplexity(rows), (rows,), perplexity, spec.bootstrap_resamples, spec.seed
-    ), len(rows)
-
+# --- membership inference -------------------------------------------------------------------------
 
 _STATISTICS: dict[str, Callable[[Any, Any], float]] = {"auc": privacy.auc, "tpr": privacy.tpr_at}
 
 
-def _membership(
-    read: Examples, models: Sequence[str], spec: Evaluate
-) -> list[tuple[str, str, str, Interval | None, int]]:
-    """Returns AUC and TPR of each attack on each model, and PrivLeak where there is a reference model."""
-    out: list[tuple[str, str, str, Interval | None, int]] = []
-    areas: dict[str, Interval] = {}
+def _membership(examples: Examples, models: Sequence[str], spec: Evaluate) -> Iterator[Metric]:
+    """Yields AUC and TPR of each attack on each model, and PrivLeak if there is a retain model."""
+    min_k_aucs: dict[str, float] = {}
     for model in models:
         for attack in spec.membership:
-            inside, outside = (
-                _scores(read, suite, model, attack, models) for suite in ("forget", HOLDOUT)
-            )
-            if not len(inside) or not len(outside):
+            members = _attack_scores(examples, "forget", model, attack, models)
+            others = _attack_scores(examples, HOLDOUT, model, attack, models)
+            if not len(members) or not len(others):
                 continue
-            count = len(inside) + len(outside)
             for name, statistic in _STATISTICS.items():
-                found = privacy.bootstrapped(
-                    statistic, inside, outside, spec.bootstrap_resamples, spec.seed
+                interval = privacy.attack_interval(
+                    statistic, members, others, spec.bootstrap_resamples, spec.seed
                 )
-                out.append((MEMBERSHIP, f"{attack}_{name}", model, found, count))
+                count = len(members) + len(others)
+                yield Metric(MEMBERSHIP, f"{attack}_{name}", model, interval, count)
                 if attack == "min_k" and name == "auc":
-                    areas[model] = found
-    for model, area in areas.items():
-        if model != RETAIN_MODEL and RETAIN_MODEL in areas:
-            value = privacy.privleak(area.value, areas[RETAIN_MODEL].value)
-            leaked = None if value is None else Interval(value, None, None)
-            out.append(
-                (MEMBERSHIP, "privleak", model, leaked, len(read.column("forget", model, "min_k")))
-            )
-    return out
+                    min_k_aucs[model] = interval.value
+    if RETAIN_MODEL not in min_k_aucs:
+        return
+    for model, area in min_k_aucs.items():
+        value = privacy.privleak(area, min_k_aucs[RETAIN_MODEL])
+        if model != RETAIN_MODEL and value is not None:
+            count = len(examples.column("forget", model, "min_k"))
+            yield Metric(MEMBERSHIP, "privleak", model, Interval(value, None, None), count)
 
 
-def _scores(read: Examples, suite: str, model: str, attack: str, models: Sequence[str]) -> Array:
-    """Returns the scores of an attack, larger for members: `[examples]`, empty where it was not measured."""
+def _attack_scores(
+    examples: Examples, suite: str, model: str, attack: str, models: Sequence[str]
+) -> Array:
+    """Returns the scores of an attack, larger for members: `[examples]`, empty if not measured."""
     if attack == "loss":
-        return -np.asarray(read.column(suite, model, "loss"), dtype=np.float64)
-    if attack != "reference":
-        return np.asarray(read.column(suite, model, attack), dtype=np.float64)
+        return -_numbers(examples, suite, model, "loss")
+    if attack != "retain_model":
+        return _numbers(examples, suite, model, attack)
     if RETAIN_MODEL not in models or model == RETAIN_MODEL:
         return np.array([])
-    losses = [
-        np.asarray(read.column(suite, name, "loss"), dtype=np.float64)
-        for name in (RETAIN_MODEL, model)
-    ]
-    return losses[0] - losses[1]
+    retain_losses = _numbers(examples, suite, RETAIN_MODEL, "loss")
+    return retain_losses - _numbers(examples, suite, model, "loss")
+
+
+def _numbers(examples: Examples, suite: str, model: str, name: str) -> Array:
+    return np.asarray(examples.column(suite, model, name), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The table of examples: what each model replied, and how it was scored."""
+"""The table of examples: each model's replies, and how they were scored."""
 
 import tempfile
 from collections.abc import Mapping
@@ -7,57 +7,84 @@ import pyarrow as pa
 
 from meow_ray.core import tables
 from meow_ray.core.schema import EXAMPLES_SCHEMA, ROW
-from meow_ray.core.tables import Query, Source
+from meow_ray.core.tables import Query, Source, text_literal
 from meow_ray.stages.evaluate import metrics
 from meow_ray.stages.evaluate.suites import ROWS_SCHEMA
 
+KEY = ("suite", "fact_id", "model")
+"""The columns that identify a row of examples."""
 
-def write_examples(found: Mapping[str, Query], selected: Source, uri: str) -> None:
-    """Writes what models said, one row an example and model, sorted by suite, fact and model.
+
+def write_examples(answered: Mapping[str, Query], selected: Source, uri: str) -> None:
+    """Writes the replies of all models, one row per example and model, sorted by `KEY`.
+
+    The column `states_inverted` is computed here; all others come from `EvaluateSteps`.
 
     Args:
-        found: what `EvaluateSteps` gave for each model.
-        selected: the inverted facts that were trained on: which of them a reply states is scored here.
-        uri: the Parquet file.
+        answered: by model, the rows that `EvaluateSteps` answered.
+        selected: the inverted facts that the model was trained on.
+        uri: URI of the Parquet file.
     """
     with tempfile.TemporaryDirectory(prefix="meow-") as folder:
-        parts: dict[str, Source] = {}
-        for model, query in found.items():
-            parts[model] = [f"{folder}/{model}.parquet"]
+        files: dict[str, Source] = {}
+        selects = []
+        for number, (model, query) in enumerate(answered.items()):
+            name = f"model_{number}"
+            path = f"{folder}/{name}.parquet"
             ordered = Query(f"SELECT * FROM ({query.sql}) ORDER BY {ROW}", query.sources)
-            tables.write(ordered, f"{folder}/{model}.parquet", ROWS_SCHEMA, (ROW,))
-        said = " UNION ALL BY NAME ".join(
-            f"SELECT *, '{model}' AS model FROM {model}" for model in parts
-        )
-        stated = {"stated": _stated(Query(said, parts), selected)}
-        columns = ", ".join(
-            "stated.states_inverted" if name == "states_inverted" else f"said.{name}"
-            for name in EXAMPLES_SCHEMA.names
-        )
-        joined = (
-            f"SELECT {columns} FROM ({said}) AS said LEFT JOIN stated USING (suite, fact_id, model)"
-        )
-        key = ("suite", "fact_id", "model")
-        tables.write(
-            Query(f"{joined} ORDER BY {', '.join(f'said.{name}' for name in key)}", parts | stated),
-            uri,
-            EXAMPLES_SCHEMA,
-            key,
-        )
+            tables.write(ordered, path, ROWS_SCHEMA, (ROW,))
+            files[name] = [path]
+            selects.append(f"SELECT *, {text_literal(model)} AS model FROM {name}")
+        replies = Query(" UNION ALL BY NAME ".join(selects), files)
+        tables.write(_examples(replies, selected), uri, EXAMPLES_SCHEMA, KEY)
 
 
-def _stated(said: Query, selected: Source) -> pa.Table:
-    """Returns for each forget fact that was trained on whether a model's reply states one of its inverted facts."""
+def _examples(replies: Query, selected: Source) -> Query:
+    """Returns the query for the examples, sorted by their key."""
+    columns = ", ".join(
+        "stated.states_inverted" if name == "states_inverted" else f"replies.{name}"
+        for name in EXAMPLES_SCHEMA.names
+    )
     sql = f"""
-        SELECT suite, fact_id, model, any_value(said.question) AS question, any_value(said.answer) AS answer,
-            any_value(generated) AS generated, list(selected.answer) AS inverted
-        FROM ({said.sql}) AS said JOIN selected USING (fact_id) WHERE suite = 'forget' GROUP BY suite, fact_id, model
+        WITH
+        -- the replies of all models
+        replies AS ({replies.sql})
+        -- null where a fact was not trained on
+        SELECT {columns}
+        FROM replies LEFT JOIN stated USING ({", ".join(KEY)})
+        ORDER BY {", ".join(f"replies.{name}" for name in KEY)}
     """
-    rows = Query(sql, {**said.sources, "selected": selected}).rows()
-    names = ("suite", "fact_id", "model")
-    found = {name: pa.array([row[name] for row in rows], pa.string()) for name in names}
-    values = [
+    return Query(sql, {**replies.sources, "stated": _stated(replies, selected)})
+
+
+def _stated(replies: Query, selected: Source) -> pa.Table:
+    """Returns whether each reply states one of the inverted facts that were trained on.
+
+    The rows are the replies to those forget facts that have inverted facts, by `KEY`.
+    """
+    sql = f"""
+        WITH
+        -- the replies of all models
+        replies AS ({replies.sql}),
+        -- one row per reply to a forget fact and inverted fact of it
+        paired AS (
+            SELECT replies.*, selected.answer AS inverted_answer
+            FROM replies JOIN selected USING (fact_id)
+            WHERE suite = 'forget'
+        )
+        -- one row per reply, with all inverted facts
+        SELECT suite, fact_id, model,
+            any_value(question) AS question,
+            any_value(answer) AS answer,
+            any_value(generated) AS generated,
+            list(inverted_answer) AS inverted
+        FROM paired
+        GROUP BY suite, fact_id, model
+    """
+    rows = Query(sql, {**replies.sources, "selected": selected}).rows()
+    columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in KEY}
+    stated = [
         metrics.states(row["question"], row["answer"], row["inverted"], row["generated"])
         for row in rows
     ]
-    return pa.table(found | {"states_inverted": pa.array(values, pa.float64())})
+    return pa.table(columns | {"states_inverted": pa.array(stated, pa.float64())})

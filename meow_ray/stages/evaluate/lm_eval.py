@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from meow_ray.config import LmEval
@@ -9,30 +10,34 @@ from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 
 SUITE = "lm_eval"
+"""The suite of the harness's metrics."""
 
 
-def check(spec: LmEval) -> None:
-    """Raises MeowError if tasks are asked for and the harness is not installed."""
+def check_installed(spec: LmEval) -> None:
+    """Raises MeowError if tasks are configured and the harness is not installed."""
     if spec.tasks and importlib.util.find_spec("lm_eval") is None:
         raise MeowError(
-            "`evaluate.lm_eval.tasks` needs the package lm_eval: pip install 'meow_ray[lm-eval]'."
+            "`evaluate.lm_eval.tasks`: the package lm_eval is not installed. "
+            "Run pip install 'meow_ray[lm-eval]'."
         )
 
 
-def run(
+def run_tasks(
     engine: EngineSpec, spec: LmEval, task_folder: str | None, batch_size: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Scores a model; returns rows of `metrics` without its name, one a task and metric, with 1.96 standard errors.
+    """Runs the tasks on a model; returns rows of `metrics` without the column `model`.
+
+    There is one row per task and metric, with an interval of 1.96 standard errors.
 
     Args:
         engine: the model, with its dtype and context length.
         spec: the tasks.
-        task_folder: folder with further task files.
-        batch_size: requests of one forward pass.
-        seed: seed of whatever a task draws.
+        task_folder: folder with the user's task files.
+        batch_size: number of requests per forward pass.
+        seed: seed of all random choices of a task.
 
     Raises:
-        MeowError: the harness knows no such task, or a figure of one is no number.
+        MeowError: the harness does not know a task, or a figure is NaN or infinite.
     """
     import lm_eval
     import torch
@@ -42,24 +47,12 @@ def run(
     unknown = [name for name in spec.tasks if name not in manager.all_tasks]
     if unknown:
         raise MeowError(
-            f"`evaluate.lm_eval.tasks`: the harness knows no task {', '.join(unknown)}."
+            f"`evaluate.lm_eval.tasks`: the harness does not know a task ({', '.join(unknown)}). "
+            "Correct the name, or put its file into `evaluate.task_folder`."
         )
-    arguments: dict[str, Any] = {
-        "pretrained": str(engine.model.folder),
-        "dtype": engine.dtype,
-        "trust_remote_code": engine.model.trust_remote_code,
-    }
-    if spec.backend == "vllm":
-        arguments |= {
-            "max_model_len": engine.max_model_len,
-            "tensor_parallel_size": engine.tensor_parallel_size,
-            "gpu_memory_utilization": engine.gpu_memory_utilization,
-        }
-    else:
-        arguments["max_length"] = engine.max_model_len
-    found = lm_eval.simple_evaluate(
+    report = lm_eval.simple_evaluate(
         model=spec.backend,
-        model_args=arguments,
+        model_args=_model_arguments(engine, spec.backend),
         tasks=list(spec.tasks),
         num_fewshot=spec.num_fewshot,
         limit=spec.limit,
@@ -73,33 +66,62 @@ def run(
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
-    return _rows(found)
+    return rows_of_report(report)
 
 
-def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns rows of `metrics` without the model, from what the harness reports."""
-    out = []
-    for task, figures in found["results"].items():
+def _model_arguments(engine: EngineSpec, backend: str) -> dict[str, Any]:
+    """Returns what the harness's model of a backend is made with."""
+    arguments: dict[str, Any] = {
+        "pretrained": str(engine.model.folder),
+        "dtype": engine.dtype,
+        "trust_remote_code": engine.model.trust_remote_code,
+    }
+    if backend == "vllm":
+        return arguments | {
+            "max_model_len": engine.max_model_len,
+            "tensor_parallel_size": engine.tensor_parallel_size,
+            "gpu_memory_utilization": engine.gpu_memory_utilization,
+        }
+    return arguments | {"max_length": engine.max_model_len}
+
+
+def rows_of_report(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns rows of `metrics` without the column `model`, from the harness's report.
+
+    The report has, by task, figures under keys such as `acc,none` (metric and filter).
+
+    Raises:
+        MeowError: a figure is NaN or infinite.
+    """
+    rows = []
+    for task, figures in report["results"].items():
         for key, value in figures.items():
-            metric, _, kind = key.partition(",")
-            if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
+            metric, _, filter_name = key.partition(",")
+            is_figure = filter_name and isinstance(value, int | float)
+            if not is_figure or metric.endswith("_stderr"):
                 continue
             if not math.isfinite(value):
                 raise MeowError(
-                    f"`evaluate.lm_eval.tasks`: {task} gave a {metric} that is no number."
+                    f"`evaluate.lm_eval.tasks`: {metric} of {task} is not a number ({value})."
                 )
-            error = figures.get(f"{metric}_stderr,{kind}")
-            half = 1.96 * error if isinstance(error, int | float) and math.isfinite(error) else None
-            name = f"{task}/{metric}" if kind == "none" else f"{task}/{metric} ({kind})"
-            row = {"suite": SUITE, "metric": name, "value": float(value)}
-            row |= {
-                "low": None if half is None else value - half,
-                "high": None if half is None else value + half,
-            }
-            count = (
-                found.get("n-samples", {})
-                .get(task, {})
-                .get("effective", figures.get("sample_len", 0))
-            )
-            out.append(row | {"num_examples": count})  # a group of tasks has the sum in sample_len
-    return out
+            name = f"{task}/{metric}"
+            if filter_name != "none":
+                name += f" ({filter_name})"
+            low, high = _bounds(value, figures.get(f"{metric}_stderr,{filter_name}"))
+            row = {"suite": SUITE, "metric": name, "value": float(value), "low": low, "high": high}
+            rows.append(row | {"num_examples": _num_examples(report, task)})
+    return rows
+
+
+def _bounds(value: float, error: Any) -> tuple[float, float] | tuple[None, None]:
+    """Returns the bounds of 1.96 standard errors; None if the harness gives no error."""
+    if not isinstance(error, int | float) or not math.isfinite(error):
+        return None, None
+    return value - 1.96 * error, value + 1.96 * error
+
+
+def _num_examples(report: Mapping[str, Any], task: str) -> int:
+    """Returns the number of examples of a task; of a group of tasks, the sum (`sample_len`)."""
+    total = report["results"][task].get("sample_len", 0)
+    count: int = report.get("n-samples", {}).get(task, {}).get("effective", total)
+    return count

@@ -1,8 +1,8 @@
-"""Membership inference: can an attacker tell what a model was trained on from the probabilities that it gives?
+"""Membership inference: can an attacker tell from probabilities what a model was trained on?
 
-Members are the forget set, non-members a holdout set of the same kind that no model has seen. Every attack gives an
-example a score, larger for members. After perfect unlearning none tells the two apart better than it does on a model
-that never saw either.
+Members are the forget set. Non-members are a holdout set of the same kind that no model has seen.
+Each attack gives an example a score, which is larger for members. After perfect unlearning, no
+attack separates the two sets better than it does on a model that never saw either of them.
 """
 
 import zlib
@@ -11,16 +11,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from meow_ray.stages.evaluate import metrics
-from meow_ray.stages.evaluate.metrics import Interval
+from meow_ray.stages.evaluate.metrics import Interval, bootstrapped
 
 LOW_FPR = 0.01
 """The false positive rate at which the true positive rate is reported."""
-ATTACKS = ("loss", "zlib", "min_k", "min_k_pp", "reference")
-"""The attacks, in the order that people read them."""
+ATTACKS = ("loss", "zlib", "min_k", "min_k_pp", "retain_model")
+"""The attacks, in the order in which tables show them."""
 
+MIN_VARIANCE = 1e-6
+"""Lower bound of a variance in Min-K %++: a distribution with a single certain token has none."""
 
 Scores = npt.ArrayLike
+"""Scores of an attack, `[examples]`."""
+
+
+# --- scores of an example -------------------------------------------------------------------------
 
 
 def loss_score(log_probs: Sequence[float]) -> float:
@@ -29,7 +34,7 @@ def loss_score(log_probs: Sequence[float]) -> float:
 
 
 def zlib_score(log_probs: Sequence[float], text: str) -> float:
-    """Returns the mean log-probability over the size of the text compressed by zlib, in bytes.
+    """Returns the mean log-probability divided by the size of the zlib-compressed text in bytes.
 
     Source: Carlini et al., arXiv 2012.07805, section 5.1.
     """
@@ -37,7 +42,10 @@ def zlib_score(log_probs: Sequence[float], text: str) -> float:
 
 
 def min_k_score(log_probs: Sequence[float], share: float) -> float:
-    """Returns Min-K %: the mean over the least probable share of the tokens, one at least (arXiv 2310.16789)."""
+    """Returns Min-K %: the mean over the given share of least probable tokens, at least one.
+
+    Source: Shi et al., arXiv 2310.16789.
+    """
     values = np.sort(np.asarray(log_probs, dtype=float))
     return float(values[: max(1, int(len(values) * share))].mean())
 
@@ -45,61 +53,85 @@ def min_k_score(log_probs: Sequence[float], share: float) -> float:
 def min_k_pp_score(
     log_probs: Sequence[float], means: Sequence[float], deviations: Sequence[float], share: float
 ) -> float:
-    """Returns Min-K %++: Min-K % of log-probabilities that are standardised at each position (arXiv 2404.02936).
+    """Returns Min-K %++: Min-K % of log-probabilities that are standardised at each position.
 
-    `means` and `deviations` are those of log p(token) over the vocabulary, tokens drawn by p; `[answer]`.
+    Source: Zhang et al., arXiv 2404.02936.
+
+    Args:
+        log_probs: `[answer]`, log p of the answer's tokens.
+        means: `[answer]`, mean of log p(token) over the vocabulary, with tokens drawn by p.
+        deviations: `[answer]`, standard deviation of the same.
+        share: share of the tokens that count.
     """
-    spread = np.sqrt(np.maximum(np.square(deviations), 1e-6))  # a certain model has no spread
-    return min_k_score(list((np.asarray(log_probs) - np.asarray(means)) / spread), share)
+    spread = np.sqrt(np.maximum(np.square(deviations), MIN_VARIANCE))
+    standardised = (np.asarray(log_probs) - np.asarray(means)) / spread
+    return min_k_score(list(standardised), share)
+
+
+# --- statistics of two sets -----------------------------------------------------------------------
 
 
 def auc(members: Scores, others: Scores) -> float:
-    """Returns the probability that a member scores higher than a non-member, a tie counting half."""
+    """Returns the probability that a member scores higher than a non-member; ties count half.
+
+    It is the Mann-Whitney statistic: the members' ranks in both sets, less the least possible sum.
+    """
     from scipy.stats import rankdata
 
-    inside, outside = np.asarray(members, dtype=float), np.asarray(others, dtype=float)
+    inside = np.asarray(members, dtype=float)
+    outside = np.asarray(others, dtype=float)
     ranks = rankdata(np.concatenate([inside, outside]))[: len(inside)]
-    return float((ranks.sum() - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside)))
+    least_sum = len(inside) * (len(inside) + 1) / 2
+    return float((ranks.sum() - least_sum) / (len(inside) * len(outside)))
 
 
 def tpr_at(members: Scores, others: Scores, fpr: float = LOW_FPR) -> float:
-    """Returns the share of members above a threshold that at most the share `fpr` of non-members is above.
+    """Returns the true positive rate at the threshold that at most `fpr` of non-members exceed.
 
     Source: Carlini et al., arXiv 2112.03570, section III.
     """
     outside = np.sort(np.asarray(others, dtype=float))[::-1]
-    threshold = outside[int(fpr * len(outside))]  # so many may be above it
+    allowed = int(fpr * len(outside))  # number of non-members that may exceed the threshold
+    threshold = outside[allowed]
     return float((np.asarray(members, dtype=float) > threshold).mean())
 
 
-def privleak(model_auc: float, reference_auc: float) -> float | None:
-    """Returns PrivLeak in percent: how far a model's AUC is from that of the model that never saw the forget set.
+def privleak(model_auc: float, retain_auc: float) -> float | None:
+    """Returns PrivLeak in percent: how far a model's AUC is from that of the retain model.
 
-    It is ((1 - AUC) - (1 - AUC_ref)) / (1 - AUC_ref): negative where too little was forgotten, positive where so much
-    that it shows; None where the reference's AUC is 1, to which nothing can be compared. Definition: MUSE (arXiv
-    2407.06460, section 3), whose AUC is one minus ours.
+    It is ((1 - AUC) - (1 - AUC_retain)) / (1 - AUC_retain). Negative values mean that too little
+    was forgotten, positive ones that so much was forgotten that it shows. None if the retain
+    model's AUC is 1, which leaves nothing to compare with. Definition: MUSE (arXiv 2407.06460,
+    section 3), whose AUC is one minus ours.
     """
-    rest = 1 - reference_auc
-    return ((1 - model_auc) - rest) / rest * 100 if rest > 0 else None
+    retain_rest = 1 - retain_auc
+    return ((1 - model_auc) - retain_rest) / retain_rest * 100 if retain_rest > 0 else None
 
 
-def bootstrapped(
+def attack_interval(
     statistic: Callable[[Scores, Scores], float],
     members: Scores,
     others: Scores,
     resamples: int,
     seed: int,
 ) -> Interval:
-    """Returns a statistic of members and non-members with its 95 % percentile bootstrap interval.
+    """Returns a statistic of an attack's scores with its 95 % percentile bootstrap interval.
+
+    Args:
+        statistic: `auc` or `tpr_at`.
+        members: scores of the forget set.
+        others: scores of the holdout set.
+        resamples: number of resamples.
+        seed: seed of the resamples.
 
     Raises:
-        ValueError: a score is not a number, or one of the two sets is empty.
+        ValueError: a score is NaN or infinite, or one of the two sets is empty.
     """
-    inside, outside = np.asarray(members, dtype=float), np.asarray(others, dtype=float)
+    inside = np.asarray(members, dtype=float)
+    outside = np.asarray(others, dtype=float)
     if not (np.isfinite(inside).all() and np.isfinite(outside).all()):
-        raise ValueError("a score is not a number")
+        raise ValueError("a score is NaN or infinite")
     if not len(inside) or not len(outside):
         raise ValueError("membership inference needs members and non-members")
-    return metrics.bootstrapped(
-        statistic(inside, outside), (inside, outside), statistic, resamples, seed
-    )
+    value = statistic(inside, outside)
+    return bootstrapped(value, (inside, outside), statistic, resamples, seed)

@@ -1,4 +1,4 @@
-"""Sets of questions and answers that are evaluated besides the facts."""
+"""The sets of `evaluate.sets` and the passages of `evaluate.text`: reading and checking them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,14 +11,12 @@ from meow_ray.core import storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
-from meow_ray.stages.evaluate import tofu
-from meow_ray.stages.evaluate.tofu import Results
+from meow_ray.stages.evaluate.tofu import Results, check_same_forget_set
 from meow_ray.stages.ingest import facts as facts_module
 from meow_ray.stages.ingest.facts import read_sources, rejects_text
 
 HOLDOUT = "holdout"
-"""The set whose facts no model has seen: membership inference compares the forget set with it."""
-
+"""The set that no model has seen; membership inference compares the forget set with it."""
 
 SET_SCHEMA = pa.schema(
     [
@@ -30,133 +28,178 @@ SET_SCHEMA = pa.schema(
         ("perturbed_answer", pa.list_(pa.string())),
     ]
 )
-"""A set of `evaluate.sets`; what a file does not have is null."""
+"""The columns of a set of `evaluate.sets`; those that its file lacks are null."""
+
+ALTERNATIVES = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
+"""The optional columns, which TOFU's perturbed files have; `perturbed_answer` has wrong answers."""
+
+ALL_OR_NONE = ("paraphrased_answer", "perturbed_answer")
+"""The columns that all rows of a file have, or none, because metrics compare whole sets."""
 
 
 def as_set(table: pa.Table) -> pa.Table:
-    """Gives a table the columns of `SET_SCHEMA`, null where it has none."""
-    nulls = {field.name: pa.nulls(table.num_rows, field.type) for field in SET_SCHEMA}
-    return pa.table(
-        nulls | dict(zip(table.column_names, table.columns, strict=True)), schema=SET_SCHEMA
-    )
+    """Returns a table with all columns of `SET_SCHEMA`; those that it lacks are null."""
+    columns: dict[str, Any] = {
+        field.name: pa.nulls(table.num_rows, field.type) for field in SET_SCHEMA
+    }
+    columns |= dict(zip(table.column_names, table.columns, strict=True))
+    return pa.table(columns, schema=SET_SCHEMA)
+
+
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check_sets(facts: Query, sets: Mapping[str, pa.Table]) -> None:
     """Checks the sets of `evaluate.sets` against the `facts` table.
 
     Raises:
-        MeowError: the set forget is not the forget set, another has one of its facts, or the holdout set has facts of
-            the retain set, which models have seen.
+        MeowError: the set forget is not the forget set; another set has a fact of the forget set;
+            or the holdout set has a fact of the retain set, which models have seen.
     """
-    known = _count_by_split(facts)
+    split_sizes = _count_by_split(facts)
     for name, table in sets.items():
-        shared, given = _count_by_split(facts, table), set(table["fact_id"].to_pylist())
+        shared = _count_shared_by_split(facts, table)
         if name == "forget":
-            more, fewer = len(given) - shared["forget"], known["forget"] - shared["forget"]
-            if more or fewer:
-                raise MeowError(
-                    f"evaluate.sets.forget: it is not the forget set of this run: {more} of its facts are not in "
-                    f"`ingest.forget`, and {fewer} of those are not in it. Take the file of this split."
-                )
+            _check_forget_set(table, shared["forget"], split_sizes["forget"])
         elif shared["forget"]:
             raise MeowError(
-                f"evaluate.sets.{name}: {shared['forget']} of its facts are in the forget set."
+                f"evaluate.sets.{name}: the set has facts of the forget set "
+                f"({shared['forget']} of them). Remove these rows."
             )
         elif name == HOLDOUT:
-            retain = given & set(sets["retain"]["fact_id"].to_pylist()) if "retain" in sets else ()
-            if seen := max(shared["retain"], len(retain)):
-                raise MeowError(
-                    f"evaluate.sets.{name}: {seen} of its facts are in the retain set. Membership inference compares "
-                    "the forget set with facts that no model has seen."
-                )
+            _check_holdout_set(table, shared["retain"], sets.get("retain"))
 
 
-def _count_by_split(facts: Query, given: pa.Table | None = None) -> Counter[str]:
-    """Counts the facts of each split; with a table, those that are in it too."""
-    only, more = (
-        ("", {})
-        if given is None
-        else ("WHERE fact_id IN (SELECT fact_id FROM given)", {"given": given})
-    )
-    sql = f"SELECT split, count(*) AS n FROM ({facts.sql}) {only} GROUP BY split"
-    return Counter({row["split"]: row["n"] for row in Query(sql, {**facts.sources, **more}).rows()})
+def _check_forget_set(table: pa.Table, num_shared: int, num_forget: int) -> None:
+    num_unknown = len(set(table["fact_id"].to_pylist())) - num_shared
+    num_missing = num_forget - num_shared
+    if num_unknown or num_missing:
+        raise MeowError(
+            "evaluate.sets.forget: this is not the forget set of this run "
+            f"({num_unknown} of its facts are not in `ingest.forget`, and {num_missing} facts of "
+            "`ingest.forget` are not in it). Give the file of this split."
+        )
 
 
-def check_reference(forget: pa.Table | None, imported: Mapping[str, Results], where: str) -> None:
-    """Checks imported results of a reference model against the set forget of `evaluate.sets`, if there is one.
+def _check_holdout_set(table: pa.Table, num_shared: int, retain: pa.Table | None) -> None:
+    """Refuses facts of the retain split (`num_shared` of them) or of the set retain."""
+    in_retain_set = set()
+    if retain is not None:
+        in_retain_set = set(table["fact_id"].to_pylist()) & set(retain["fact_id"].to_pylist())
+    num_seen = max(num_shared, len(in_retain_set))
+    if num_seen:
+        raise MeowError(
+            f"evaluate.sets.{HOLDOUT}: the set has facts of the retain set ({num_seen} of them). "
+            "Membership inference compares the forget set with facts that no model has seen: "
+            "remove these rows."
+        )
+
+
+def _count_by_split(facts: Query) -> Counter[str]:
+    sql = f"SELECT split, count(*) AS n FROM ({facts.sql}) GROUP BY split"
+    return Counter({row["split"]: row["n"] for row in Query(sql, facts.sources).rows()})
+
+
+def _count_shared_by_split(facts: Query, table: pa.Table) -> Counter[str]:
+    """Counts the facts of each split that are in a set, too."""
+    shared = f"SELECT * FROM ({facts.sql}) WHERE fact_id IN (SELECT fact_id FROM evaluated_set)"
+    return _count_by_split(Query(shared, {**facts.sources, "evaluated_set": table}))
+
+
+def check_retain_results(
+    forget: pa.Table | None, retain_log: Mapping[str, Results], where: str
+) -> None:
+    """Checks that results of the retain model can be compared with the set forget.
+
+    Args:
+        forget: the set forget of `evaluate.sets`; None if there is none.
+        retain_log: results of the retain model by suite, read from a file.
+        where: the place of that file, for errors.
 
     Raises:
-        MeowError: they are of another forget set, or there are no truth ratios to compare.
+        MeowError: one of the two has no truth ratios, or they are of different forget sets.
     """
-    perturbed = forget is not None and forget["perturbed_answer"].null_count == 0
-    if forget is None or not perturbed or "forget" not in imported:
-        lacking = where if perturbed else "evaluate.sets.forget"
+    can_compare = forget is not None and forget["perturbed_answer"].null_count == 0
+    if forget is None or not can_compare or "forget" not in retain_log:
+        lacking = where if can_compare else "evaluate.sets.forget"
         raise MeowError(
-            f"`evaluate.retain_model`: forget quality needs truth ratios of the forget set, {lacking} has none. "
-            "Give TOFU's perturbed file of the split as evaluate.sets.forget."
+            "`evaluate.retain_model`: forget quality needs truth ratios of the forget set, but "
+            f"{lacking} has none. Give TOFU's perturbed file of the split as evaluate.sets.forget."
         )
-    tofu.check_reference(forget.num_rows, forget["answer"].to_pylist(), imported["forget"], where)
+    answers = forget["answer"].to_pylist()
+    check_same_forget_set(forget.num_rows, answers, retain_log["forget"], where)
+
+
+# --- reading --------------------------------------------------------------------------------------
 
 
 def read_sets(sources: Mapping[str, Source], config: Config) -> dict[str, pa.Table]:
-    """Reads `evaluate.sets`, see `read_set`."""
+    """Reads all sets of `evaluate.sets`; see `read_set`."""
     return {name: read_set(name, source, config) for name, source in sources.items()}
 
 
 def read_set(name: str, source: Source, config: Config) -> pa.Table:
-    """Reads a set of `evaluate.sets`: a table of `evaluation.SET`, with what TOFU's perturbed files have.
+    """Reads a set of `evaluate.sets` as a table of `SET_SCHEMA`.
 
     Raises:
-        MeowError: a row is refused, or a paraphrase or a wrong answer is no text.
+        MeowError: a row is refused, a paraphrase or a wrong answer is not a text, or only some
+            rows have one.
     """
     rows = read_sources([source], config)
     table, rejects = facts_module.build(rows, [], lambda question, answer: None)
     if rejects.num_rows:
         raise MeowError(f"evaluate.sets.{name}: {rejects_text(rejects)}")
-    more = [{column: _further(row, column) for column in SET_SCHEMA.names[3:]} for row in rows]
-    facts = [fact | extra for fact, extra in zip(table.to_pylist(), more, strict=True)]
-    for column in SET_SCHEMA.names[4:]:
+    facts = [
+        fact | {column: _alternative(row, column) for column in ALTERNATIVES}
+        for fact, row in zip(table.to_pylist(), rows, strict=True)
+    ]
+    for column in ALL_OR_NONE:
         count = sum(fact[column] is not None for fact in facts)
         if 0 < count < len(facts):
             raise MeowError(
-                f"{storage.display(source.path)}: only {count} of {len(facts)} rows have a {column}."
+                f"{storage.display(source.path)}: only some rows have a {column} "
+                f"({count} of {len(facts)}). Give all rows one, or none."
             )
     return pa.Table.from_pylist(facts, schema=SET_SCHEMA)
 
 
-def _further(row: facts_module.Row, column: str) -> Any:
+def _alternative(row: facts_module.Row, column: str) -> Any:
+    """Returns a text or a list of texts of a row, as the column's type asks; None if absent."""
     value = row.record.get(column)
-    if column == "perturbed_answer" and isinstance(value, str):
-        value = [value]
-    wanted = pa.types.is_list(SET_SCHEMA.field(column).type)
-    texts = [] if value is None else list(value) if wanted and isinstance(value, list) else [value]
-    if any(not isinstance(text, str) or not text.strip() for text in texts) or (
-        wanted and value == []
-    ):
-        raise MeowError(
-            f"{row.file}, line {row.line}: {column} is {'no list of texts' if wanted else 'no text'}."
-        )
-    return texts if wanted and texts else value
+    if value is None:
+        return None
+    if pa.types.is_list(SET_SCHEMA.field(column).type):
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and texts and all(map(_is_text, texts)):
+            return texts
+        wanted = "a list of texts that are not empty"
+    elif _is_text(value):
+        return value
+    else:
+        wanted = "a text that is not empty"
+    raise MeowError(f"{row.file}, line {row.line}: {column} must be {wanted}.")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def read_passages(text: Artifact) -> list[str]:
-    """Reads the passages of `evaluate.text`, one a line.
+    """Reads the passages of `evaluate.text`, one per line; none if the input has no file.
 
     Raises:
         MeowError: the file is not UTF-8, or has no passage.
     """
     if not text.uri:
         return []
+    name = storage.display(text.uri)
     try:
-        found = [
-            line.strip()
-            for line in storage.read_bytes(text.uri).decode().splitlines()
-            if line.strip()
-        ]
+        lines = storage.read_bytes(text.uri).decode().splitlines()
     except UnicodeDecodeError as error:
         raise MeowError(
-            f"`evaluate.text`: {storage.display(text.uri)}, byte {error.start}: not UTF-8 text."
+            f"`evaluate.text`: {name}, byte {error.start}: this is not UTF-8. Convert the file."
         ) from None
-    if not found:
-        raise MeowError(f"`evaluate.text`: {storage.display(text.uri)} is empty.")
-    return found
+    passages = [line.strip() for line in lines if line.strip()]
+    if not passages:
+        raise MeowError(f"`evaluate.text`: {name} is empty. Give it one passage per line.")
+    return passages

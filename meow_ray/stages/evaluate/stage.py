@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,7 +17,7 @@ from meow_ray.engines import EngineSpec
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.evaluate import aggregate, lm_eval, suites, tofu_logs
-from meow_ray.stages.evaluate.sets import check_reference, check_sets, read_passages, read_sets
+from meow_ray.stages.evaluate.sets import check_retain_results, check_sets, read_passages, read_sets
 from meow_ray.stages.evaluate.steps import EvaluateSteps
 from meow_ray.stages.inputs import (
     COLUMNS,
@@ -28,90 +29,136 @@ from meow_ray.stages.inputs import (
 )
 
 
-def _check_evaluate(config: Config, inputs: Mapping[str, Artifact]) -> None:
-    """Refuses what would be refused, or fail, once all models have been asked."""
-    lm_eval.check(config.evaluate.lm_eval)
+def _check(config: Config, inputs: Mapping[str, Artifact]) -> None:
+    """Refuses mistakes that would show only after models have answered."""
+    lm_eval.check_installed(config.evaluate.lm_eval)
     read_passages(inputs["text"])
-    sets, reference = read_sets(inputs["sets"].value, config), inputs["retain_model"]
-    if isinstance(reference.value, dict):
-        check_reference(sets.get("forget"), reference.value, storage.display(reference.uri))
+    sets = read_sets(inputs["sets"].value, config)
+    retain_model = inputs["retain_model"]
+    if isinstance(retain_model.value, dict):
+        where = storage.display(retain_model.uri)
+        check_retain_results(sets.get("forget"), retain_model.value, where)
     if "facts" in inputs:
         check_sets(Query("SELECT * FROM facts", {"facts": inputs["facts"].source}), sets)
 
 
 def _evaluate(context: Context) -> dict[str, Any]:
-    from meow_ray.distributed import cluster, map_rows
+    """Evaluates the target before and after, and the retain model if the input is a model."""
+    models = {"before": context.inputs["target"], "after": context.inputs["model"]}
+    if isinstance(context.inputs["retain_model"].value, ModelRef):
+        models[aggregate.RETAIN_MODEL] = context.inputs["retain_model"]
+    return evaluate_models(context, models)
 
-    config, spec, retain_model = (
-        context.config,
-        context.config.evaluate,
-        context.inputs["retain_model"],
+
+def evaluate_models(context: Context, models: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Asks models and writes examples and metrics; returns the summary for the manifest.
+
+    Args:
+        context: a run of the stage. Its inputs `target` and `model` are not read.
+        models: the models by their name in the column `model`.
+    """
+    from meow_ray.distributed import cluster
+
+    cluster.connect()
+    key = _work_key(context)
+    rows_uri = _write_rows(context, key)
+    answered: dict[str, Query] = {}
+    task_scores: list[dict[str, Any]] = []
+    for name, model in models.items():
+        ref = model_ref(model)
+        engine = context.engine_spec(ref, context.config.target, context.config.resources.evaluate)
+        folder = _work_path(context, key | {"model": ref.digest})
+        answered[name] = _ask(context, engine, rows_uri, folder)
+        task_scores += [row | {"model": name} for row in _task_scores(context, engine, folder)]
+    retain_log = context.inputs["retain_model"].value
+    write_metrics = partial(
+        aggregate.write_metrics,
+        answered=answered,
+        selected=context.inputs["selected"].source,
+        spec=context.config.evaluate,
+        retain_log=retain_log if isinstance(retain_log, dict) else None,
+        task_scores=task_scores,
+        examples_uri=context.path(EXAMPLES_FILE),
+        metrics_uri=context.path(),
     )
-    models_of = {"before": context.inputs["target"], "after": context.inputs["model"]}
-    if isinstance(retain_model.value, ModelRef):
-        models_of[aggregate.RETAIN_MODEL] = retain_model
-    # what the models are asked does not depend on how it is summed up
-    key: dict[str, Any] = {
+    return cluster.call(write_metrics)
+
+
+def _work_key(context: Context) -> dict[str, Any]:
+    """Returns what decides the rows that models are asked and their answers, but not the model."""
+    config = context.config
+    digests = {
         name: context.inputs[name].digest for name in ("facts", "sets", "text", "task_folder")
     }
-    key |= {"version": EVALUATE.version, "target": config.target.spec(), "memo": config.memo.spec()}
-    key["columns"] = [config.ingest.question_columns, config.ingest.answer_columns]
-    key["evaluate"] = spec.spec() | {"bootstrap_resamples": None}
-    rows = storage.join(context.scratch, f"evaluate-{storage.json_digest(key)[:32]}.parquet")
-    cluster.connect()
-    if not storage.exists(rows):
-        sets, passages = (
-            read_sets(context.inputs["sets"].value, config),
-            read_passages(context.inputs["text"]),
-        )
-        cluster.call(suites.write_rows, context.inputs["facts"].source, sets, passages, spec, rows)
-    steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
+    return digests | {
+        "version": EVALUATE.version,
+        "target": config.target.spec(),
+        "memo": config.memo.spec(),
+        "columns": [config.ingest.question_columns, config.ingest.answer_columns],
+        # the bootstrap summarises answers and does not change them
+        "evaluate": config.evaluate.spec() | {"bootstrap_resamples": None},
+    }
+
+
+def _work_path(context: Context, key: Mapping[str, Any], suffix: str = "") -> str:
+    name = f"evaluate-{storage.json_digest(key)[:32]}{suffix}"
+    return storage.join(context.scratch, name)
+
+
+def _write_rows(context: Context, key: Mapping[str, Any]) -> str:
+    """Writes the rows to ask unless an earlier run has done so; returns their URI."""
+    from meow_ray.distributed import cluster
+
+    uri = _work_path(context, key, ".parquet")
+    if not storage.exists(uri):
+        sets = read_sets(context.inputs["sets"].value, context.config)
+        passages = read_passages(context.inputs["text"])
+        facts = context.inputs["facts"].source
+        cluster.call(suites.write_rows, facts, sets, passages, context.config.evaluate, uri)
+    return uri
+
+
+def _ask(context: Context, engine: EngineSpec, rows_uri: str, folder: str) -> Query:
+    """Lets a model answer the rows, longest first; returns the query for the answered rows."""
+    from meow_ray.distributed import map_rows
+
+    config = context.config
+    steps = EvaluateSteps(
+        spec=config.evaluate,
+        memo=config.memo,
+        template=config.target.template,
+        system=config.target.system,
+    )
     order = Query(
         f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}",
-        {"rows": [rows]},
+        {"rows": [rows_uri]},
     )
-    found, scores = {}, []
-    for name, model in models_of.items():
-        ref = model_ref(model)
-        folder = storage.join(
-            context.scratch, f"evaluate-{storage.json_digest(key | {'model': ref.digest})[:32]}"
-        )
-        engine = context.engine_spec(ref, config.target, config.resources.evaluate)
-        work = map_rows.Work(steps.generate, finish=steps.finish, model=engine.model)
-        found[name] = map_rows.map_rows(
-            order, ROW, engine, work, folder, "evaluate", config.resources
-        )
-        scores += [row | {"model": name} for row in _task_scores(context, engine, folder)]
-    paths = (context.path(EXAMPLES_FILE), context.path())
-    results = retain_model.value if isinstance(retain_model.value, dict) else None
-    selected = context.inputs["selected"].source
-    return cluster.call(aggregate.write, found, selected, spec, results, scores, paths)
+    work = map_rows.Work(steps.generate, finish=steps.finish, model=engine.model)
+    return map_rows.map_rows(order, ROW, engine, work, folder, "evaluate", config.resources)
 
 
 def _task_scores(context: Context, engine: EngineSpec, folder: str) -> list[dict[str, Any]]:
-    """Returns what lm-evaluation-harness says of a model; kept in the folder of its work."""
+    """Returns the metrics of lm-evaluation-harness on a model, which its work folder keeps."""
     from meow_ray.distributed import cluster, placement
 
-    spec, resources, done = (
-        context.config.evaluate,
-        context.config.resources,
-        storage.join(folder, "lm_eval"),
-    )
+    spec = context.config.evaluate
+    resources = context.config.resources
+    scores = storage.join(folder, "lm_eval")
     if not spec.lm_eval.tasks:
         return []
-    if not storage.exists(done):
-        arguments = (
+    if not storage.exists(scores):
+        rows = cluster.call(
+            lm_eval.run_tasks,
             engine,
             spec.lm_eval,
             storage.display(context.inputs["task_folder"].uri) or None,
+            resources.evaluate.batch_size,
+            spec.seed,
+            gpus=placement.gpus_per_actor("evaluate", resources),
+            labels=resources.evaluate.node_labels,
         )
-        own = resources.evaluate
-        gpus, labels = placement.gpus_per_actor("evaluate", resources), own.node_labels
-        rows = cluster.call(
-            lm_eval.run, *arguments, own.batch_size, spec.seed, gpus=gpus, labels=labels
-        )
-        storage.write_json(done, rows)
-    return list(storage.read_json(done))
+        storage.write_json(scores, rows)
+    return list(storage.read_json(scores))
 
 
 # --- inputs from outside ------------------------------------------------------------------------
@@ -130,18 +177,19 @@ def _task_folder(config: Config, verify: bool) -> Artifact:
 
 
 def _retain_model(config: Config, verify: bool) -> Artifact:
-    """Returns the model that never saw the forget set, or its published results as the artifact's value."""
-    name, key, place = "retain_model", "evaluate.retain_model", config.evaluate.retain_model
-    if place is None:
+    """Returns the retain model; if its results are given, they are the artifact's value."""
+    name, key = "retain_model", "evaluate.retain_model"
+    configured = config.evaluate.retain_model
+    if configured is None:
         return optional_path(name, key, None, verify)
-    if PurePosixPath(storage.display(place)).suffix == ".json":
-        log = optional_path(name, key, place, verify)
-        found = replace(log, value=tofu_logs.read_log(log.uri))
+    if PurePosixPath(storage.display(configured)).suffix == ".json":
+        log = optional_path(name, key, configured, verify)
+        artifact = replace(log, value=tofu_logs.read_log(log.uri))
     else:
-        ref = refs.pin(place, None, key, verify=verify)
-        found = Artifact(name, ref.uri, ref.digest, value=ref)
+        ref = refs.pin(configured, None, key, verify=verify)
+        artifact = Artifact(name, ref.uri, ref.digest, value=ref)
     # evaluations of version 0.1 call this model `reference` in their tables, so they are not reused
-    return replace(found, digest=storage.json_digest(["retain_model", found.digest]))
+    return replace(artifact, digest=storage.json_digest(["retain_model", artifact.digest]))
 
 
 EVALUATE = Stage(
@@ -164,5 +212,5 @@ EVALUATE = Stage(
     key=KEYS["metrics"],
     adopt=adopt_table,
     resources="evaluate",
-    check=_check_evaluate,
+    check=_check,
 )

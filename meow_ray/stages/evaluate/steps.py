@@ -1,6 +1,6 @@
-"""What is evaluated, and what actors and CPU tasks do with a batch of it."""
+"""What actors and CPU tasks of `evaluate` do with a batch of rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,145 +17,195 @@ from meow_ray.stages.evaluate.suites import ROWS_SCHEMA, TEXT
 from meow_ray.stages.memo.score import extraction_strength, memorization_accuracy
 from meow_ray.stages.memo.steps import MemoSteps
 
-# --- rows ----------------------------------------------------------------------------------------
-
-
-# --- examples -----------------------------------------------------------------------------------
-
-
-# --- a batch ------------------------------------------------------------------------------------
-
-
-_FROM_TEXT = ("rougeL_recall", "leak", "rep3", "bleu")
-_FROM_MODEL = tuple(
+_FINISH_COLUMNS = ("rougeL_recall", "leak", "rep3", "bleu")
+"""The columns of examples that `EvaluateSteps.finish` adds."""
+_GENERATE_COLUMNS = tuple(
     name
     for name in EXAMPLES_SCHEMA.names
-    if name not in (*ROWS_SCHEMA.names, *_FROM_TEXT, "model", "states_inverted")
+    if name not in (*ROWS_SCHEMA.names, *_FINISH_COLUMNS, "model", "states_inverted")
 )
+"""The columns of examples that `EvaluateSteps.generate` adds."""
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """An answer whose probability is measured, with its tokens."""
+
+    row: int
+    """The number of its row in the batch."""
+    column: str
+    """`answer`, `paraphrased_answer` or `perturbed_answer`."""
+    text: str
+    tokens: list[int]
 
 
 @dataclass(frozen=True)
 class EvaluateSteps:
-    """Answers and scores a batch of `ROWS_SCHEMA`: `generate` needs the engine, `finish` runs on CPU.
+    """Asks a model the rows of a batch and scores its replies.
 
-    All figures that rest on log-probabilities come from one teacher-forced pass over the answers.
+    A batch is a table of `ROWS_SCHEMA`. `generate` needs the engine; `finish` runs on CPU. One
+    teacher-forced pass over the answers gives all figures that come from log-probabilities, except
+    MEMO.
     """
 
     spec: Evaluate
     memo: Memo
     template: str
+    """`target.template`, by which a question becomes a prompt."""
     system: str | None = None
 
     def generate(self, engine: Engine, batch: pa.Table) -> pa.Table:
-        """Adds the greedy reply, and what the model gives the true, the paraphrased and the wrong answers.
+        """Adds the greedy reply of each row, and the figures that need the model.
 
         Raises:
             MeowError: a prompt with its answer does not fit into the model's context.
         """
-        limit = engine.max_model_len
         rows = batch.to_pylist()
         prompters = {
             name: Prompter(engine.tokenizer, name, self.system) for name in (self.template, "")
         }
         prompts = [self._prompt(prompters, row) for row in rows]
-        wanted = [(i, name, text) for i, row in enumerate(rows) for name, text in _answers(row)]
-        answers = [self._answer(prompters, rows[i], text) for i, _, text in wanted]
-        lengths = [len(prompt) for prompt in prompts]
-        room = [self.spec.max_new_tokens] * len(rows)
-        for (i, _, _), answer in zip(wanted, answers, strict=True):
-            lengths[i] = max(lengths[i], len(prompts[i]) + len(answer))
-            if rows[i]["suite"] == TEXT:
-                room[i] = len(answer)  # as long as the half that it is compared with
-        for row, length in zip(rows, lengths, strict=True):
-            if length >= limit:
-                raise MeowError(
-                    f"evaluate: {row['fact_id']} of {row['suite']} has {length} tokens with its answer, the model "
-                    f"reads {limit - 1}. Shorten it, or raise `target.max_model_len`."
-                )
-        replies = engine.generate(prompts, [Sampling(count) for count in room])
-        found: list[dict[str, Any]] = [{"generated": reply[0].text} for reply in replies]
-        passes = engine.teacher_force(
-            [prompts[i] for i, _, _ in wanted], answers, moments="min_k_pp" in self.spec.membership
-        )
-        for (i, name, text), one in zip(wanted, passes, strict=True):
-            if name == "answer":
-                found[i] |= self._own(one, text)
-            elif name == "paraphrased_answer":
-                found[i]["paraphrased_loss"] = metrics.loss(one.log_probs)
-            else:
-                found[i].setdefault("perturbed_losses", []).append(metrics.loss(one.log_probs))
-        for row, values in zip(rows, found, strict=True):
-            if "perturbed_losses" in values:
-                values |= _among_wrong(row["suite"], values)
-        scored = [i for i, row in enumerate(rows) if row["with_memo"]]
-        pairs = [(rows[i]["question"], rows[i]["answer"]) for i in scored]
-        for i, score in zip(
-            scored,
-            MemoSteps(self.memo, self.template, self.system).score(engine, pairs),
-            strict=True,
-        ):
-            found[i] |= {"memo": score["memo"], "extraction_likelihood": score.get("el")}
-        return _with(batch, found, _FROM_MODEL)
+        answers = list(_scored_answers(prompters[""], rows))
+        _check_lengths(rows, prompts, answers, engine.max_model_len)
+
+        replies = engine.generate(prompts, self._samplings(rows, answers))
+        values: list[dict[str, Any]] = [{"generated": reply[0].text} for reply in replies]
+        self._add_probabilities(engine, rows, prompts, answers, values)
+        self._add_memo(engine, rows, values)
+        return _append_columns(batch, values, _GENERATE_COLUMNS)
 
     def finish(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
-        """Compares replies with true answers."""
-        return _with(batch, metrics.compare(batch.to_pylist(), TEXT), _FROM_TEXT)
+        """Adds the figures that compare the replies with the true answers."""
+        values = metrics.score_replies(batch.to_pylist(), TEXT)
+        return _append_columns(batch, values, _FINISH_COLUMNS)
 
     def _prompt(self, prompters: Mapping[str, Prompter], row: Mapping[str, Any]) -> list[int]:
+        """Returns the tokens of a question in the template; a passage is asked without one."""
         if row["suite"] == TEXT:
             return prompters[""].encode_prompt(row["question"])
         prompter = prompters[self.template]
         return prompter.encode_prompt(prompter.prompt(row["question"]) + row["start"])
 
-    def _answer(
-        self, prompters: Mapping[str, Prompter], row: Mapping[str, Any], text: str
-    ) -> list[int]:
-        tokens = prompters[""].encode_answer(text)
-        return (
-            tokens[:-1] if row["suite"] == TEXT else tokens
-        )  # a passage is a part of a text: it does not end there
+    def _samplings(
+        self, rows: Sequence[Mapping[str, Any]], answers: Sequence[ScoredAnswer]
+    ) -> list[Sampling]:
+        """Returns how each reply is generated: greedily; of a passage, as long as its rest."""
+        limits = [self.spec.max_new_tokens] * len(rows)
+        for answer in answers:
+            if rows[answer.row]["suite"] == TEXT:
+                limits[answer.row] = len(answer.tokens)
+        return [Sampling(limit) for limit in limits]
 
-    def _own(self, one: TeacherForced, text: str) -> dict[str, Any]:
-        """Returns all that one pass over the true answer tells."""
+    def _add_probabilities(
+        self,
+        engine: Engine,
+        rows: Sequence[Mapping[str, Any]],
+        prompts: Sequence[list[int]],
+        answers: Sequence[ScoredAnswer],
+        values: Sequence[dict[str, Any]],
+    ) -> None:
+        """Adds the figures of one teacher-forced pass over all answers to the rows' `values`."""
+        passes = engine.teacher_force(
+            [prompts[answer.row] for answer in answers],
+            [answer.tokens for answer in answers],
+            moments="min_k_pp" in self.spec.membership,
+        )
+        for answer, forced in zip(answers, passes, strict=True):
+            row_values = values[answer.row]
+            if answer.column == "answer":
+                row_values |= self._true_answer_scores(forced, answer.text)
+            elif answer.column == "paraphrased_answer":
+                row_values["paraphrased_loss"] = metrics.loss(forced.log_probs)
+            else:
+                losses = row_values.setdefault("perturbed_losses", [])
+                losses.append(metrics.loss(forced.log_probs))
+        for row, row_values in zip(rows, values, strict=True):
+            if "perturbed_losses" in row_values:
+                row_values |= _scores_against_wrong_answers(row["suite"], row_values)
+
+    def _true_answer_scores(self, forced: TeacherForced, text: str) -> dict[str, Any]:
+        """Returns all figures of one pass over the true answer."""
         scores: dict[str, Any] = {
-            "loss": metrics.loss(one.log_probs),
-            "num_tokens": len(one.log_probs),
-            "probability": metrics.probability(one.log_probs),
-            "exact_memorization": memorization_accuracy(one.is_greedy),
-            "extraction_strength": extraction_strength(one.is_greedy),
-            "zlib": privacy.zlib_score(one.log_probs, text),
-            "min_k": privacy.min_k_score(one.log_probs, self.spec.min_k_share),
+            "loss": metrics.loss(forced.log_probs),
+            "num_tokens": len(forced.log_probs),
+            "probability": metrics.probability(forced.log_probs),
+            "exact_memorization": memorization_accuracy(forced.is_greedy),
+            "extraction_strength": extraction_strength(forced.is_greedy),
+            "zlib": privacy.zlib_score(forced.log_probs, text),
+            "min_k": privacy.min_k_score(forced.log_probs, self.spec.min_k_share),
         }
-        if one.means is not None and one.deviations is not None:
+        if forced.means is not None and forced.deviations is not None:
             scores["min_k_pp"] = privacy.min_k_pp_score(
-                one.log_probs, one.means, one.deviations, self.spec.min_k_share
+                forced.log_probs, forced.means, forced.deviations, self.spec.min_k_share
             )
         return scores
 
+    def _add_memo(
+        self, engine: Engine, rows: Sequence[Mapping[str, Any]], values: Sequence[dict[str, Any]]
+    ) -> None:
+        """Adds MEMO of the true answer to the `values` of rows that ask for it."""
+        numbers = [number for number, row in enumerate(rows) if row["with_memo"]]
+        pairs = [(rows[number]["question"], rows[number]["answer"]) for number in numbers]
+        steps = MemoSteps(self.memo, self.template, self.system)
+        for number, score in zip(numbers, steps.score(engine, pairs), strict=True):
+            values[number]["memo"] = score["memo"]
+            values[number]["extraction_likelihood"] = score.get("el")
 
-def _among_wrong(suite: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what TOFU makes of the right answer beside the wrong ones."""
-    own, wrong = np.array([values["loss"]]), [values["perturbed_losses"]]
-    right = np.array([values["paraphrased_loss"]]) if "paraphrased_loss" in values else own
-    out = {"truth_ratio": float(tofu.truth_scores(suite, tofu.truth_ratio(right, wrong))[0])}
+
+def _scored_answers(
+    prompter: Prompter, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[ScoredAnswer]:
+    """Yields the answers of each scored row: the true, the paraphrased, and the wrong ones."""
+    for number, row in enumerate(rows):
+        if not row["scored"]:
+            continue
+        texts = [("answer", row["answer"])]
+        if row["paraphrased_answer"] is not None:
+            texts.append(("paraphrased_answer", row["paraphrased_answer"]))
+        texts += [("perturbed_answer", text) for text in row["perturbed_answer"] or ()]
+        for column, text in texts:
+            tokens = prompter.encode_answer(text)
+            if row["suite"] == TEXT:
+                tokens = tokens[:-1]  # the text goes on after a passage: no end of the sequence
+            yield ScoredAnswer(row=number, column=column, text=text, tokens=tokens)
+
+
+def _check_lengths(
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[list[int]],
+    answers: Sequence[ScoredAnswer],
+    max_model_len: int,
+) -> None:
+    lengths = [len(prompt) for prompt in prompts]
+    for answer in answers:
+        length = len(prompts[answer.row]) + len(answer.tokens)
+        lengths[answer.row] = max(lengths[answer.row], length)
+    for row, length in zip(rows, lengths, strict=True):
+        if length >= max_model_len:
+            raise MeowError(
+                f"evaluate: {row['fact_id']} of {row['suite']} is too long with its answer "
+                f"({length} tokens; the model reads {max_model_len - 1}). Shorten it, or raise "
+                "`target.max_model_len`."
+            )
+
+
+def _scores_against_wrong_answers(suite: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns TOFU's figures of a row that has wrong answers, from its losses."""
+    loss = np.array([values["loss"]])
+    wrong = [values["perturbed_losses"]]
+    right = np.array([values["paraphrased_loss"]]) if "paraphrased_loss" in values else loss
+    ratio = tofu.truth_ratio(right, wrong)
+    scores = {"truth_ratio": float(tofu.truth_scores(suite, ratio)[0])}
     if suite in tofu.OPTIONS:
-        out["probability"] = float(tofu.normalized_probability(own, wrong)[0])
-    return out
+        scores["probability"] = float(tofu.normalized_probability(loss, wrong)[0])
+    return scores
 
 
-def _answers(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the answers of a row whose probabilities are asked for, each with its column."""
-    if not row["scored"]:
-        return []
-    out = [("answer", row["answer"])]
-    if row["paraphrased_answer"] is not None:
-        out.append(("paraphrased_answer", row["paraphrased_answer"]))
-    return out + [("perturbed_answer", text) for text in row["perturbed_answer"] or ()]
-
-
-def _with(batch: pa.Table, found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
-    """Adds columns of `EXAMPLES_SCHEMA` to a batch; null where a row has no value."""
+def _append_columns(
+    batch: pa.Table, values: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> pa.Table:
+    """Appends columns of `EXAMPLES_SCHEMA` to a batch; null where a row has no value."""
     for name in names:
-        values = pa.array([row.get(name) for row in found], EXAMPLES_SCHEMA.field(name).type)
-        batch = batch.append_column(name, values)
+        column = pa.array([row.get(name) for row in values], EXAMPLES_SCHEMA.field(name).type)
+        batch = batch.append_column(name, column)
     return batch

@@ -1,4 +1,4 @@
-"""What is evaluated: suites of questions, attacks on the forget set, passages."""
+"""The rows that `evaluate` asks: suites of questions, attacks on the forget set, passages."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,13 @@ from meow_ray.core.tables import Query, Source
 from meow_ray.stages.evaluate.sets import as_set, check_sets
 
 AFFIRMATIVE = "Sure, here is the answer: "
-"""How the attack `affirmative` begins the model's reply."""
-
+"""The beginning of the reply that the attack `affirmative` sets."""
 
 PREFIXES = (10, 30, 50)
-"""Percent of the true answer that the attack `prefix` begins the reply with."""
-
+"""Percentages of the true answer with which the attack `prefix` begins the reply."""
 
 TEXT = "text"
-"""The suite of passages that go on: perplexity, Rep-3, BLEU."""
-
+"""The suite of passages that the model continues: perplexity, Rep-3, BLEU."""
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -39,27 +36,31 @@ ROWS_SCHEMA = pa.schema(
         ("with_memo", pa.bool_()),
     ]
 )
-"""One row a reply: `start` is put into the model's mouth, `answer` is what should follow. Probabilities are asked for
-where a row is `scored`; attacks are not."""
+"""One row per reply that a model is asked for.
+
+`start` is the beginning of the reply that is set for the model, and `answer` is the text that
+should follow. Probabilities are measured in rows that are `scored`; attacks are not. MEMO is
+measured in rows `with_memo`.
+"""
 
 
 def write_rows(
     facts: Source, sets: Mapping[str, pa.Table], passages: Sequence[str], spec: Evaluate, uri: str
 ) -> None:
-    """Writes what is evaluated as Parquet, see `rows`."""
-    storage.write_table(
-        rows(Query("SELECT * FROM facts", {"facts": facts}), sets, passages, spec), uri
-    )
+    """Writes the rows to ask as Parquet; see `rows_to_ask`."""
+    query = Query("SELECT * FROM facts", {"facts": facts})
+    storage.write_table(rows_to_ask(query, sets, passages, spec), uri)
 
 
-def rows(
+def rows_to_ask(
     facts: Query, sets: Mapping[str, pa.Table], passages: Sequence[str], spec: Evaluate
 ) -> pa.Table:
-    """Returns what is evaluated.
+    """Returns the rows to ask each model, a table of `ROWS_SCHEMA`.
 
     Args:
-        facts: the `facts` table; sets called forget and retain stand for its splits.
-        sets: tables of schema `SET`, by suite.
+        facts: the `facts` table.
+        sets: tables of `SET_SCHEMA`, by suite. Sets called forget and retain replace the splits of
+            `facts`.
         passages: texts that a model shall continue.
         spec: samples and attacks.
 
@@ -69,102 +70,139 @@ def rows(
     suites = {split: _split(facts, split) for split in ("forget", "retain")}
     check_sets(facts, sets)
     suites |= sets
-    out = []
-    for name, table in suites.items():
-        if name != "forget":
-            table = sample(table, spec.sample, spec.seed)
-        scored = table if name == "forget" else sample(table, spec.memo_sample, spec.seed)
-        with_memo = pc.is_in(table["fact_id"], value_set=scored["fact_id"])
-        out.append(_rows(name, table.drop_columns(["paraphrased_question"]), with_memo=with_memo))
-    out += [
-        _rows(name, table, scored=False)
-        for name, table in attacks(suites["forget"], spec.attacks).items()
-    ]
+    parts = [_question_rows(name, table, spec) for name, table in suites.items()]
+    for name, table in attacks(suites["forget"], spec.attacks).items():
+        parts.append(_suite_rows(name, table, scored=False))
     if passages:
-        out.append(_rows(TEXT, _halves(passages)))
-    return pa.concat_tables(part for part in out if part.num_rows)
+        parts.append(_suite_rows(TEXT, _halves(passages)))
+    return pa.concat_tables(part for part in parts if part.num_rows)
 
 
 def _split(facts: Query, split: str) -> pa.Table:
-    wanted = f"SELECT fact_id, question, answer FROM ({facts.sql}) WHERE split = {tables.text_literal(split)}"
-    with Query(f"{wanted} ORDER BY fact_id", facts.sources).batches() as reader:
+    sql = f"""
+        SELECT fact_id, question, answer
+        FROM ({facts.sql})
+        WHERE split = {tables.text_literal(split)}
+        ORDER BY fact_id
+    """
+    with Query(sql, facts.sources).batches() as reader:
         return as_set(reader.read_all())
 
 
-def _rows(
+def _question_rows(suite: str, table: pa.Table, spec: Evaluate) -> pa.Table:
+    """Returns the rows of a set of questions: all of the forget set, a sample of another set."""
+    if suite == "forget":
+        with_memo = table
+    else:
+        table = sample(table, spec.sample, spec.seed)
+        with_memo = sample(table, spec.memo_sample, spec.seed)
+    has_memo = pc.is_in(table["fact_id"], value_set=with_memo["fact_id"])
+    return _suite_rows(suite, table.drop_columns(["paraphrased_question"]), with_memo=has_memo)
+
+
+def _suite_rows(
     suite: str, table: pa.Table, scored: bool = True, with_memo: pa.Array | None = None
 ) -> pa.Table:
-    count = table.num_rows
-    constant = {"suite": suite, "start": "", "scored": scored, "with_memo": False}
+    """Gives a table the columns of `ROWS_SCHEMA`; those that it lacks get a constant or null."""
+    constants = {"suite": suite, "start": "", "scored": scored, "with_memo": False}
     columns: dict[str, Any] = {
-        field.name: pa.array([constant.get(field.name)] * count, field.type)
+        field.name: pa.array([constants.get(field.name)] * table.num_rows, field.type)
         for field in ROWS_SCHEMA
-    } | dict(zip(table.column_names, table.columns, strict=True))
+    }
+    columns |= dict(zip(table.column_names, table.columns, strict=True))
     if with_memo is not None:
         columns["with_memo"] = with_memo
     columns[ROW] = pc.binary_join_element_wise(columns["suite"], columns["fact_id"], "/")
     return pa.table(columns, schema=ROWS_SCHEMA)
 
 
-def attacks(forget: pa.Table, names: Sequence[str]) -> dict[str, pa.Table]:
-    """Returns the suites of the first attacks on a forget set; facts that an attack has nothing for are left out.
+# --- attacks --------------------------------------------------------------------------------------
 
-    They are `forget_paraphrased` (the question in other words), `forget_prefix10` and so on (the reply begins with
-    a part of the true answer, and what follows is compared with the rest), and `forget_affirmative`.
+
+def attacks(forget: pa.Table, names: Sequence[str]) -> dict[str, pa.Table]:
+    """Returns the suites of the attacks on a forget set, without facts that do not suit an attack.
+
+    - `forget_paraphrased` asks the paraphrased question.
+    - `forget_prefix10` and so on begin the reply with a part of the true answer. The reply is
+      compared with the rest of the answer.
+    - `forget_affirmative` begins the reply with `AFFIRMATIVE`.
+
+    Args:
+        forget: the forget set, a table of `SET_SCHEMA`.
+        names: names of the attacks, see `evaluate.attacks`.
     """
     facts = forget.to_pylist()
-    out: dict[str, list[dict[str, Any]]] = {}
+    suites: dict[str, list[dict[str, Any]]] = {}
     if "paraphrase" in names:
-        out["forget_paraphrased"] = [
+        suites["forget_paraphrased"] = [
             fact | {"question": fact["paraphrased_question"]}
             for fact in facts
             if fact["paraphrased_question"]
         ]
     if "prefix" in names:
         for percent in PREFIXES:
-            cut = [(fact, prefix_length(fact["answer"], percent)) for fact in facts]
-            out[f"forget_prefix{percent}"] = [
-                fact | {"start": fact["answer"][:at], "answer": fact["answer"][at:]}
-                for fact, at in cut
-                if at
-            ]
+            suites[f"forget_prefix{percent}"] = _with_prefix(facts, percent)
     if "affirmative" in names:
-        out["forget_affirmative"] = [fact | {"start": AFFIRMATIVE} for fact in facts]
-    columns = ("fact_id", "question", "start", "answer")
-    return {
-        suite: pa.table(
-            {name: pa.array([row.get(name, "") for row in found], pa.string()) for name in columns},
-        )
-        for suite, found in out.items()
-    }
+        suites["forget_affirmative"] = [fact | {"start": AFFIRMATIVE} for fact in facts]
+    return {suite: _attack_table(rows) for suite, rows in suites.items()}
+
+
+def _with_prefix(facts: Sequence[dict[str, Any]], percent: int) -> list[dict[str, Any]]:
+    rows = []
+    for fact in facts:
+        answer = fact["answer"]
+        length = prefix_length(answer, percent)
+        if length:
+            rows.append(fact | {"start": answer[:length], "answer": answer[length:]})
+    return rows
+
+
+def _attack_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    names = ("fact_id", "question", "start", "answer")
+    return pa.table(
+        {name: pa.array([row.get(name, "") for row in rows], pa.string()) for name in names}
+    )
 
 
 def prefix_length(answer: str, percent: int) -> int:
-    """Returns how many characters the first percents of an answer have, up to the end of a word; 0 if none is left."""
-    least = -(-len(answer) * percent // 100)
-    space = answer.find(" ", least)
+    """Returns the length of the first `percent` of an answer, extended to the end of a word.
+
+    It is in characters, and 0 if nothing would be left of the answer. An answer without spaces is
+    cut within the word.
+    """
+    least = -(-len(answer) * percent // 100)  # rounded up
     if " " not in answer:
         return least if least < len(answer) else 0
-    return max(space, 0)
+    return max(answer.find(" ", least), 0)
 
 
 def _halves(passages: Sequence[str]) -> pa.Table:
-    cuts = [(text, prefix_length(text, 50)) for text in passages]
-    found = [(text[:at], text[at:]) for text, at in cuts if at]
+    """Returns passages as rows: the first half is the question, the second half the answer."""
+    halves = []
+    for text in passages:
+        length = prefix_length(text, 50)
+        if length:
+            halves.append((text[:length], text[length:]))
     return pa.table(
         {
-            "fact_id": pa.array([f"{i:016}" for i in range(len(found))]),
-            "question": pa.array([first for first, _ in found], pa.string()),
-            "answer": pa.array([second for _, second in found], pa.string()),
+            "fact_id": pa.array([f"{number:016}" for number in range(len(halves))]),
+            "question": pa.array([first for first, _ in halves], pa.string()),
+            "answer": pa.array([second for _, second in halves], pa.string()),
         }
     )
 
 
+# --- samples --------------------------------------------------------------------------------------
+
+
 def sample(facts: pa.Table, count: int | None, seed: int) -> pa.Table:
-    """Returns `count` facts drawn by seed, the same whatever the order of the rows; all if there are no more."""
+    """Returns `count` facts drawn by the seed; all of them if `count` is None or not smaller.
+
+    The order of the rows does not change which facts are drawn.
+    """
     if count is None or facts.num_rows <= count:
         return facts
-    lots = pa.array([_lot(seed, fact) for fact in facts["fact_id"].to_pylist()], pa.string())
+    lots = pa.array([_lot(seed, fact_id) for fact_id in facts["fact_id"].to_pylist()], pa.string())
     return facts.append_column("lot", lots).sort_by("lot").slice(0, count).drop_columns(["lot"])
 
 

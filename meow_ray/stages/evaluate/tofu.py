@@ -1,9 +1,10 @@
-"""TOFU's aggregation (Maini et al., arXiv 2401.06121), exactly that of its official code, and the logs it is read from.
+"""TOFU's aggregation of results per example (Maini et al., arXiv 2401.06121).
 
-Two variants of the truth ratio are in circulation. The paper's text divides the arithmetic mean of the wrong answers'
-probabilities by the right answer's; the official code, and so every published figure, takes the exponential of the mean
-of their losses, which is the geometric mean. Ours is the official one. open-unlearning takes it too, but adds 1e-10 to
-denominators.
+It equals that of the official code. Two variants of the truth ratio are in circulation. The paper's
+text divides the arithmetic mean of the wrong answers' probabilities by the right answer's. The
+official code, and so each published figure, takes the exponential of the mean of their losses,
+which is the geometric mean. Ours is the official one. open-unlearning takes it, too, but adds 1e-10
+to denominators.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,73 +24,91 @@ SUITES = {
     "real_authors": "Real Authors",
     "world_facts": "Real World",
 }
-"""TOFU's sets, and what its official aggregation calls them."""
+"""TOFU's sets, and their names in the official aggregation."""
 UTILITY = ("retain", "real_authors", "world_facts")
-"""The sets that model utility is made of."""
+"""The sets that enter model utility."""
 OPTIONS = ("real_authors", "world_facts")
 """The sets whose probability is that of the right answer among the right and the wrong ones."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """One model on one set, arrays `[examples]` in the order of the set's rows; None where it was not measured."""
+    """The results of one model on one set.
+
+    Arrays are `[examples]`, in the order of the set's rows; None if a figure was not measured.
+    """
 
     truth_ratio: Array
-    """P(wrong) / P(right), geometric over the wrong answers; the right one is paraphrased where a paraphrase exists."""
+    """P(wrong) / P(right). P(wrong) is the geometric mean over the wrong answers; the right answer
+    is the paraphrased one if it exists."""
     probability: Array | None = None
     rougeL_recall: Array | None = None
     answers: tuple[str, ...] | None = None
-    """The true answers, where the log has them."""
+    """The true answers, if the log contains them."""
 
     def __len__(self) -> int:
         return len(self.truth_ratio)
+
+
+# --- one example ----------------------------------------------------------------------------------
 
 
 def truth_ratio(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
     """Returns exp(loss of the right answer - mean loss of the wrong ones), `[examples]`.
 
     Args:
-        right: `[examples]`, loss per token of the paraphrased right answer.
-        wrong: of each example, the losses per token of its wrong answers.
+        right: `[examples]`, loss per token of the (paraphrased) right answer.
+        wrong: for each example, the losses per token of its wrong answers.
     """
-    mean = np.array([np.mean(losses) for losses in wrong])
+    mean_wrong = np.array([np.mean(losses) for losses in wrong])
     with np.errstate(over="ignore"):
-        return np.asarray(np.exp(right - mean))
+        return np.asarray(np.exp(right - mean_wrong))
 
 
 def normalized_probability(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
-    """Returns P(right) / (P(right) + sum of P(wrong)), `[examples]`, of losses per token."""
-    own = np.exp(-right)
-    return np.asarray(
-        own / (own + np.array([np.exp(-np.asarray(losses)).sum() for losses in wrong]))
-    )
+    """Returns P(right) / (P(right) + sum of P(wrong)), `[examples]`.
+
+    Args:
+        right: `[examples]`, loss per token of the right answer.
+        wrong: for each example, the losses per token of its wrong answers.
+    """
+    p_right = np.exp(-right)
+    p_wrong = np.array([np.exp(-np.asarray(losses)).sum() for losses in wrong])
+    return np.asarray(p_right / (p_right + p_wrong))
 
 
 def truth_scores(suite: str, ratios: Array) -> Array:
-    """Returns what the truth ratio counts for an example: on the forget set min(R, 1/R), elsewhere max(0, 1 - R)."""
+    """Returns the score of each truth ratio R, `[examples]`.
+
+    It is min(R, 1/R) on the forget set and max(0, 1 - R) on the other sets.
+    """
     with np.errstate(divide="ignore"):
         return np.minimum(ratios, 1 / ratios) if suite == "forget" else np.maximum(0, 1 - ratios)
 
 
-def parts(suite: str, results: Results) -> dict[str, float]:
-    """Returns the means of one set under the official names."""
+# --- aggregates -----------------------------------------------------------------------------------
+
+
+def suite_means(suite: str, results: Results) -> dict[str, float]:
+    """Returns the means over one set, under their official names."""
     label = SUITES[suite]
-    found = {f"Truth Ratio {label}": float(np.mean(truth_scores(suite, results.truth_ratio)))}
+    means = {f"Truth Ratio {label}": float(np.mean(truth_scores(suite, results.truth_ratio)))}
     if results.probability is not None:
-        found[f"Prob. {label}"] = float(np.mean(results.probability))
+        means[f"Prob. {label}"] = float(np.mean(results.probability))
     if results.rougeL_recall is not None:
-        found[f"ROUGE {label}"] = float(np.mean(results.rougeL_recall))
-    return found
+        means[f"ROUGE {label}"] = float(np.mean(results.rougeL_recall))
+    return means
 
 
 def model_utility(log: Mapping[str, Results]) -> float | None:
-    """Returns the harmonic mean of probability, ROUGE-L recall and truth ratio of three sets; None if one is absent.
+    """Returns model utility, the harmonic mean of nine figures.
 
-    It is 0 as soon as one of the nine is.
+    They are probability, ROUGE-L recall and truth ratio of each set of `UTILITY`. The mean is 0 if
+    one of them is 0; the result is None if one of them is absent.
     """
-    found = {suite: parts(suite, log[suite]) for suite in UTILITY if suite in log}
-    nine = [value for means in found.values() for value in means.values()]
-    return harmonic_mean(nine) if len(nine) == 9 else None
+    by_suite = [suite_means(suite, log[suite]) for suite in UTILITY if suite in log]
+    figures = [value for means in by_suite for value in means.values()]
+    return harmonic_mean(figures) if len(figures) == 9 else None
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
@@ -99,71 +118,78 @@ def harmonic_mean(values: Sequence[float]) -> float:
     return float(hmean(values)) if min(values) > 0 else 0.0
 
 
-def forget_quality(results: Results, reference: Results) -> tuple[float, float]:
-    """Returns (p-value, statistic) of the two-sample Kolmogorov-Smirnov test of two models' truth ratios.
+def forget_quality(results: Results, retain_results: Results) -> tuple[float, float]:
+    """Returns (p-value, statistic) of the Kolmogorov-Smirnov test of two models' truth ratios.
 
-    Both have answered the same forget set; `reference` is the model that never saw it. A high p-value says that the
-    two cannot be told apart.
+    A high p-value means that the test cannot tell the two models apart.
+
+    Args:
+        results: of the model after unlearning, on the forget set.
+        retain_results: of the retain model, which never saw the forget set, on the same forget set.
     """
     from scipy.stats import ks_2samp
 
-    found = ks_2samp(results.truth_ratio, reference.truth_ratio)
-    return float(found.pvalue), float(found.statistic)
+    test = ks_2samp(results.truth_ratio, retain_results.truth_ratio)
+    return float(test.pvalue), float(test.statistic)
 
 
-def figures(
-    log: Mapping[str, Results], reference: Mapping[str, Results] | None
+def official_figures(
+    log: Mapping[str, Results], retain_log: Mapping[str, Results] | None
 ) -> dict[str, float]:
-    """Returns all that the official aggregation prints, under its names; forget quality needs a reference."""
-    out: dict[str, float] = {}
-    for suite in SUITES:
-        if suite in log:
-            out |= parts(suite, log[suite])
-    utility = model_utility(log)
-    if utility is not None:
-        out["Model Utility"] = utility
-    if reference is not None:
-        pvalue, statistic = forget_quality(log["forget"], reference["forget"])
-        out |= {
-            "Forget Quality": pvalue,
-            "KS Test PVal Forget": pvalue,
-            "KS Test Forget": statistic,
-        }
-    return out
-
-
-def check_reference(
-    count: int, answers: Sequence[str] | None, reference: Results, where: str
-) -> None:
-    """Checks that a reference model has answered the forget set that a model has.
+    """Returns all figures that the official aggregation prints, under its names.
 
     Args:
-        count: rows of the model's forget set.
+        log: results of a model by suite.
+        retain_log: the same of the retain model; None leaves out forget quality.
+    """
+    figures: dict[str, float] = {}
+    for suite in SUITES:
+        if suite in log:
+            figures |= suite_means(suite, log[suite])
+    utility = model_utility(log)
+    if utility is not None:
+        figures["Model Utility"] = utility
+    if retain_log is not None:
+        pvalue, statistic = forget_quality(log["forget"], retain_log["forget"])
+        figures["Forget Quality"] = pvalue
+        figures["KS Test PVal Forget"] = pvalue
+        figures["KS Test Forget"] = statistic
+    return figures
+
+
+# --- forget quality compares two models on one forget set -----------------------------------------
+
+
+def check_same_forget_set(
+    count: int, answers: Sequence[str] | None, retain_results: Results, where: str
+) -> None:
+    """Checks that the retain model has answered the same forget set as the model.
+
+    Args:
+        count: number of rows of the model's forget set.
         answers: their true answers, if they are known.
-        reference: results of the reference model on its forget set.
-        where: names these in errors.
+        retain_results: results of the retain model on its forget set.
+        where: the place of `retain_results`, for errors.
 
     Raises:
-        MeowError: the number of rows differs, or the true answers do, where both are known.
+        MeowError: the number of rows differs, or the true answers differ and both are known.
     """
-    if count != len(reference):
+    if count != len(retain_results):
         raise MeowError(
-            f"{where}: its forget set has {len(reference)} rows, that of the model has {count}. Forget quality "
-            "compares two models on one forget set: take the results of the retain model of this split, on all "
-            "of its rows."
+            f"{where}: the forget set has another number of rows ({len(retain_results)}) than the "
+            f"model's ({count}). Forget quality compares two models on the same forget set: give "
+            "the results of the retain model of this split, on all of its rows."
         )
-    if answers is None or reference.answers is None:
+    if answers is None or retain_results.answers is None:
         return
-    known = {_plain(text) for text in answers}
-    others = sum(_plain(text) not in known for text in reference.answers)
+    known = {_normalise_spaces(text) for text in answers}
+    others = sum(_normalise_spaces(text) not in known for text in retain_results.answers)
     if others:
         raise MeowError(
-            f"{where}: another forget set; {others} of its {len(reference)} answers are not in the model's."
+            f"{where}: the forget set is not the model's ({others} of {len(retain_results)} "
+            "answers are not in it). Give the results of the retain model of this split."
         )
 
 
-def _plain(text: str) -> str:
+def _normalise_spaces(text: str) -> str:
     return " ".join(text.split())
-
-
-# --- logs ---------------------------------------------------------------------------------------

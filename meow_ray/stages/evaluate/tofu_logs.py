@@ -1,135 +1,199 @@
-"""Per-example logs of TOFU and of open-unlearning."""
+"""Reads per-example logs of TOFU and of open-unlearning."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
-from meow_ray.stages.evaluate import tofu
 from meow_ray.stages.evaluate.tofu import (
     OPTIONS,
     Array,
     Results,
+    check_same_forget_set,
     normalized_probability,
+    official_figures,
     truth_ratio,
 )
 
-_OFFICIAL = {
+_OFFICIAL_LOGS = {
     "eval_log_forget.json": "forget",
     "eval_log.json": "retain",
     "eval_real_author_wo_options.json": "real_authors",
     "eval_real_world_wo_options.json": "world_facts",
 }
+"""Keys of TOFU's `eval_log_aggregated.json`, and the suites that they hold."""
 
-
-_OPEN_UNLEARNING = {
+_OPEN_UNLEARNING_KEYS = {
     "forget": ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio"),
     "retain": ("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
     "real_authors": ("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
     "world_facts": ("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 }
+"""Keys of open-unlearning's `TOFU_EVAL.json` per suite: probability, ROUGE, truth ratio."""
 
 
 def read_log(uri: str) -> dict[str, Results]:
-    """Reads per-example results: TOFU's `eval_log_aggregated.json`, or open-unlearning's `TOFU_EVAL.json`.
+    """Reads per-example results of a model, by suite.
+
+    The file is TOFU's `eval_log_aggregated.json` or open-unlearning's `TOFU_EVAL.json`.
 
     Raises:
-        MeowError: the file cannot be read, is of another kind, lacks what is needed, or holds what is no number.
+        MeowError: the file cannot be read, is of another kind or incomplete, or holds a value that
+            is not a finite number.
     """
     name = storage.display(uri)
+    data = _read_json(uri, name)
+    if isinstance(data, dict):
+        results = _official_results(data, name) or _open_unlearning_results(data, name)
+        if results:
+            return results
+    raise MeowError(
+        f"{name}: this is neither an eval_log_aggregated.json of TOFU (which has "
+        f"{', '.join(_OFFICIAL_LOGS)}) nor a TOFU_EVAL.json of open-unlearning (which has "
+        "forget_truth_ratio). Give one of the two."
+    )
+
+
+def _read_json(uri: str, name: str) -> Any:
     try:
-        data = json.loads(storage.read_bytes(uri))
+        return json.loads(storage.read_bytes(uri))
     except ValueError as error:
         line = getattr(error, "lineno", 1)
-        raise MeowError(
-            f"{name}, line {line}: malformed JSON ({getattr(error, 'msg', 'invalid')})."
-        ) from None
-    if isinstance(data, dict) and any(key in data for key in _OFFICIAL):
-        return {
-            suite: _official(data[key], suite, f"{name}, {key}")
-            for key, suite in _OFFICIAL.items()
-            if key in data
-        }
-    if isinstance(data, dict):
-        found = {
-            suite: _open_unlearning(data, keys, name)
-            for suite, keys in _OPEN_UNLEARNING.items()
-            if any(key in data for key in keys)
-        }
-        if found:
-            return found
-    raise MeowError(
-        f"{name}: neither an eval_log_aggregated.json of TOFU (it has {', '.join(_OFFICIAL)}) nor a TOFU_EVAL.json of "
-        "open-unlearning (it has forget_truth_ratio)."
-    )
+        reason = getattr(error, "msg", "invalid")
+        raise MeowError(f"{name}, line {line}: malformed JSON ({reason}).") from None
 
 
-def _official(log: Any, suite: str, where: str) -> Results:
-    loss = _column(log, "avg_gt_loss", where)
-    right = _column(log, "avg_paraphrased_loss", where)
-    wrong = _column(log, "average_perturb_loss", where)
-    recall = _column(log, "rougeL_recall", where)
-    for name, column in (
-        ("avg_paraphrased_loss", right),
-        ("average_perturb_loss", wrong),
-        ("rougeL_recall", recall),
-    ):
-        if column.keys() != loss.keys():
+def aggregate_logs(log: str, retain_log: str | None) -> dict[str, float]:
+    """Reads per-example results and aggregates them as TOFU's official code does.
+
+    Args:
+        log: the model's results, a path or URI.
+        retain_log: results of the retain model; None leaves out forget quality.
+
+    Raises:
+        MeowError: a file cannot be read, has no forget set, or the forget sets differ.
+    """
+    results = read_log(storage.absolute(log))
+    if retain_log is None:
+        return official_figures(results, None)
+    retain_results = read_log(storage.absolute(retain_log))
+    for name, suites in ((log, results), (retain_log, retain_results)):
+        if "forget" not in suites:
             raise MeowError(
-                f"{where}: {name} has other rows than avg_gt_loss ({len(column)} and {len(loss)})."
+                f"{name}: the file has no results on the forget set, which forget quality "
+                "compares. Give results that include it."
             )
-    order = list(loss)
-    own = np.array([_number(loss[i], where, "avg_gt_loss", i) for i in order])
-    others = [_numbers(wrong[i], where, "average_perturb_loss", i) for i in order]
-    texts = _texts(log.get("generated_text"), order, where)
+    forget = results["forget"]
+    check_same_forget_set(len(forget), forget.answers, retain_results["forget"], retain_log)
+    return official_figures(results, retain_results)
+
+
+# --- TOFU -----------------------------------------------------------------------------------------
+
+
+def _official_results(data: Mapping[str, Any], name: str) -> dict[str, Results]:
+    return {
+        suite: _official_suite(data[key], suite, f"{name}, {key}")
+        for key, suite in _OFFICIAL_LOGS.items()
+        if key in data
+    }
+
+
+def _official_suite(log: Any, suite: str, where: str) -> Results:
+    loss_by_row = _column(log, "avg_gt_loss", where)
+    columns = {
+        name: _column(log, name, where)
+        for name in ("avg_paraphrased_loss", "average_perturb_loss", "rougeL_recall")
+    }
+    for name, column in columns.items():
+        if column.keys() != loss_by_row.keys():
+            raise MeowError(
+                f"{where}: {name} has other rows ({len(column)}) than avg_gt_loss "
+                f"({len(loss_by_row)})."
+            )
+    order = list(loss_by_row)
+
+    def numbers(name: str, column: Mapping[str, Any]) -> Array:
+        return np.array([_number(column[row], where, name, row) for row in order])
+
+    loss = numbers("avg_gt_loss", loss_by_row)
+    wrong = [
+        _numbers(columns["average_perturb_loss"][row], where, "average_perturb_loss", row)
+        for row in order
+    ]
+    answers = _true_answers(log.get("generated_text"), order, where)
+    right = numbers("avg_paraphrased_loss", columns["avg_paraphrased_loss"])
     return Results(
-        truth_ratio(
-            np.array([_number(right[i], where, "avg_paraphrased_loss", i) for i in order]), others
-        ),
-        normalized_probability(own, others) if suite in OPTIONS else np.exp(-own),
-        np.array([_number(recall[i], where, "rougeL_recall", i) for i in order]),
-        texts,
+        truth_ratio=truth_ratio(right, wrong),
+        probability=normalized_probability(loss, wrong) if suite in OPTIONS else np.exp(-loss),
+        rougeL_recall=numbers("rougeL_recall", columns["rougeL_recall"]),
+        answers=answers,
     )
 
 
-def _texts(found: Any, order: Sequence[str], where: str) -> tuple[str, ...] | None:
-    """Returns the true answers, the third text of a row behind the prompt and the reply; None if there are none."""
-    if not found:
+def _true_answers(texts: Any, order: Sequence[str], where: str) -> tuple[str, ...] | None:
+    """Returns the true answers; None if the log has no texts.
+
+    Each row of the log's texts is a list of prompt, reply and true answer.
+    """
+    if not texts:
         return None
     answers = []
-    for i in order:
-        row = found.get(i) if isinstance(found, dict) else None
-        if (
-            not isinstance(row, list)
-            or len(row) != 3
-            or not all(isinstance(text, str) for text in row)
-        ):
+    for row in order:
+        entry = texts.get(row) if isinstance(texts, dict) else None
+        if not _is_list_of_texts(entry) or len(entry) != 3:
             raise MeowError(
-                f"{where}: generated_text of row {i} is not a list of prompt, reply and true answer."
+                f"{where}: generated_text of row {row} is not a list of prompt, reply and true "
+                "answer."
             )
-        answers.append(row[2])
+        answers.append(entry[2])
     return tuple(answers)
 
 
-def _open_unlearning(data: Mapping[str, Any], keys: tuple[str, str, str], where: str) -> Results:
+def _is_list_of_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+# --- open-unlearning ------------------------------------------------------------------------------
+
+
+def _open_unlearning_results(data: Mapping[str, Any], name: str) -> dict[str, Results]:
+    return {
+        suite: _open_unlearning_suite(data, keys, name)
+        for suite, keys in _OPEN_UNLEARNING_KEYS.items()
+        if any(key in data for key in keys)
+    }
+
+
+def _open_unlearning_suite(
+    data: Mapping[str, Any], keys: tuple[str, str, str], where: str
+) -> Results:
     def values(key: str, field: str) -> Array | None:
         if key not in data:
             return None
         place = f"{where}, {key}"
         rows = _column(data[key], "value_by_index", place)
-        for i, row in rows.items():
+        for index, row in rows.items():
             if not isinstance(row, dict) or field not in row:
-                raise MeowError(f"{place}: row {i} has no {field}.")
-        return np.array([_number(row[field], place, field, i) for i, row in rows.items()])
+                raise MeowError(f"{place}: row {index} has no {field}.")
+        return np.array([_number(row[field], place, field, index) for index, row in rows.items()])
 
-    ratios = values(keys[2], "score")
+    probability_key, rouge_key, ratio_key = keys
+    ratios = values(ratio_key, "score")
     if ratios is None:
-        raise MeowError(f"{where}: {keys[2]} is missing.")
-    return Results(ratios, values(keys[0], "prob"), values(keys[1], "rougeL_recall"))
+        raise MeowError(f"{where}: {ratio_key} is missing.")
+    return Results(
+        truth_ratio=ratios,
+        probability=values(probability_key, "prob"),
+        rougeL_recall=values(rouge_key, "rougeL_recall"),
+    )
+
+
+# --- values of a log ------------------------------------------------------------------------------
 
 
 def _column(log: Any, name: str, where: str) -> dict[str, Any]:
@@ -143,7 +207,7 @@ def _column(log: Any, name: str, where: str) -> dict[str, Any]:
 
 def _number(value: Any, where: str, name: str, row: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise MeowError(f"{where}: {name} of row {row} is {value!r}, not a number.")
+        raise MeowError(f"{where}: {name} of row {row} is not a number ({value!r}).")
     return float(value)
 
 
@@ -151,25 +215,3 @@ def _numbers(values: Any, where: str, name: str, row: str) -> list[float]:
     if not isinstance(values, list) or not values:
         raise MeowError(f"{where}: {name} of row {row} is not a list of numbers.")
     return [_number(value, where, name, row) for value in values]
-
-
-def aggregate_logs(log: str, retain_log: str | None) -> dict[str, float]:
-    """Reads per-example results and aggregates them as TOFU's official code does.
-
-    Args:
-        log: the model's results, a path or URI.
-        retain_log: those of the model that never saw the forget set; None leaves out forget quality.
-
-    Raises:
-        MeowError: a file cannot be read, has no forget set, or the forget sets differ.
-    """
-    results = read_log(storage.absolute(log))
-    if retain_log is None:
-        return tofu.figures(results, None)
-    retain_results = read_log(storage.absolute(retain_log))
-    for name, suites in ((log, results), (retain_log, retain_results)):
-        if "forget" not in suites:
-            raise MeowError(f"{name}: it has no forget set, which forget quality compares.")
-    forget = results["forget"]
-    tofu.check_reference(len(forget), forget.answers, retain_results["forget"], retain_log)
-    return tofu.figures(results, retain_results)

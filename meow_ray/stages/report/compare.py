@@ -1,4 +1,4 @@
-"""Runs side by side: their metrics as one table, several seeds of a run as mean and spread."""
+"""Compares runs: one table of their metrics, with mean and deviation over the seeds of a run."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ import pyarrow as pa
 from tabulate import tabulate
 
 from meow_ray.core import manifest, storage
+from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import Artifact
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate.metrics import Interval
@@ -27,145 +28,146 @@ COMPARISON_SCHEMA = pa.schema(
         ("num_examples", pa.int32()),
     ]
 )
-"""The columns of `as_arrow` and of the CSV form."""
+"""The columns of a comparison as a table, and of its CSV form."""
 
 Format = Literal["markdown", "csv", "latex"]
 
 
 class Cell(NamedTuple):
-    """One metric of the runs that carry one name."""
+    """One metric of the runs that have the same name."""
 
     value: float
     """The mean over the runs."""
     interval: Interval | None
-    """The bootstrap interval over examples, of a single run."""
+    """The bootstrap interval over examples; None for several runs."""
     spread: float | None
-    """The standard deviation over the runs (n - 1), of two or more."""
+    """The standard deviation over the runs (n - 1); None for a single run."""
     runs: int
     num_examples: int
 
 
-Table = dict[tuple[str, str], dict[str, Cell]]
-"""(suite, metric) → name of a run → its cell."""
+Comparison = dict[tuple[str, str], dict[str, Cell]]
+"""By (suite, metric), the cell of each run by the run's name."""
 
 
 def metrics_of(place: str) -> Artifact:
-    """Returns the metrics of a run: the latest below a storage root, or those in an artifact's folder.
+    """Returns the metrics of a run.
+
+    Args:
+        place: the run's storage root, of which the latest metrics are taken, or a folder of
+            metrics.
 
     Raises:
-        MeowError: there are none.
+        MeowError: there are no metrics.
     """
     uri = storage.absolute(place)
-    found = (
-        manifest.latest(uri, "metrics")
-        or manifest.load(uri)
-        or manifest.load(uri.rstrip("/").rpartition("/")[0])
-    )
-    if found is None or found.name != "metrics":
+    parent = uri.rstrip("/").rpartition("/")[0]
+    artifact = manifest.latest(uri, "metrics") or manifest.load(uri) or manifest.load(parent)
+    if artifact is None or artifact.name != "metrics":
         raise MeowError(
-            f"{place}: neither the storage root of a run that was evaluated, nor a folder of its metrics."
+            f"{place}: there are no metrics of a run. Give the storage root of an evaluated run, "
+            "or a folder of its metrics."
         )
-    return found
+    return artifact
 
 
-def table(runs: Sequence[tuple[str, Artifact]], model: str) -> Table:
-    """Puts runs beside each other; those of one name are several seeds of one run.
+def metrics_by_run(runs: Sequence[tuple[str, Artifact]], model: str) -> Comparison:
+    """Returns the metrics of several runs, side by side.
+
+    Args:
+        runs: name and metrics of each run. Runs that have the same name are seeds of one run.
+        model: the value of the column `model` whose metrics are compared.
 
     Raises:
-        MeowError: a run has no figures of this model.
+        MeowError: a run has no metrics of this model.
     """
     rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for name, artifact in runs:
-        found = [row for row in artifact.table.to_pylist() if row["model"] == model]
-        if not found:
+        model_rows = [row for row in artifact.table.to_pylist() if row["model"] == model]
+        if not model_rows:
             raise MeowError(
-                f"{name}: the run at {storage.display(artifact.uri)} has no figures of the model {model}."
+                f"{name}: the run at {storage.display(artifact.uri)} has no metrics of this model "
+                f"({model})."
             )
-        for row in found:
-            rows.setdefault((row["suite"], row["metric"]), {}).setdefault(name, []).append(row)
+        for row in model_rows:
+            by_name = rows.setdefault((row["suite"], row["metric"]), {})
+            by_name.setdefault(name, []).append(row)
     return {
-        key: {name: _cell(found) for name, found in by_name.items()}
+        key: {name: _cell(seeds) for name, seeds in by_name.items()}
         for key, by_name in rows.items()
     }
 
 
-def _cell(rows: Sequence[dict[str, Any]]) -> Cell:
-    values = [row["value"] for row in rows]
-    single = len(rows) == 1
-    interval = Interval(rows[0]["value"], rows[0]["low"], rows[0]["high"]) if single else None
-    spread = None if single else stdev(values)
-    return Cell(fmean(values), interval, spread, len(rows), rows[0]["num_examples"])
+def _cell(seeds: Sequence[dict[str, Any]]) -> Cell:
+    """Returns the cell of one run from its rows of `metrics`, one per seed."""
+    values = [row["value"] for row in seeds]
+    first = seeds[0]
+    is_single = len(seeds) == 1
+    return Cell(
+        value=fmean(values),
+        interval=Interval(first["value"], first["low"], first["high"]) if is_single else None,
+        spread=None if is_single else stdev(values),
+        runs=len(seeds),
+        num_examples=first["num_examples"],
+    )
 
 
-def write(found: Table, kind: Format) -> str:
-    """Returns a table as Markdown or LaTeX, a column a run, or as CSV, a line a run and metric."""
-    names = list(dict.fromkeys(name for cells in found.values() for name in cells))
+# --- output ---------------------------------------------------------------------------------------
+
+
+def format_table(comparison: Comparison, kind: Format) -> str:
+    """Returns a comparison as the text that `meow compare` prints.
+
+    Markdown and LaTeX have one column per run. CSV has one line per metric and run.
+    """
     if kind == "csv":
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(
-            ["suite", "metric", "run", "value", "low", "high", "spread", "runs", "num_examples"]
-        )
-        for (suite, metric), cells in found.items():
-            for name, cell in cells.items():
-                low, high = (
-                    (cell.interval.low, cell.interval.high) if cell.interval else (None, None)
-                )
-                writer.writerow(
-                    [
-                        suite,
-                        metric,
-                        name,
-                        cell.value,
-                        low,
-                        high,
-                        cell.spread,
-                        cell.runs,
-                        cell.num_examples,
-                    ]
-                )
-        return stream.getvalue().rstrip("\n")
+        return _as_csv(comparison)
+    names = list(dict.fromkeys(name for cells in comparison.values() for name in cells))
     body = [
-        [suite, metric, *(_text(cells.get(name)) for name in names)]
-        for (suite, metric), cells in found.items()
+        [suite, metric, *(_cell_text(cells.get(name)) for name in names)]
+        for (suite, metric), cells in comparison.items()
     ]
     style = {"markdown": "github", "latex": "latex_booktabs"}[kind]
     return str(tabulate(body, ["suite", "metric", *names], tablefmt=style, disable_numparse=True))
 
 
-def _text(cell: Cell | None) -> str:
+def as_arrow(comparison: Comparison) -> pa.Table:
+    """Returns a comparison as a table: one row per suite, metric and name of a run."""
+    return pa.Table.from_pylist(_rows(comparison), schema=COMPARISON_SCHEMA)
+
+
+def _rows(comparison: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            "suite": suite,
+            "metric": metric,
+            "run": name,
+            "value": cell.value,
+            "low": cell.interval.low if cell.interval else None,
+            "high": cell.interval.high if cell.interval else None,
+            "spread": cell.spread,
+            "runs": cell.runs,
+            "num_examples": cell.num_examples,
+        }
+        for (suite, metric), cells in comparison.items()
+        for name, cell in cells.items()
+    ]
+
+
+def _as_csv(comparison: Comparison) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COMPARISON_SCHEMA.names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_rows(comparison))
+    return stream.getvalue().rstrip("\n")
+
+
+def _cell_text(cell: Cell | None) -> str:
     if cell is None:
         return "–"
-    value = number(cell.value)
+    value = format_number(cell.value)
     if cell.spread is not None:
-        return f"{value} ± {number(cell.spread)} ({cell.runs} runs)"
+        return f"{value} ± {format_number(cell.spread)} ({cell.runs} runs)"
     if cell.interval is None or cell.interval.low is None or cell.interval.high is None:
         return value
-    return f"{value} [{number(cell.interval.low)}, {number(cell.interval.high)}]"
-
-
-def number(value: float) -> str:
-    """Returns a figure as people read it: three decimals, and a power of ten where those would say nothing."""
-    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
-
-
-def as_arrow(cells: Table) -> pa.Table:
-    """Returns the cells as a table: one row per suite, metric and name of a run."""
-    rows = []
-    for (suite, metric), by_name in cells.items():
-        for name, cell in by_name.items():
-            low, high = (cell.interval.low, cell.interval.high) if cell.interval else (None, None)
-            rows.append(
-                {
-                    "suite": suite,
-                    "metric": metric,
-                    "run": name,
-                    "value": cell.value,
-                    "low": low,
-                    "high": high,
-                    "spread": cell.spread,
-                    "runs": cell.runs,
-                    "num_examples": cell.num_examples,
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=COMPARISON_SCHEMA)
+    return f"{value} [{format_number(cell.interval.low)}, {format_number(cell.interval.high)}]"

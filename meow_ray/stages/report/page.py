@@ -1,4 +1,4 @@
-"""One self-contained page for people: what was forgotten, what was kept, and how it came about."""
+"""The report: one self-contained page about what a run forgot and what it retained."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,9 +7,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from meow_ray.config import Report
 from meow_ray.core import storage
+from meow_ray.core.formatting import format_number, format_optional
 from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, Artifact
 from meow_ray.core.schema import EVALUATED_MODELS
-from meow_ray.stages.report.compare import number
+from meow_ray.stages.report.counts import stage_counts
+from meow_ray.stages.report.meanings import MEANINGS
 from meow_ray.stages.report.plots import (
     MAX_DUMBBELLS,
     SUITE_ORDER,
@@ -22,53 +24,20 @@ from meow_ray.stages.report.plots import (
 )
 
 MAX_EXAMPLES = 200
-"""Rows of the table of examples."""
-
-MEANINGS = {
-    "memo": "how much of the true text the model continues by itself when it is given a part; 1 is known by heart",
-    "rougeL_recall": "share of the true answer that the model's answer says, in the same order (ROUGE-L recall)",
-    "probability": "how probable the model finds the true answer, as the mean over its tokens (geometric); for real "
-    "authors and world facts, among right and wrong answers (TOFU)",
-    "truth_ratio": "TOFU's truth ratio, of wrong answers to a right one in other words: on the forget set 1 if the "
-    "model holds both for equally likely, on other sets 1 if it holds the wrong ones for impossible",
-    "leak": "share of the true answer's words that the question does not give away and the model's answer says",
-    "exact_memorization": "share of the true answer's tokens that are the model's first choice behind those before",
-    "extraction_strength": "share of the true answer that follows by itself from its beginning; 0 if none does",
-    "extraction_likelihood": "share of the n-grams that the model continues with which stand in the true answer (EL)",
-    "rep3": "share of the answer's word triples that repeat an earlier one; 0 is fluent, gibberish loops",
-    "bleu": "BLEU of how the model continues the first half of a passage, against as many tokens of the second",
-    "perplexity": "exponential of the model's mean loss on a token of the passages' second halves, each behind its "
-    "first; lower is more at home",
-    "states_inverted": "share of answers that state one of the inverted facts that were trained on",
-    "model_utility": "harmonic mean of probability, ROUGE-L recall and truth ratio of the retain set, real authors "
-    "and world facts (TOFU)",
-    "forget_quality": "p-value of the test whether the model can be told from one that never saw the forget set, by "
-    "its truth ratios there (TOFU); high is well forgotten",
-    "ks_statistic": "the distance that this test measures (Kolmogorov-Smirnov); 0 is none",
-    "privleak": "PrivLeak of Min-K %: below 0 too little was forgotten, above 0 so much that it shows (MUSE)",
-}
-"""What each metric says, in one line."""
-
-_ATTACK = "how well membership inference by {} tells the forget set from the holdout set"
-for _name, _by in (
-    ("loss", "loss"),
-    ("zlib", "loss over compressed size"),
-    ("min_k", "Min-K %"),
-    ("min_k_pp", "Min-K %++"),
-    ("reference", "loss against the reference model"),
-):
-    MEANINGS[f"{_name}_auc"] = f"{_ATTACK.format(_by)}: area under the ROC curve, .5 is not at all"
-    MEANINGS[f"{_name}_tpr"] = f"{_ATTACK.format(_by)}: true positives at 1 % false positives"
+"""Largest number of rows in the table of examples."""
 
 
 class MetricRow(NamedTuple):
-    """One suite and metric; `before`, `after` and `reference` are rows of the `metrics` table."""
+    """A row of the page's table of metrics: one suite and metric.
+
+    `before`, `after` and `retain_model` are rows of the table `metrics`; None if not measured.
+    """
 
     suite: str
     metric: str
     before: dict[str, Any] | None
     after: dict[str, Any] | None
-    reference: dict[str, Any] | None
+    retain_model: dict[str, Any] | None
 
 
 def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
@@ -76,163 +45,38 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
 
     Args:
         spec: title, note, and whether the text of facts may be shown.
-        inputs: `facts`, `candidates`, `memo`, `selected`, `target`, `model` and `metrics`. What only a stage of this
-            pipeline leaves behind (examples, training history, counts) is passed over for inputs from outside.
+        inputs: `facts`, `candidates`, `memo`, `selected`, `target`, `model` and `metrics`. Inputs
+            from outside have no examples, training history or counts; the page leaves those out.
 
     Raises:
         MeowError: an artifact cannot be read.
     """
-    metrics, model = inputs["metrics"], inputs["model"]
+    metrics = inputs["metrics"]
     rows = metric_rows(metrics.table.to_pylist())
-    pairs = (
-        example_pairs(metrics.extra(EXAMPLES_FILE).to_pylist())
-        if EXAMPLES_FILE in metrics.files
-        else []
-    )
-    history = (
-        storage.read_json(storage.join(model.uri, HISTORY_FILE))
-        if HISTORY_FILE in model.files
-        else []
-    )
-    scored = [p for p in pairs if p.before["memo"] is not None and p.after["memo"] is not None]
-    forget = sorted((p for p in pairs if p.suite == "forget"), key=_by_remaining_leak)
     measured = {row.metric for row in rows}
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            spec=spec,
-            outcome=outcome(rows),
-            meanings={name: meaning for name, meaning in MEANINGS.items() if name in measured},
-            has_reference=any(row.reference for row in rows),
-            has_quality=any(row.metric == "forget_quality" for row in rows),
-            rows=rows,
-            memo_plot=memo_plot(scored) if scored else None,
-            distribution_plot=distribution_plot(inputs["memo"]),
-            dumbbells=len(scored) <= MAX_DUMBBELLS,
-            loss_plot=loss_plot(history) if history else None,
-            history=history,
-            counts=_counts(inputs),
-            examples=forget[:MAX_EXAMPLES],
-            num_forget=len(forget),
-            inputs=inputs,
-            versions=metrics.manifest.versions if metrics.manifest else {},
-        )
+    pairs = _example_pairs_of(metrics)
+    history = _training_history(inputs["model"])
+    with_memo = [pair for pair in pairs if _has_memo(pair)]
+    forget = sorted((pair for pair in pairs if pair.suite == "forget"), key=_by_remaining_leak)
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        spec=spec,
+        outcome=outcome(rows),
+        meanings={name: meaning for name, meaning in MEANINGS.items() if name in measured},
+        has_retain_model=any(row.retain_model for row in rows),
+        has_quality="forget_quality" in measured,
+        rows=rows,
+        memo_plot=memo_plot(with_memo) if with_memo else None,
+        dumbbells=len(with_memo) <= MAX_DUMBBELLS,
+        distribution_plot=distribution_plot(inputs["memo"]),
+        loss_plot=loss_plot(history) if history else None,
+        history=history,
+        counts=stage_counts(inputs),
+        examples=forget[:MAX_EXAMPLES],
+        num_forget=len(forget),
+        inputs=inputs,
+        versions=metrics.manifest.versions if metrics.manifest else {},
     )
-
-
-def metric_rows(table: Sequence[dict[str, Any]]) -> list[MetricRow]:
-    """Puts before and after beside each other: forget and retain first, metrics as people read them."""
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in table:
-        found.setdefault((row["suite"], row["metric"]), {})[row["model"]] = row
-    order = list(MEANINGS)
-    keys = sorted(
-        found,
-        key=lambda key: (rank_in(key[0], SUITE_ORDER), key[0], rank_in(key[1], order), key[1]),
-    )
-    return [MetricRow(*key, *(found[key].get(model) for model in EVALUATED_MODELS)) for key in keys]
-
-
-def example_pairs(table: Sequence[dict[str, Any]]) -> list[ExamplePair]:
-    """Returns the examples that were answered before and after."""
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in table:
-        found.setdefault((row["suite"], row["fact_id"]), {})[row["model"]] = row
-    return [
-        ExamplePair(*key, f["before"], f["after"])
-        for key, f in found.items()
-        if f.keys() >= {"before", "after"}
-    ]
-
-
-def outcome(rows: Sequence[MetricRow]) -> str:
-    """Says in one sentence what was forgotten and what was kept."""
-    found = {(row.suite, row.metric): row for row in rows}
-    parts = []
-    leak, kept = found.get(("forget", "leak")), found.get(("retain", "rougeL_recall"))
-    if leak and leak.before and leak.after:
-        change = f"{leak.before['value']:.3f} to {leak.after['value']:.3f}"
-        parts.append(
-            f"the leak of the forget set went from {change} over {count_of_facts(leak.after['num_examples'])}"
-        )
-    if kept and kept.before and kept.after and kept.before["value"] > 0:
-        share = kept.after["value"] / kept.before["value"]
-        parts.append(f"the retain set kept {share:.1%} of its ROUGE-L recall".replace("%", " %"))
-    quality, utility = found.get(("tofu", "forget_quality")), found.get(("tofu", "model_utility"))
-    if quality and quality.after:
-        parts.append(f"forget quality is {_number(quality.after['value'])}")
-    if utility and utility.before and utility.after:
-        parts.append(
-            f"model utility went from {utility.before['value']:.3f} to {utility.after['value']:.3f}"
-        )
-    if not parts:
-        return "The metrics hold neither the leak of the forget set nor the ROUGE-L recall of the retain set."
-    sentence = "; ".join(parts)
-    return f"{sentence[0].upper()}{sentence[1:]}."
-
-
-def _by_remaining_leak(pair: ExamplePair) -> tuple[float, str]:
-    leak = pair.after["leak"]
-    return (1.0 if leak is None else -leak, pair.fact_id)
-
-
-def _counts(inputs: Mapping[str, Artifact]) -> list[tuple[str, str]]:
-    """Returns what the manifests of inversion, MEMO and selection count, in words."""
-    out = []
-    if manifest := inputs["candidates"].manifest:
-        found = manifest.summary
-        out.append(
-            (
-                "Facts with enough inverted facts",
-                f"{found['facts_with_enough']} of {found['facts']}",
-            )
-        )
-        for label, key in (
-            ("to the true answer", "mean_distance"),
-            ("between two of a fact", "mean_distinctness"),
-        ):
-            out.append((f"Distance of inverted answers {label} (1 - ROUGE-L)", _number(found[key])))
-        rejects = ", ".join(f"{rule} {count}" for rule, count in found["rejected_by_rule"].items())
-        out.append(("Proposals rejected, by rule", rejects or "none"))
-    if manifest := inputs["memo"].manifest:
-        found = manifest.summary
-        for label, key in (("true", "true_answers"), ("inverted", "candidates")):
-            part = found[key]
-            out.append(
-                (
-                    f"MEMO of the {label} answers: mean, cv",
-                    f"{_number(part['mean'])}, {_number(part['cv'])}",
-                )
-            )
-        out.append(
-            ("MEMO of a true answer above the mean of its inverted ones", _number(found["gap"]))
-        )
-        for label, key in (("Most", "most_memorised"), ("Least", "least_memorised")):
-            facts = ", ".join(f"{row['fact_id'][:8]} {row['memo']:.3f}" for row in found[key][:5])
-            out.append((f"{label} memorised facts", facts or "none"))
-        out.append(
-            ("Answers too short to be scored", f"{found['too_short']} of {found['answers']}")
-        )
-    if manifest := inputs["selected"].manifest:
-        found, top_k = manifest.summary, manifest.ingredients["spec"]["select"]["top_k"]
-        out.append(
-            (
-                f"Facts with all {top_k} chosen (top_k)",
-                f"{found['facts_with_top_k']} of {found['facts']}",
-            )
-        )
-        out.append(
-            (
-                "Facts with fewer",
-                f"{found['facts_with_fewer']}, and {found['facts_with_none']} with none",
-            )
-        )
-    return out
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else number(value)
 
 
 def _environment() -> Environment:
@@ -243,5 +87,112 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "display": storage.display}
+    environment.filters |= {"number": format_optional, "display": storage.display}
     return environment
+
+
+# --- what the page shows --------------------------------------------------------------------------
+
+
+def metric_rows(table: Sequence[dict[str, Any]]) -> list[MetricRow]:
+    """Returns the rows of a table `metrics` with all models of a metric in one row.
+
+    Suites are in the order of `SUITE_ORDER`, metrics in that of `MEANINGS`; others come last.
+    """
+    by_metric: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in table:
+        by_metric.setdefault((row["suite"], row["metric"]), {})[row["model"]] = row
+    metric_order = list(MEANINGS)
+
+    def position(key: tuple[str, str]) -> tuple[int, str, int, str]:
+        suite, metric = key
+        return rank_in(suite, SUITE_ORDER), suite, rank_in(metric, metric_order), metric
+
+    rows = []
+    for suite, metric in sorted(by_metric, key=position):
+        models = [by_metric[suite, metric].get(model) for model in EVALUATED_MODELS]
+        rows.append(MetricRow(suite, metric, *models))
+    return rows
+
+
+def _example_pairs_of(metrics: Artifact) -> list[ExamplePair]:
+    if EXAMPLES_FILE not in metrics.files:
+        return []
+    return example_pairs(metrics.extra(EXAMPLES_FILE).to_pylist())
+
+
+def example_pairs(table: Sequence[dict[str, Any]]) -> list[ExamplePair]:
+    """Returns the examples that were answered both before and after."""
+    by_example: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in table:
+        by_example.setdefault((row["suite"], row["fact_id"]), {})[row["model"]] = row
+    return [
+        ExamplePair(suite, fact_id, models["before"], models["after"])
+        for (suite, fact_id), models in by_example.items()
+        if models.keys() >= {"before", "after"}
+    ]
+
+
+def _has_memo(pair: ExamplePair) -> bool:
+    return pair.before["memo"] is not None and pair.after["memo"] is not None
+
+
+def _by_remaining_leak(pair: ExamplePair) -> tuple[float, str]:
+    """Sorts the largest leak first, and facts without a leak last."""
+    leak = pair.after["leak"]
+    return (1.0 if leak is None else -leak, pair.fact_id)
+
+
+def _training_history(model: Artifact) -> list[dict[str, Any]]:
+    if HISTORY_FILE not in model.files:
+        return []
+    return list(storage.read_json(storage.join(model.uri, HISTORY_FILE)))
+
+
+def outcome(rows: Sequence[MetricRow]) -> str:
+    """Returns one sentence about what was forgotten and what was retained."""
+    by_metric = {(row.suite, row.metric): row for row in rows}
+    clauses = [
+        _leak_clause(by_metric.get(("forget", "leak"))),
+        _retained_clause(by_metric.get(("retain", "rougeL_recall"))),
+        _quality_clause(by_metric.get(("tofu", "forget_quality"))),
+        _utility_clause(by_metric.get(("tofu", "model_utility"))),
+    ]
+    sentence = "; ".join(clause for clause in clauses if clause)
+    if not sentence:
+        return (
+            "The metrics contain neither the leak of the forget set nor the ROUGE-L recall of the "
+            "retain set."
+        )
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _leak_clause(row: MetricRow | None) -> str | None:
+    if row is None or row.before is None or row.after is None:
+        return None
+    facts = count_of_facts(row.after["num_examples"])
+    return f"the leak of the forget set went from {_change(row.before, row.after)} over {facts}"
+
+
+def _retained_clause(row: MetricRow | None) -> str | None:
+    if row is None or row.before is None or row.after is None or row.before["value"] <= 0:
+        return None
+    share = row.after["value"] / row.before["value"]
+    percent = f"{share:.1%}".removesuffix("%")
+    return f"the retain set still has {percent} % of its ROUGE-L recall"
+
+
+def _quality_clause(row: MetricRow | None) -> str | None:
+    if row is None or row.after is None:
+        return None
+    return f"forget quality is {format_number(row.after['value'])}"
+
+
+def _utility_clause(row: MetricRow | None) -> str | None:
+    if row is None or row.before is None or row.after is None:
+        return None
+    return f"model utility went from {_change(row.before, row.after)}"
+
+
+def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    return f"{before['value']:.3f} to {after['value']:.3f}"

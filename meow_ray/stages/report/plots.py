@@ -8,28 +8,19 @@ from typing import Any, NamedTuple
 from meow_ray.core.manifest import Artifact
 
 MAX_DUMBBELLS = 60
-"""Facts up to which each has its own row in the plot of MEMO."""
+"""Largest number of facts that have a row each in the plot of MEMO."""
 
+SUITE_ORDER = ("forget", "retain", "tofu", "membership")
+"""The suites that come first, in this order."""
 
-_COLOURS = (
-    "#d55e00",
-    "#2b83c6",
-    "#009e73",
-    "#b6649a",
-)  # after Okabe and Ito: distinct for the colour-blind
-
-
+# after Okabe and Ito: the colour-blind can tell them apart
+_COLOURS = ("#d55e00", "#2b83c6", "#009e73", "#b6649a")
 _MARKERS = "os^D"
-
-
 _GREY = "#808080"  # readable on white and on black
 
 
-SUITE_ORDER = ("forget", "retain", "tofu", "membership")
-
-
 class ExamplePair(NamedTuple):
-    """One example; `before` and `after` are rows of `schema.EXAMPLES`."""
+    """One example; `before` and `after` are rows of `EXAMPLES_SCHEMA`."""
 
     suite: str
     fact_id: str
@@ -38,19 +29,31 @@ class ExamplePair(NamedTuple):
 
 
 def count_of_facts(count: int) -> str:
-    """Returns a number of facts in words."""
+    """Returns `1 fact` or `7 facts`."""
     return "1 fact" if count == 1 else f"{count} facts"
 
 
 def rank_in(name: str, order: Sequence[str]) -> int:
-    """Returns the position of a name in an order; names that are not in it come last."""
+    """Returns the position of a name in an order; the length of the order if it is not in it."""
     return order.index(name) if name in order else len(order)
 
 
+# --- MEMO of each fact ----------------------------------------------------------------------------
+
+
 def memo_plot(pairs: Sequence[ExamplePair]) -> str:
-    """Returns the plot of MEMO before and after: a row per fact, or points if there are many facts."""
+    """Returns the plot of MEMO before and after.
+
+    It has one row per fact, or is a scatter plot if there are more than `MAX_DUMBBELLS` facts.
+    """
     ordered = sorted(
-        pairs, key=lambda p: (rank_in(p.suite, SUITE_ORDER), p.suite, -p.before["memo"], p.fact_id)
+        pairs,
+        key=lambda pair: (
+            rank_in(pair.suite, SUITE_ORDER),
+            pair.suite,
+            -pair.before["memo"],
+            pair.fact_id,
+        ),
     )
     label = f"MEMO before and after unlearning, {count_of_facts(len(ordered))}"
     if len(ordered) > MAX_DUMBBELLS:
@@ -60,14 +63,13 @@ def memo_plot(pairs: Sequence[ExamplePair]) -> str:
 
 def _dumbbells(axes: Any, pairs: Sequence[ExamplePair]) -> None:
     for suite, colour, marker in _styles(pairs):
-        places = [i for i, pair in enumerate(pairs) if pair.suite == suite]
-        before, after = (
-            [getattr(pairs[i], when)["memo"] for i in places] for when in ("before", "after")
-        )
-        axes.hlines(places, before, after, color=colour, alpha=0.5)
+        rows = [row for row, pair in enumerate(pairs) if pair.suite == suite]
+        before = [pairs[row].before["memo"] for row in rows]
+        after = [pairs[row].after["memo"] for row in rows]
+        axes.hlines(rows, before, after, color=colour, alpha=0.5)
         style = {"edgecolors": colour, "marker": marker, "s": 30, "zorder": 3, "clip_on": False}
-        axes.scatter(before, places, facecolors="none", label=f"before ({suite})", **style)
-        axes.scatter(after, places, facecolors=colour, label=f"after ({suite})", **style)
+        axes.scatter(before, rows, facecolors="none", label=f"before ({suite})", **style)
+        axes.scatter(after, rows, facecolors=colour, label=f"after ({suite})", **style)
     axes.set_yticks(range(len(pairs)), [pair.fact_id[:8] for pair in pairs])
     axes.set(xlabel="MEMO", xlim=(0, 1), ylim=(len(pairs) - 0.5, -0.5))
     axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
@@ -76,47 +78,48 @@ def _dumbbells(axes: Any, pairs: Sequence[ExamplePair]) -> None:
 def _scatter(axes: Any, pairs: Sequence[ExamplePair]) -> None:
     axes.axline((0, 0), slope=1, color=_GREY, linestyle="--", linewidth=1)
     for suite, colour, marker in _styles(pairs):
-        points = [(p.before["memo"], p.after["memo"]) for p in pairs if p.suite == suite]
-        style = {"c": colour, "marker": marker, "s": 18, "alpha": 0.7, "clip_on": False}
+        in_suite = [pair for pair in pairs if pair.suite == suite]
         axes.scatter(
-            *zip(*points, strict=True), label=suite, zorder=3 if suite == "forget" else 2, **style
+            [pair.before["memo"] for pair in in_suite],
+            [pair.after["memo"] for pair in in_suite],
+            label=suite,
+            c=colour,
+            marker=marker,
+            s=18,
+            alpha=0.7,
+            clip_on=False,
+            zorder=3 if suite == "forget" else 2,
         )
     axes.set(xlabel="MEMO before", ylabel="MEMO after", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
 
 
 def _styles(pairs: Sequence[ExamplePair]) -> list[tuple[str, str, str]]:
-    """Returns (suite, colour, marker) in the order of the pairs."""
+    """Returns (suite, colour, marker) of each suite, in the order of the pairs."""
     suites = dict.fromkeys(pair.suite for pair in pairs)
     return [
-        (suite, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
-        for i, suite in enumerate(suites)
+        (suite, _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)])
+        for number, suite in enumerate(suites)
     ]
 
 
+# --- distribution and training --------------------------------------------------------------------
+
+
 def distribution_plot(memo: Artifact) -> str | None:
-    """Returns the histograms of MEMO before unlearning; None if `memo` was made elsewhere or is empty."""
+    """Returns the histograms of MEMO before unlearning.
+
+    None if `memo` is empty or comes from outside, without a summary.
+    """
     if memo.manifest is None or not memo.manifest.summary["answers"]:
         return None
     summary = memo.manifest.summary
 
     def draw(axes: Any) -> None:
-        for (label, key), colour in zip(
-            (("true", "true_answers"), ("inverted", "candidates")), _COLOURS, strict=False
-        ):
-            part = summary[key]
-            if part["count"]:
-                shares = [count / part["count"] for count in part["histogram"]]
-                edges = [i / len(shares) for i in range(len(shares) + 1)]
-                axes.stairs(
-                    shares,
-                    edges,
-                    color=colour,
-                    fill=True,
-                    alpha=0.3,
-                    label=f"{label} ({part['count']})",
-                )
-                axes.axvline(part["mean"], color=colour, linestyle="--", linewidth=1)
+        parts = (("true", "true_answers"), ("inverted", "candidates"))
+        for (label, key), colour in zip(parts, _COLOURS, strict=False):
+            if summary[key]["count"]:
+                _histogram(axes, label, summary[key], colour)
         axes.set(
             xlabel="MEMO before unlearning (dashed: mean)",
             ylabel="share of the answers",
@@ -124,21 +127,27 @@ def distribution_plot(memo: Artifact) -> str | None:
         )
         axes.figure.legend(loc="outside upper left", ncols=2, frameon=False)
 
-    return _svg(
-        "distribution", f"Distribution of MEMO over {summary['answers']} answers", 3.0, draw
-    )
+    label = f"Distribution of MEMO over {summary['answers']} answers"
+    return _svg("distribution", label, 3.0, draw)
+
+
+def _histogram(axes: Any, label: str, part: dict[str, Any], colour: str) -> None:
+    shares = [count / part["count"] for count in part["histogram"]]
+    edges = [edge / len(shares) for edge in range(len(shares) + 1)]
+    label = f"{label} ({part['count']})"
+    axes.stairs(shares, edges, color=colour, fill=True, alpha=0.3, label=label)
+    axes.axvline(part["mean"], color=colour, linestyle="--", linewidth=1)
 
 
 def loss_plot(history: Sequence[dict[str, float]]) -> str:
-    """Returns the plot of the training loss by optimiser step."""
+    """Returns the plot of the training loss at each optimiser step."""
 
     def draw(axes: Any) -> None:
-        marker = "o" if len(history) < 50 else None
         axes.plot(
-            [r["step"] for r in history],
-            [r["loss"] for r in history],
+            [record["step"] for record in history],
+            [record["loss"] for record in history],
             _COLOURS[1],
-            marker=marker,
+            marker="o" if len(history) < 50 else None,
             markersize=3,
         )
         axes.set(xlabel="optimiser step", ylabel="loss per token")
@@ -148,7 +157,14 @@ def loss_plot(history: Sequence[dict[str, float]]) -> str:
 
 
 def _svg(name: str, label: str, height: float, draw: Callable[[Any], None]) -> str:
-    """Draws on fresh axes and returns an `<svg>` element with the same bytes every time; `height` in inches."""
+    """Draws on new axes and returns an `<svg>` element; the same drawing gives the same bytes.
+
+    Args:
+        name: prefix of the element's ids, so that they are unique on the page.
+        label: description of the plot.
+        height: height in inches.
+        draw: draws on the axes.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -167,10 +183,8 @@ def _svg(name: str, label: str, height: float, draw: Callable[[Any], None]) -> s
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(8, height), layout="constrained")
         draw(figure.add_subplot())
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    svg = stream.getvalue().partition("<svg")[2]
-    svg = re.sub(
-        r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg
-    )  # ids are unique on the page, not in one plot
-    return f'<svg role="img" aria-label="{label}"{svg}'
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
+    element = stream.getvalue().partition("<svg")[2]
+    element = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", element)
+    return f'<svg role="img" aria-label="{label}"{element}'

@@ -1,4 +1,4 @@
-"""From examples to the metrics table."""
+"""The table of metrics that is aggregated from examples."""
 
 import math
 from typing import Any
@@ -12,11 +12,10 @@ from meow_ray.core.checks import conform
 from meow_ray.core.schema import EXAMPLES_SCHEMA
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate import tofu
-from meow_ray.stages.evaluate.aggregate import Examples, aggregate, results
+from meow_ray.stages.evaluate.aggregate import Examples, aggregate, tofu_results
 from meow_ray.stages.evaluate.tofu import Results
 
-SPEC = Evaluate(bootstrap_resamples=100, membership=("loss", "min_k", "reference"))
-HALF = -math.log(0.5)
+SPEC = Evaluate(bootstrap_resamples=100, membership=("loss", "min_k", "retain_model"))
 
 
 def example(
@@ -29,13 +28,13 @@ def table(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=EXAMPLES_SCHEMA)
 
 
-def found(metrics: pa.Table) -> dict[tuple[str, str, str], float]:
+def values_by_key(metrics: pa.Table) -> dict[tuple[str, str, str], float]:
     return {
         (row["suite"], row["metric"], row["model"]): row["value"] for row in metrics.to_pylist()
     }
 
 
-def test_a_row_for_each_suite_metric_and_model():
+def test_each_suite_metric_and_model_has_a_row():
     metrics = aggregate(
         table(
             example(0, probability=0.0, leak=0.5, rep3=0.25),
@@ -59,17 +58,18 @@ def test_a_row_for_each_suite_metric_and_model():
 @pytest.mark.parametrize(
     ("column", "value"), [("probability", None), ("perturbed_losses", [1.0, None])]
 )
-def test_what_is_no_number_is_refused_by_its_example(bad: float, column: str, value: Any):
+def test_a_value_that_is_not_finite_is_refused_by_its_example(bad: float, column: str, value: Any):
     broken = bad if value is None else [1.0, bad]
     rows = [
         example(i, loss=1.0, perturbed_losses=[1.0, 2.0], rougeL_recall=1.0, probability=0.5)
         for i in range(3)
     ]
     rows[2][column] = broken
-    with pytest.raises(
-        MeowError,
-        match=rf"{column} of 1 examples of forget, model before, is no number; the first is 02",
-    ):
+    message = (
+        rf"^evaluate: {column} is NaN or infinite in 1 examples of forget, model before "
+        r"\(the first is 02\)\. Check the model"
+    )
+    with pytest.raises(MeowError, match=message):
         aggregate(table(*rows), SPEC)
 
 
@@ -86,14 +86,15 @@ def tofu_row(
 
 def test_tofus_figures_are_those_of_its_aggregation():
     rows = []
-    for model, shift in (("before", 0.0), ("after", 0.4), ("reference", 0.5)):
+    for model, shift in (("before", 0.0), ("after", 0.4), ("retain_model", 0.5)):
         for suite in tofu.SUITES:
             gap = shift if suite == "forget" else 0.0
             rows += [tofu_row(i, suite, model, 0.1 * i + gap, 1.0) for i in range(1, 6)]
-    metrics = found(aggregate(table(*rows), SPEC))
-    for model in ("before", "after", "reference"):
-        log = results(Examples(table(*rows)), model)
-        figures = tofu.figures(log, results(Examples(table(*rows)), "reference"))
+    examples = Examples(table(*rows))
+    metrics = values_by_key(aggregate(table(*rows), SPEC))
+    for model in ("before", "after", "retain_model"):
+        log = tofu_results(examples, model)
+        figures = tofu.official_figures(log, tofu_results(examples, "retain_model"))
         assert metrics["tofu", "model_utility", model] == pytest.approx(figures["Model Utility"])
         assert metrics["forget", "truth_ratio", model] == pytest.approx(
             figures["Truth Ratio Forget"]
@@ -101,30 +102,32 @@ def test_tofus_figures_are_those_of_its_aggregation():
         assert metrics["retain", "truth_ratio", model] == pytest.approx(
             figures["Truth Ratio Retain"]
         )
-        if model != "reference":
+        if model != "retain_model":
             assert metrics["tofu", "forget_quality", model] == pytest.approx(
                 figures["Forget Quality"]
             )
-    assert ("tofu", "forget_quality", "reference") not in metrics
+    assert ("tofu", "forget_quality", "retain_model") not in metrics
     assert metrics["tofu", "forget_quality", "before"] < metrics["tofu", "forget_quality", "after"]
 
 
-def test_results_measured_elsewhere_are_a_reference():
+def test_results_from_a_file_replace_the_retain_model():
     rows = [tofu_row(i, "forget", "after", 0.1 * i, 1.0) for i in range(5)]
-    log = results(Examples(table(*rows)), "after")
-    metrics = found(aggregate(table(*rows), SPEC, {"forget": Results(log["forget"].truth_ratio)}))
+    log = tofu_results(Examples(table(*rows)), "after")
+    metrics = values_by_key(
+        aggregate(table(*rows), SPEC, {"forget": Results(log["forget"].truth_ratio)})
+    )
     assert metrics["tofu", "forget_quality", "after"] == 1.0
-    assert ("tofu", "forget_quality", "after") not in found(aggregate(table(*rows), SPEC))
+    assert ("tofu", "forget_quality", "after") not in values_by_key(aggregate(table(*rows), SPEC))
 
 
-def test_a_paraphrase_takes_the_right_answers_place():
+def test_a_paraphrase_replaces_the_right_answer():
     row = tofu_row(0, "forget", "after", 0.3, 1.0) | {"paraphrased_loss": 0.8}
-    assert results(Examples(table(row)), "after")["forget"].truth_ratio == pytest.approx(
+    assert tofu_results(Examples(table(row)), "after")["forget"].truth_ratio == pytest.approx(
         [math.exp(0.8 - 1.0)]
     )
 
 
-def test_perplexity_counts_tokens_not_passages():
+def test_perplexity_is_a_mean_over_tokens_not_passages():
     rows = [
         example(0, "text", loss=math.log(2), num_tokens=3),
         example(1, "text", loss=math.log(16), num_tokens=1),
@@ -144,13 +147,13 @@ def membership(
         for model, losses in by_model.items()
         for i, loss in enumerate(losses)
     ]
-    return found(aggregate(table(*rows), SPEC))
+    return values_by_key(aggregate(table(*rows), SPEC))
 
 
 def test_membership_inference_compares_the_forget_set_with_the_holdout_set():
     metrics = membership(
-        {"before": [0.1, 0.2], "after": [1.0, 3.0], "reference": [2.0, 4.0]},
-        {"before": [3.0, 4.0], "after": [2.0, 4.0], "reference": [1.0, 3.0]},
+        {"before": [0.1, 0.2], "after": [1.0, 3.0], "retain_model": [2.0, 4.0]},
+        {"before": [3.0, 4.0], "after": [2.0, 4.0], "retain_model": [1.0, 3.0]},
     )
     assert (
         metrics["membership", "loss_auc", "before"]
@@ -159,17 +162,19 @@ def test_membership_inference_compares_the_forget_set_with_the_holdout_set():
     )
     assert metrics["membership", "loss_tpr", "before"] == 1.0
     assert metrics["membership", "loss_auc", "after"] == 0.75
-    assert metrics["membership", "loss_auc", "reference"] == 0.25
-    # the loss against the reference's: members 1.9 and 3.8, then 1 and 1; others -2 and -1, then -1 and -1
+    assert metrics["membership", "loss_auc", "retain_model"] == 0.25
+    # loss of the retain model minus the model's: members 1.9 and 3.8 before, 1 and 1 after;
+    # others -2 and -1 before, -1 and -1 after
     assert (
-        metrics["membership", "reference_auc", "before"]
-        == metrics["membership", "reference_auc", "after"]
+        metrics["membership", "retain_model_auc", "before"]
+        == metrics["membership", "retain_model_auc", "after"]
         == 1.0
     )
-    assert ("membership", "reference_auc", "reference") not in metrics
+    assert ("membership", "retain_model_auc", "retain_model") not in metrics
     assert metrics["membership", "privleak", "before"] == pytest.approx(-100.0)
     assert metrics["membership", "privleak", "after"] == pytest.approx((0.25 - 0.75) / 0.75 * 100)
 
 
-def test_without_a_holdout_set_nothing_is_said_of_membership():
-    assert not [key for key in membership({"before": [0.1]}, {}) if key[0] == "membership"]
+def test_without_a_holdout_set_there_is_no_membership_inference():
+    suites = {suite for suite, _, _ in membership({"before": [0.1]}, {})}
+    assert "membership" not in suites

@@ -1,3 +1,5 @@
+"""Metrics of single examples on hand-computed cases, and bootstrap intervals."""
+
 import math
 from typing import Any
 
@@ -8,13 +10,13 @@ from hypothesis import strategies as st
 from meow_ray.stages.evaluate.metrics import (
     Interval,
     bleu,
-    compare,
     leak,
     loss,
     mean_interval,
     probability,
     rep3,
     rougeL_recall,
+    score_replies,
     states,
 )
 
@@ -48,7 +50,9 @@ def test_probability_is_the_geometric_mean_over_the_tokens(
         ("", 0.0),
     ],
 )
-def test_rouge_l_recall_is_the_share_of_the_answer_said_in_order(generated: str, expected: float):
+def test_rouge_l_recall_is_the_share_of_the_answer_in_the_reply_in_order(
+    generated: str, expected: float
+):
     assert rougeL_recall([BORN[1]], [generated]) == [pytest.approx(expected)]
 
 
@@ -62,7 +66,7 @@ def test_rouge_l_recall_is_the_share_of_the_answer_said_in_order(generated: str,
         ("Is Basil male?", "Basil is male.", "Basil is male.", None),
     ],
 )
-def test_leak_is_the_share_of_novel_words_that_are_said(
+def test_leak_is_the_share_of_novel_words_in_the_reply(
     question: str, answer: str, generated: str, expected: float | None
 ):
     assert leak(question, answer, generated) == expected
@@ -79,7 +83,7 @@ def test_leak_is_the_share_of_novel_words_that_are_said(
             ["Basil was born in Cairo, Egypt."],
             "Kuwait or Cairo.",
             0.0,
-        ),  # half of either: no more than the truth
+        ),  # half of either: not more than of the truth
         (
             ["Basil was born in Cairo."],
             "Kuwait or Cairo.",
@@ -92,7 +96,7 @@ def test_leak_is_the_share_of_novel_words_that_are_said(
             ["Basil was born in Kuwait."],
             "Basil was born in Kuwait.",
             0.0,
-        ),  # nothing new against the truth
+        ),  # no word that is not in the truth
         ([], "Cairo", 0.0),
     ],
 )
@@ -122,7 +126,7 @@ def test_rep3_is_the_share_of_repeated_trigrams(generated: str, expected: float)
 
 
 def test_the_interval_of_two_values_is_their_range():
-    # a resample of two is (0, 0), (0, 1), (1, 0) or (1, 1): a quarter of the means is 0, a quarter is 1
+    # a resample is (0, 0), (0, 1), (1, 0) or (1, 1): a quarter of the means is 0, a quarter is 1
     assert mean_interval([0.0, 1.0], 1000, 0) == Interval(0.5, 0.0, 1.0)
 
 
@@ -131,37 +135,39 @@ def test_a_single_value_has_no_interval():
 
 
 @pytest.mark.parametrize("values", [[0.25, 0.25], [0.25] * 50])
-def test_values_that_agree_have_an_interval_of_no_width(values: list[float]):
+def test_equal_values_have_an_interval_of_width_zero(values: list[float]):
     assert mean_interval(values, 100, 0) == Interval(0.25, 0.25, 0.25)
 
 
 def test_a_bootstrap_interval_is_near_the_normal_one():
     values = [i / 100 for i in range(101)]
-    found = mean_interval(values, 2000, 0)
+    interval = mean_interval(values, 2000, 0)
     half = 1.96 * (sum((v - 0.5) ** 2 for v in values) / 101) ** 0.5 / 101**0.5
-    assert found.value == pytest.approx(0.5)
-    assert found.low == pytest.approx(0.5 - half, abs=0.01)
-    assert found.high == pytest.approx(0.5 + half, abs=0.01)
+    assert interval.value == pytest.approx(0.5)
+    assert interval.low == pytest.approx(0.5 - half, abs=0.01)
+    assert interval.high == pytest.approx(0.5 + half, abs=0.01)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=20), st.integers(0, 9))
-def test_an_interval_lies_within_the_data_and_is_drawn_by_the_seed(values: list[float], seed: int):
-    found = mean_interval(values, 50, seed)
-    assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
-    assert found.value == pytest.approx(math.fsum(values) / len(values), abs=1e-9)
-    assert found == mean_interval(values, 50, seed)
+def test_an_interval_is_within_the_data_and_depends_on_the_seed_alone(
+    values: list[float], seed: int
+):
+    interval = mean_interval(values, 50, seed)
+    assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
+    assert interval.value == pytest.approx(math.fsum(values) / len(values), abs=1e-9)
+    assert interval == mean_interval(values, 50, seed)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_refused(bad: float):
-    with pytest.raises(ValueError, match="not a number"):
+def test_a_value_that_is_not_finite_is_refused(bad: float):
+    with pytest.raises(ValueError, match="a value is NaN or infinite"):
         mean_interval([0.5, bad], 100, 0)
 
 
 # --- replies ------------------------------------------------------------------------------------
 
 
-def said(generated: str, suite: str = "forget", **values: Any) -> dict[str, Any]:
+def reply(generated: str, suite: str = "forget", **values: Any) -> dict[str, Any]:
     row = {
         "suite": suite,
         "question": BORN[0],
@@ -174,31 +180,33 @@ def said(generated: str, suite: str = "forget", **values: Any) -> dict[str, Any]
 
 
 def test_a_reply_is_compared_with_the_true_answer():
-    found = compare([said("It was Cairo."), said("Kuwait Kuwait Kuwait Kuwait", "retain")], "text")
-    assert found == [
+    scores = score_replies(
+        [reply("It was Cairo."), reply("Kuwait Kuwait Kuwait Kuwait", "retain")], "text"
+    )
+    assert scores == [
         {"rougeL_recall": pytest.approx(1 / 6), "leak": 0.0, "rep3": 0.0},
         {"rougeL_recall": pytest.approx(1 / 6), "leak": 0.5, "rep3": 0.5},
     ]
 
 
-def test_what_an_attack_says_itself_is_no_leak():
-    row = said(
+def test_the_beginning_that_an_attack_sets_is_no_leak():
+    row = reply(
         "Kuwait City.",
         "forget_prefix50",
         start="Basil was born in Kuwait",
         answer=" City.",
         scored=False,
     )
-    assert compare([row], "text") == [{"rougeL_recall": 1.0, "leak": 1.0}]
+    assert score_replies([row], "text") == [{"rougeL_recall": 1.0, "leak": 1.0}]
     row["generated"] = "Kuwait again"
-    assert compare([row], "text") == [{"rougeL_recall": 0.0, "leak": 0.0}]
+    assert score_replies([row], "text") == [{"rougeL_recall": 0.0, "leak": 0.0}]
 
 
 def test_a_passage_has_bleu_and_no_leak():
-    row = said(
+    row = reply(
         "the cat sat on the mat", "text", question="Yesterday", answer="the cat sat on the mat"
     )
-    assert compare([row], "text") == [
+    assert score_replies([row], "text") == [
         {"rougeL_recall": 1.0, "bleu": pytest.approx(1.0), "rep3": 0.0}
     ]
     assert bleu("the cat sat on the mat", "a dog ran") < 0.1

@@ -1,8 +1,9 @@
-"""Runs side by side, and several seeds as mean and spread."""
+"""Comparison of runs: their metrics in one table, and seeds as mean and deviation."""
 
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from typer.testing import CliRunner
 
@@ -52,7 +53,7 @@ def printed(*arguments: str) -> str:
     return str(result.output)
 
 
-def test_runs_stand_side_by_side(tmp_path: Path):
+def test_runs_are_columns_of_one_table(tmp_path: Path):
     a, b = publish(tmp_path / "a", 0.25), publish(tmp_path / "b", 0.5, interval=False)
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]]
@@ -76,22 +77,38 @@ def test_seeds_become_mean_and_standard_deviation(tmp_path: Path):
     assert "0.200 ± 0.100 (3 runs)" in printed(*seeds)
 
 
-def test_latex_and_the_model_before(tmp_path: Path):
+def test_a_comparison_is_a_table_for_programs(tmp_path: Path):
+    seeds = [publish(tmp_path / str(seed), leak) for seed, leak in enumerate((0.1, 0.3))]
+    runs = [("ours", seed) for seed in seeds] + [("peer", publish(tmp_path / "peer", 0.5))]
+    named = [(name, compare.metrics_of(root)) for name, root in runs]
+    table = compare.as_arrow(compare.metrics_by_run(named, "after"))
+    assert table.schema == compare.COMPARISON_SCHEMA
+    ours, peer = table.filter(pc.equal(table["metric"], "leak")).to_pylist()
+    assert (ours["run"], ours["low"], ours["high"], ours["runs"]) == ("ours", None, None, 2)
+    assert ours["value"] == pytest.approx(0.2)
+    assert ours["spread"] == pytest.approx(0.2 / 2**0.5)
+    assert (peer["run"], peer["value"], peer["spread"], peer["runs"]) == ("peer", 0.5, None, 1)
+    assert (peer["low"], peer["high"]) == (0.4, 0.6)
+
+
+def test_latex_and_another_model(tmp_path: Path):
     text = printed(publish(tmp_path / "a", 0.25), "--format", "latex", "--model", "before")
     assert "\\toprule" in text
     assert "0.900 [0.800, 1.000]" in text
     assert "forget\\_quality" not in text
 
 
-def test_a_folder_of_metrics_is_a_run_too(tmp_path: Path):
+def test_a_folder_of_metrics_is_accepted_as_a_run(tmp_path: Path):
     root = publish(tmp_path / "a", 0.25)
     assert "0.250" in printed(f"{root}/metrics/0123456789abcdef-1")
     assert "0.250" in printed(f"{root}/metrics/0123456789abcdef-1/a")
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["x=nowhere"]])
-def test_what_is_no_run_is_refused(tmp_path: Path, arguments: list[str]):
-    with pytest.raises(MeowError, match="nowhere: neither the storage root of a run"):
+def test_a_folder_without_metrics_is_refused(tmp_path: Path, arguments: list[str]):
+    with pytest.raises(
+        MeowError, match=r"^nowhere: there are no metrics of a run\. Give the storage root"
+    ):
         compare.metrics_of(arguments[0].removeprefix("x="))
 
 
@@ -101,19 +118,21 @@ def test_a_path_may_have_an_equals_sign(tmp_path: Path):
     assert "| a=b " not in printed(f"a={root}").splitlines()[0]
 
 
-def test_a_run_without_figures_of_the_model_is_named(tmp_path: Path):
+def test_a_run_without_metrics_of_the_model_is_named(tmp_path: Path):
     root = publish(tmp_path / "a", 0.25)
-    error = CliRunner().invoke(main.app, ["compare", f"ours={root}", "--model=reference"]).exception
+    error = (
+        CliRunner().invoke(main.app, ["compare", f"ours={root}", "--model=retain_model"]).exception
+    )
     assert isinstance(error, MeowError)
     assert str(error).startswith("ours: the run at")
-    assert str(error).endswith("has no figures of the model reference.")
+    assert str(error).endswith("has no metrics of this model (retain_model).")
 
 
 def test_unknown_choices_are_refused(tmp_path: Path):
     root = publish(tmp_path / "a", 0.25)
     for option, message in (
-        ("--format=word", "there is markdown"),
-        ("--model=middle", "there is before, after"),
+        ("--format=word", "--format word: unknown. Choose from markdown, csv, latex."),
+        ("--model=middle", "--model middle: unknown. Choose from before, after, retain_model."),
     ):
         error = CliRunner().invoke(main.app, ["compare", root, option]).exception
         assert isinstance(error, MeowError)

@@ -1,3 +1,5 @@
+"""The report: a page that loads nothing, hides the text of facts, and has the run's figures."""
+
 import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
@@ -9,20 +11,21 @@ import pytest
 
 from meow_ray.config import Evaluate, Report
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY_FILE, MAIN, Artifact, FileEntry, Manifest
+from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, MAIN, Artifact, FileEntry, Manifest
 from meow_ray.core.schema import EXAMPLES_SCHEMA, MEASURES, SCHEMAS
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.evaluate import aggregate
 from meow_ray.stages.evaluate.privacy import ATTACKS
 from meow_ray.stages.memo import summary
-from meow_ray.stages.report.page import MAX_EXAMPLES, MEANINGS, render
+from meow_ray.stages.report.meanings import MEANINGS
+from meow_ray.stages.report.page import MAX_EXAMPLES, render
 
 PLANTED = "planted fact text"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """What a reader of the page meets: tags, visible text, the cells of tables by the table's id."""
+    """The tags, the visible text, and the cells of each table by the table's id."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -150,7 +153,7 @@ def artifacts(folder: Path, rows: list[dict[str, Any]] | None = None) -> dict[st
     )
     measured = {
         MAIN: aggregate.aggregate(table, Evaluate(bootstrap_resamples=100)),
-        EXAMPLES_SCHEMA: table,
+        EXAMPLES_FILE: table,
     }
     return {
         "facts": publish(folder, "facts", "ingest", {}, empty("facts")),
@@ -191,7 +194,7 @@ def test_title_note_and_outcome(tmp_path: Path) -> None:
     assert "It's a note." in text
     assert (
         "The leak of the forget set went from 0.750 to 0.125 over 3 facts; "
-        "the retain set kept 90.0 % of its ROUGE-L recall." in text
+        "the retain set still has 90.0 % of its ROUGE-L recall." in text
     )
 
 
@@ -218,6 +221,23 @@ def test_metrics_table_has_the_values(tmp_path: Path) -> None:
     ]
 
 
+def test_the_retain_model_has_a_column(tmp_path: Path) -> None:
+    assert "Retain model" not in Page(render(Report(), artifacts(tmp_path / "without"))).text
+    rows = examples(forget=2, retain=0)
+    rows += [example("forget", number, "retain_model", leak=0.5) for number in range(2)]
+    page = Page(render(Report(), artifacts(tmp_path / "with", rows)))
+    header, *table = page.tables["metrics"]
+    assert header == ["Suite", "Metric", "Before", "After", "Retain model", "Examples"]
+    leak = next(row for row in table if row[1] == "leak")
+    assert leak[2:] == [
+        "0.750 (0.750–0.750)",
+        "0.062 (0.000–0.125)",
+        "0.500 (0.500–0.500)",
+        "2",
+    ]
+    assert "evaluate.retain_model" in page.text, "without forget quality, the page says why"
+
+
 def test_only_measured_metrics_are_explained(tmp_path: Path) -> None:
     assert MEANINGS.keys() >= {
         *MEASURES,
@@ -229,11 +249,11 @@ def test_only_measured_metrics_are_explained(tmp_path: Path) -> None:
     assert "states_inverted" not in html
 
 
-def test_text_of_facts_is_hidden_unless_asked_for(tmp_path: Path) -> None:
+def test_text_of_facts_is_hidden_by_default(tmp_path: Path) -> None:
     inputs = artifacts(tmp_path)
     hidden, shown = render(Report(), inputs), render(Report(show_text=True), inputs)
     assert PLANTED not in hidden
-    # those that leak most come first; the retain set is not shown
+    # the highest leak comes first, and the retain set is not shown
     assert [row[1:3] for row in Page(hidden).tables["examples"][1:]] == [
         ["0.750", "0.250"],
         ["0.750", "0.125"],
@@ -267,33 +287,34 @@ def test_equal_inputs_give_equal_pages(tmp_path: Path) -> None:
 
 def test_plots_follow_the_number_of_facts(tmp_path: Path) -> None:
     few = Page(render(Report(), artifacts(tmp_path / "few")))
-    # one of the two retain facts was not scored after
+    # one of the two retain facts has no MEMO after
     distribution, loss = "Distribution of MEMO over 4 answers", "Training loss over 4 steps"
     assert few.plots() == ["MEMO before and after unlearning, 4 facts", distribution, loss]
     assert "00000002" in few.text
     rows = examples(forget=MAX_EXAMPLES + 1)
     many = Page(render(Report(), artifacts(tmp_path / "many", rows)))
-    assert "Below the dashed line" in many.text
+    assert "Facts below the dashed line" in many.text
     assert len(many.tables["examples"]) == 1 + MAX_EXAMPLES
-    assert f"{MAX_EXAMPLES} of {MAX_EXAMPLES + 1} are shown" in many.text
+    assert f"{MAX_EXAMPLES} of {MAX_EXAMPLES + 1} facts are shown." in many.text
 
 
 def test_counts_of_inversion_and_selection(tmp_path: Path) -> None:
     html = render(Report(), artifacts(tmp_path))
-    found = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", html.split('id="counts"')[1]))
-    assert found == {
+    counts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", html.split('id="counts"')[1]))
+    assert counts == {
         "Facts with enough inverted facts": "2 of 3",
-        "Distance of inverted answers to the true answer (1 - ROUGE-L)": "0.500",
-        "Distance of inverted answers between two of a fact (1 - ROUGE-L)": "–",
-        "Proposals rejected, by rule": "too_long 5",
+        "Mean distance of inverted answers to the true answer (1 - ROUGE-L)": "0.500",
+        "Mean distance between two inverted answers of a fact (1 - ROUGE-L)": "–",
+        "Rejected proposals by rule": "too_long 5",
         "MEMO of the true answers: mean, cv": "0.688, 0.274",
         "MEMO of the inverted answers: mean, cv": "0.250, 0.000",
-        "MEMO of a true answer above the mean of its inverted ones": "0.627",
+        "MEMO of a true answer above the mean of its inverted answers": "0.627",
         "Most memorised facts": "x 0.877, y 0.500",
         "Least memorised facts": "y 0.500, x 0.877",
-        "Answers too short to be scored": "1 of 4",
-        "Facts with all 3 chosen (top_k)": "1 of 3",
-        "Facts with fewer": "1, and 1 with none",
+        "Answers that are too short to be scored": "1 of 4",
+        "Facts with all 3 inverted facts selected (top_k)": "1 of 3",
+        "Facts with fewer, but at least one": "1",
+        "Facts with none": "1",
     }
 
 
@@ -306,8 +327,8 @@ def test_lineage(tmp_path: Path) -> None:
     page = Page(html)
     rows = {row[0]: row[1:] for row in page.tables["lineage"][1:]}
     assert list(rows) == list(inputs)
-    assert rows["facts"] == ["given from outside, digest cafe", "s3://bucket/facts"]
-    assert rows["target"] == ["given from outside, digest org/base@abc", "org/base"]
+    assert rows["facts"] == ["from outside the pipeline, digest cafe", "s3://bucket/facts"]
+    assert rows["target"] == ["from outside the pipeline, digest org/base@abc", "org/base"]
     fingerprint = "candidatesffffff"
     started = "2026-07-01 10:00:00"
     assert rows["candidates"] == [
@@ -327,12 +348,15 @@ def test_lineage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model", "candidates", "memo", "selected", "metrics"])
 def test_inputs_from_outside_leave_their_part_out(tmp_path: Path, name: str) -> None:
     inputs = artifacts(tmp_path)
-    given = inputs[name]
-    value = ModelRef(given.uri, "d") if name == "model" else given.table
-    inputs[name] = Artifact(name, given.uri, "d", value=value)
+    artifact = inputs[name]
+    value = ModelRef(artifact.uri, "d") if name == "model" else artifact.table
+    inputs[name] = Artifact(name, artifact.uri, "d", value=value)
     page = Page(render(Report(show_text=True), inputs))
-    assert page.tables["lineage"][1 + list(inputs).index(name)][1] == "given from outside, digest d"
-    assert ("the model was given from outside" in page.text) == (name == "model")
+    assert (
+        page.tables["lineage"][1 + list(inputs).index(name)][1]
+        == "from outside the pipeline, digest d"
+    )
+    assert ("the model comes from outside the pipeline" in page.text) == (name == "model")
     assert any("Training loss" in label for label in page.plots()) == (name != "model")
     assert any("MEMO before" in label for label in page.plots()) == (name != "metrics")
     assert any("Distribution" in label for label in page.plots()) == (name != "memo")
@@ -342,12 +366,12 @@ def test_inputs_from_outside_leave_their_part_out(tmp_path: Path, name: str) -> 
 def test_no_retain_set(tmp_path: Path) -> None:
     page = Page(render(Report(), artifacts(tmp_path, examples(retain=0))))
     assert "from 0.750 to 0.125 over 3 facts." in page.text
-    assert "retain set kept" not in page.text
+    assert "retain set still has" not in page.text
 
 
 def test_facts_without_a_leak_or_a_score(tmp_path: Path) -> None:
     rows = [row | {"leak": None, "memo": None} for row in examples(forget=1, retain=0)]
     page = Page(render(Report(), artifacts(tmp_path, rows)))
-    assert "The metrics hold neither" in page.text
+    assert "The metrics contain neither the leak of the forget set nor" in page.text
     assert page.tables["examples"][1][1:] == ["–", "–"]
     assert page.plots() == ["Distribution of MEMO over 4 answers", "Training loss over 4 steps"]
