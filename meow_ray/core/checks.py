@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from meow_ray.core.schema import KEYS, SCHEMAS
-from meow_ray.core.tables import Query, Source
+from meow_ray.core.tables import Query, TableSource
 from meow_ray.errors import MeowError
 
 
@@ -58,12 +58,12 @@ def check_columns(have: pa.Schema, artifact: str, where: str) -> None:
             )
 
 
-def check_keys(source: Source, artifact: str, where: str) -> None:
+def check_keys(source: TableSource, artifact: str, where: str) -> None:
     """Raises MeowError if a key column has nulls or a key is in two rows."""
     check_unique(source, KEYS[artifact], where)
 
 
-def check_unique(source: Source, keys: Sequence[str], where: str) -> None:
+def check_unique(source: TableSource, keys: Sequence[str], where: str) -> None:
     """Raises MeowError if one of the columns has nulls or two rows agree in all of them."""
     names = ", ".join(keys)
     empty = ", ".join(f"count(*) - count({name}) AS {name}" for name in keys)

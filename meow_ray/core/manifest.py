@@ -10,7 +10,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from meow_ray.core import checks, storage
 from meow_ray.core.schema import SCHEMAS
-from meow_ray.core.tables import Source
+from meow_ray.core.tables import TableSource
 from meow_ray.errors import MeowError
 
 MANIFEST = "MANIFEST.json"
@@ -97,9 +97,9 @@ class Artifact:
     """What an input from outside is: a model reference, sources of facts, a table, or the URIs of Parquet files."""
 
     @property
-    def source(self) -> Source:
+    def source(self) -> TableSource:
         """The rows for a query, which need not be loaded."""
-        return [storage.join(self.uri, MAIN)] if self.manifest else cast(Source, self.value)
+        return [storage.join(self.uri, MAIN)] if self.manifest else cast(TableSource, self.value)
 
     @cached_property
     def table(self) -> pa.Table:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from meow_ray.config import Config
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import MAIN, Artifact
-from meow_ray.core.tables import Source
+from meow_ray.core.tables import TableSource
 
 LARGE = 100_000
 """Tables with at least this many rows are queried from their files instead of being loaded."""
@@ -42,7 +42,7 @@ def adopt_table(name: str, uri: str, verify: bool) -> Artifact:
     uri = storage.absolute(uri)
     where = storage.display(uri)
     files = main_files(uri)
-    table: Source = files
+    table: TableSource = files
     if tables.count_rows(files) >= LARGE:
         checks.check_columns(tables.columns(files), name, where)
     else:

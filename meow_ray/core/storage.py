@@ -58,7 +58,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), absolute(uri)
-    with errors(uri):
+    with naming_errors(uri):
         fs, path = pafs.FileSystem.from_uri(uri)
     return fs, str(path)
 
@@ -70,7 +70,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 @contextmanager
-def errors(uri: str) -> Iterator[None]:
+def naming_errors(uri: str) -> Iterator[None]:
     """Turns what the system says of a place that cannot be read or written into a MeowError naming it."""
     try:
         yield
@@ -89,7 +89,7 @@ def _passes(error: BaseException) -> bool:
 _PASSING = re.compile(
     r"SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|UNAVAILABLE|NETWORK_CONNECTION|HTTP status 5"
 )
-again = tenacity.retry(
+retry_transient = tenacity.retry(
     retry=tenacity.retry_if_exception(_passes),
     stop=tenacity.stop_after_attempt(4),
     wait=tenacity.wait_exponential(max=10),
@@ -107,14 +107,14 @@ def display(uri: str) -> str:
 def exists(uri: str) -> bool:
     """Tells whether something is at the URI."""
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def list_files(uri: str) -> list[str]:
     """Returns the paths of all files below a folder, relative to it, sorted."""
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     return sorted(
         info.path[len(path) :].lstrip("/") for info in infos if info.type == pafs.FileType.File
@@ -124,7 +124,7 @@ def list_files(uri: str) -> list[str]:
 def list_names(uri: str) -> list[str]:
     """Returns the names of the entries of a folder, sorted; none if there is no such folder."""
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         return sorted(
             info.base_name
             for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
@@ -134,14 +134,14 @@ def list_names(uri: str) -> list[str]:
 def make_folder(uri: str) -> None:
     """Creates a folder and its parents."""
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         fs.create_dir(path, recursive=True)
 
 
 def remove(uri: str) -> None:
     """Deletes a file or a folder, if it is there."""
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         kind = fs.get_file_info(path).type
         if kind == pafs.FileType.Directory:
             fs.delete_dir(path)
@@ -149,25 +149,25 @@ def remove(uri: str) -> None:
             fs.delete_file(path)
 
 
-@again
+@retry_transient
 def copy_folder(source: str, target: str) -> None:
     """Copies all files below one URI to another."""
     source_fs, source_path = filesystem(source)
     target_fs, target_path = filesystem(target)
-    with errors(target):
+    with naming_errors(target):
         target_fs.create_dir(target_path, recursive=True)
         pafs.copy_files(
             source_path, target_path, source_filesystem=source_fs, destination_filesystem=target_fs
         )
 
 
-@again
+@retry_transient
 def copy_file(source: str, target: str) -> None:
     """Copies one file; another at the target is replaced when the copy is whole."""
     source_fs, source_path = filesystem(source)
     target_fs, target_path = filesystem(target)
     part = target_path if not is_local(target) else f"{target_path}.{uuid4().hex[:8]}.part"
-    with errors(target):
+    with naming_errors(target):
         target_fs.create_dir(str(Path(target_path).parent), recursive=True)
         pafs.copy_files(
             source_path, part, source_filesystem=source_fs, destination_filesystem=target_fs
@@ -199,11 +199,11 @@ def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
     return target
 
 
-@again
+@retry_transient
 def read_bytes(uri: str) -> bytes:
     """Returns the content of a file."""
     fs, path = filesystem(uri)
-    with errors(uri), fs.open_input_file(path) as stream:
+    with naming_errors(uri), fs.open_input_file(path) as stream:
         return bytes(stream.read())
 
 
@@ -215,7 +215,7 @@ def read_json(uri: str) -> Any:
         raise MeowError(f"{display(uri)}: not valid JSON ({error}).") from None
 
 
-@again
+@retry_transient
 def write_bytes(uri: str, content: bytes, *, exclusive: bool = False) -> bool:
     """Writes a file whole or not at all.
 
@@ -224,7 +224,7 @@ def write_bytes(uri: str, content: bytes, *, exclusive: bool = False) -> bool:
     store keeps the later one, and what seemed to fail and is written again may be there: look at what it holds.
     """
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         if exclusive and fs.get_file_info(path).type != pafs.FileType.NotFound:
             return False
         if not isinstance(fs, pafs.LocalFileSystem):
@@ -257,23 +257,23 @@ def write_json(uri: str, value: Any, *, exclusive: bool = False) -> bool:
     )
 
 
-@again
+@retry_transient
 def write_table(table: pa.Table, uri: str) -> None:
     """Writes one Parquet file; equal tables give equal bytes."""
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         parent = str(Path(path).parent)
         fs.create_dir(parent, recursive=True)
         pq.write_table(table.combine_chunks(), path, filesystem=fs, compression="zstd")
 
 
-@again
+@retry_transient
 def read_table(uris: Sequence[str]) -> pa.Table:
     """Reads Parquet files into one table, rows in the order of the files."""
     tables = []
     for uri in uris:
         fs, path = filesystem(uri)
-        with errors(uri):
+        with naming_errors(uri):
             table = pq.ParquetFile(path, filesystem=fs).read()
             tables.append(table)
             if not table.schema.equals(tables[0].schema):
@@ -288,7 +288,7 @@ def parquet_files(uri: str) -> list[str]:
         MeowError: there is none.
     """
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         info = fs.get_file_info(path)
     if info.type == pafs.FileType.File:
         return [uri]
@@ -301,7 +301,7 @@ def parquet_files(uri: str) -> list[str]:
 def file_digest(uri: str, *, verify: bool = False) -> str:
     """Returns the sha256 of a file, memoised by path, size and modification time unless `verify` is set."""
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         info = fs.get_file_info(path)
         if info.type != pafs.FileType.File:
             raise MeowError(f"{display(uri)}: there is no such file.")
@@ -330,7 +330,7 @@ def json_digest(value: Any) -> str:
 def content_digest(uri: str, *, verify: bool = False) -> str:
     """Returns the digest of a file, or of a folder's files with their names."""
     fs, path = filesystem(uri)
-    with errors(uri):
+    with naming_errors(uri):
         kind = fs.get_file_info(path).type
     if kind == pafs.FileType.NotFound:
         raise MeowError(f"{display(uri)}: there is no such file or folder.")

@@ -21,7 +21,7 @@ MEMORY_LIMIT = "1GB"
 GROUP_ROWS = 1 << 16
 """Rows of a Parquet row group that is written here."""
 
-Source: TypeAlias = pa.Table | Sequence[str]
+TableSource: TypeAlias = pa.Table | Sequence[str]
 """A table in memory, or the URIs of Parquet files of one schema."""
 
 
@@ -30,7 +30,7 @@ class Query:
     """A SELECT over named sources; a value, so that it can be run in another process."""
 
     sql: str
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TableSource]
 
     @contextmanager
     def batches(self) -> Iterator[pa.RecordBatchReader]:
@@ -46,7 +46,7 @@ class Query:
                     )
                 yield connection.sql(self.sql).to_arrow_reader(GROUP_ROWS)
 
-    @storage.again
+    @storage.retry_transient
     def rows(self) -> list[dict[str, Any]]:
         """Returns a small result whole."""
         with self.batches() as reader:
@@ -60,7 +60,7 @@ def text_literal(text: str) -> str:
 
 def _dataset(uris: Sequence[str]) -> ds.Dataset:
     fs, _ = storage.filesystem(uris[0])
-    with storage.errors(uris[0]):
+    with storage.naming_errors(uris[0]):
         return ds.dataset(
             [storage.filesystem(uri)[1] for uri in uris], filesystem=fs, format="parquet"
         )
@@ -73,7 +73,7 @@ def columns(uris: Sequence[str]) -> pa.Schema:
         MeowError: a file cannot be read, or has other columns than the first.
     """
     dataset = _dataset(uris)
-    with storage.errors(uris[0]):
+    with storage.naming_errors(uris[0]):
         for fragment in dataset.get_fragments():
             if not fragment.physical_schema.equals(dataset.schema):
                 raise MeowError(
@@ -86,12 +86,12 @@ def count_rows(uris: Sequence[str]) -> int:
     """Returns the number of rows of Parquet files, from their footers."""
     if not uris:
         return 0
-    with storage.errors(uris[0]):
+    with storage.naming_errors(uris[0]):
         return int(_dataset(uris).count_rows())
 
 
-@storage.again
-def write(query: Query, uri: str, wanted: pa.Schema, key: Sequence[str]) -> int:
+@storage.retry_transient
+def write_sorted(query: Query, uri: str, wanted: pa.Schema, key: Sequence[str]) -> int:
     """Writes a result that is sorted by its key as one Parquet file; equal rows give equal bytes.
 
     Columns behind those of `wanted` are kept as they are.
@@ -112,7 +112,7 @@ def write_stream(parts: Iterable[pa.Table], schema: pa.Schema, uri: str) -> int:
     """Writes tables as one Parquet file, one after the other; returns the number of rows."""
     rows = 0
     fs, path = storage.filesystem(uri)
-    with storage.errors(uri):
+    with storage.naming_errors(uri):
         fs.create_dir(str(PurePosixPath(path).parent), recursive=True)
         with pq.ParquetWriter(path, schema, filesystem=fs, compression="zstd") as writer:
             for table in parts:
@@ -134,7 +134,7 @@ def _checked(
         yield table
 
 
-@storage.again
+@storage.retry_transient
 def write_parts(query: Query, folder: str, part_rows: int) -> None:
     """Writes a result as Parquet files of at most `part_rows` rows each, in its order."""
     with query.batches() as reader:

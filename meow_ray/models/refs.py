@@ -158,7 +158,7 @@ def _merged_once(adapter: Path, ref: ModelRef) -> Path:
 
 def _in_cache(name: str, make: Callable[[Path], None]) -> Path:
     target = storage.cache_home() / "models" / name
-    with storage.errors(str(target)):
+    with storage.naming_errors(str(target)):
         return storage.made_once(target, make)
 
 

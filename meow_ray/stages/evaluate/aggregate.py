@@ -9,7 +9,7 @@ import pyarrow as pa
 from meow_ray.config import Evaluate
 from meow_ray.core import storage, tables
 from meow_ray.core.schema import EVALUATED_MODELS, MEASURES, SCHEMAS
-from meow_ray.core.tables import Query, Source, text_literal
+from meow_ray.core.tables import Query, TableSource, text_literal
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate import privacy, tofu
 from meow_ray.stages.evaluate.examples import write_examples
@@ -28,7 +28,7 @@ RETAIN_MODEL = EVALUATED_MODELS[-1]
 
 def write(
     found: Mapping[str, Query],
-    selected: Source,
+    selected: TableSource,
     spec: Evaluate,
     imported: Mapping[str, Results] | None,
     further: Sequence[Mapping[str, Any]],
@@ -59,7 +59,7 @@ def write(
 
 
 def aggregate(
-    examples: Source, spec: Evaluate, imported: Mapping[str, Results] | None = None
+    examples: TableSource, spec: Evaluate, imported: Mapping[str, Results] | None = None
 ) -> pa.Table:
     """Returns the `metrics` table.
 
@@ -110,7 +110,7 @@ def aggregate(
 class Examples:
     """Columns of an `examples` table, one suite and model at a time."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TableSource) -> None:
         self.source = {"examples": source}
 
     def groups(self) -> list[tuple[str, str]]:

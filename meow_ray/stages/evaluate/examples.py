@@ -7,12 +7,12 @@ import pyarrow as pa
 
 from meow_ray.core import tables
 from meow_ray.core.schema import EXAMPLES_SCHEMA, ROW
-from meow_ray.core.tables import Query, Source
+from meow_ray.core.tables import Query, TableSource
 from meow_ray.stages.evaluate import metrics
 from meow_ray.stages.evaluate.suites import ROWS_SCHEMA
 
 
-def write_examples(found: Mapping[str, Query], selected: Source, uri: str) -> None:
+def write_examples(found: Mapping[str, Query], selected: TableSource, uri: str) -> None:
     """Writes what models said, one row an example and model, sorted by suite, fact and model.
 
     Args:
@@ -21,11 +21,11 @@ def write_examples(found: Mapping[str, Query], selected: Source, uri: str) -> No
         uri: the Parquet file.
     """
     with tempfile.TemporaryDirectory(prefix="meow-") as folder:
-        parts: dict[str, Source] = {}
+        parts: dict[str, TableSource] = {}
         for model, query in found.items():
             parts[model] = [f"{folder}/{model}.parquet"]
             ordered = Query(f"SELECT * FROM ({query.sql}) ORDER BY {ROW}", query.sources)
-            tables.write(ordered, f"{folder}/{model}.parquet", ROWS_SCHEMA, (ROW,))
+            tables.write_sorted(ordered, f"{folder}/{model}.parquet", ROWS_SCHEMA, (ROW,))
         said = " UNION ALL BY NAME ".join(
             f"SELECT *, '{model}' AS model FROM {model}" for model in parts
         )
@@ -38,7 +38,7 @@ def write_examples(found: Mapping[str, Query], selected: Source, uri: str) -> No
             f"SELECT {columns} FROM ({said}) AS said LEFT JOIN stated USING (suite, fact_id, model)"
         )
         key = ("suite", "fact_id", "model")
-        tables.write(
+        tables.write_sorted(
             Query(f"{joined} ORDER BY {', '.join(f'said.{name}' for name in key)}", parts | stated),
             uri,
             EXAMPLES_SCHEMA,
@@ -46,7 +46,7 @@ def write_examples(found: Mapping[str, Query], selected: Source, uri: str) -> No
         )
 
 
-def _stated(said: Query, selected: Source) -> pa.Table:
+def _stated(said: Query, selected: TableSource) -> pa.Table:
     """Returns for each forget fact that was trained on whether a model's reply states one of its inverted facts."""
     sql = f"""
         SELECT suite, fact_id, model, any_value(said.question) AS question, any_value(said.answer) AS answer,

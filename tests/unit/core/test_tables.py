@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.schema import SCHEMAS
-from meow_ray.core.tables import Query, Source
+from meow_ray.core.tables import Query, TableSource
 from meow_ray.errors import MeowError
 
 WANTED = pa.schema([("fact_id", pa.string()), ("rank", pa.int32()), ("text", pa.string())])
@@ -30,7 +30,7 @@ KEYS = [(f"f{i:02}", rank) for i in range(8) for rank in range(3)]
 ROWS = table_of(KEYS)
 
 
-def query(source: Source, sql: str = SORTED.sql) -> Query:
+def query(source: TableSource, sql: str = SORTED.sql) -> Query:
     return Query(sql, {"t": source})
 
 
@@ -42,10 +42,10 @@ def files_of(folder: str | Path, *parts: pa.Table) -> list[str]:
 
 
 def written(
-    source: Source, uri: str | Path, sql: str = SORTED.sql, wanted: pa.Schema = WANTED
+    source: TableSource, uri: str | Path, sql: str = SORTED.sql, wanted: pa.Schema = WANTED
 ) -> pa.Table:
     """Writes `t` and reads it back."""
-    rows = tables.write(query(source, sql), str(uri), wanted, KEY)
+    rows = tables.write_sorted(query(source, sql), str(uri), wanted, KEY)
     table = storage.read_table([str(uri)])
     assert table.num_rows == rows
     return table
@@ -170,7 +170,7 @@ def test_texts_longer_than_a_page_give_equal_bytes_whatever_batches_they_come_in
     for name, size in (("a", rows), ("b", 777), ("c", 5000)):
         chunks = pa.concat_tables([table.slice(i, size) for i in range(0, rows, size)])
         parts = query(chunks, "FROM t")
-        assert tables.write(parts, str(tmp_path / name), WANTED, KEY) == rows
+        assert tables.write_sorted(parts, str(tmp_path / name), WANTED, KEY) == rows
     content = {name: (tmp_path / name).read_bytes() for name in "abc"}
     assert content["a"] == content["b"] == content["c"]
 
@@ -203,11 +203,12 @@ def test_a_key_that_does_not_rise_between_two_groups_of_real_size_is_noticed(
     border = tables.GROUP_ROWS
     rising = f"SELECT 'f' AS fact_id, i::INTEGER AS rank, 'x' AS text FROM range({border + 2}) t(i) ORDER BY i"
     assert (
-        tables.write(Query(rising, {}), str(tmp_path / "whole.parquet"), WANTED, KEY) == border + 2
+        tables.write_sorted(Query(rising, {}), str(tmp_path / "whole.parquet"), WANTED, KEY)
+        == border + 2
     )
     falling = rising.replace("i::INTEGER", f"(i - if(i < {border}, 0, {shift}))::INTEGER")
     with pytest.raises(AssertionError, match="rows out of order, or a key twice"):
-        tables.write(Query(falling, {}), str(tmp_path / "out.parquet"), WANTED, KEY)
+        tables.write_sorted(Query(falling, {}), str(tmp_path / "out.parquet"), WANTED, KEY)
 
 
 @pytest.mark.parametrize("group", [1, 2, 1 << 16])
@@ -275,17 +276,17 @@ def memo_of(*keys: tuple[str | None, int | None], **columns: Any) -> pa.Table:
 
 
 @pytest.fixture(params=["table", "files"])
-def source_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[pa.Table], Source]:
+def source_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[pa.Table], TableSource]:
     """Turns a table into one in memory, or into two files."""
     if request.param == "table":
         return lambda table: table
     return lambda table: files_of(tmp_path, table.slice(0, 1), table.slice(1))
 
 
-SourceOf = Callable[[pa.Table], Source]
+SourceOf = Callable[[pa.Table], TableSource]
 
 
-def check(source: Source) -> None:
+def check(source: TableSource) -> None:
     """Checks a `memo` table as a stage's input is checked."""
     checks.check_columns(
         source.schema if isinstance(source, pa.Table) else tables.columns(source), "memo", "mine"
@@ -412,7 +413,7 @@ def test_tables_live_on_s3(s3: Callable[[str], str]):
     assert tables.count_rows(uris) == 24
     assert tables.columns(uris) == WANTED
     out = s3("tables/out.parquet")
-    assert tables.write(query(uris), out, WANTED, KEY) == 24
+    assert tables.write_sorted(query(uris), out, WANTED, KEY) == 24
     assert storage.read_table([out]).equals(ROWS)
     tables.write_parts(query(uris), s3("tables/parts"), 10)
     assert storage.list_files(s3("tables/parts")) == [f"part-0000{i}.parquet" for i in range(3)]
