@@ -12,10 +12,10 @@ from typing import Any
 
 import typer
 
-from meow_ray.core import storage
+from meow_ray.core import local_cache, storage
 from meow_ray.errors import MeowError
 
-LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+LOG = local_cache.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
 """Where the libraries' output of this process goes."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

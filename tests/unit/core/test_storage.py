@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray.core import storage
+from meow_ray.core import local_cache, storage
 from meow_ray.errors import MeowError
 
 TABLE = pa.table({"fact_id": ["a", "b"], "memo": [0.5, None]})
@@ -121,7 +121,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MeowError, match=rf"^{uri}: the disk .* finished stages are kept\.$"):
+    with pytest.raises(MeowError, match=rf"^{uri}: the disk .* finished stages are reused\.$"):
         storage.write_json(uri, 2)
     assert storage.read_json(uri) == 1
     assert names(tmp_path) == ["x.json"]
@@ -131,7 +131,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(
 def test_a_full_disk_under_a_table_is_a_sentence(tmp_path: Path):
     path = tmp_path / "x.parquet"
     path.symlink_to("/dev/full")
-    with pytest.raises(MeowError, match=rf"^{path}: the disk is full; "):
+    with pytest.raises(MeowError, match=rf"^{path}: the disk is full\. "):
         storage.write_table(pa.table({"x": list(range(10_000))}), str(path))
 
 
@@ -198,7 +198,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
             if crash:
                 raise KeyboardInterrupt
 
-        assert storage.made_once(target, make) == target
+        assert local_cache.made_once(target, make) == target
 
     with pytest.raises(KeyboardInterrupt):
         build("crashed", crash=True)
@@ -217,7 +217,7 @@ def test_a_folder_that_several_ask_for_is_made_once(tmp_path: Path):
         time.sleep(0.2)
 
     with ThreadPoolExecutor(4) as pool:
-        found = [pool.submit(storage.made_once, tmp_path / "model", make) for _ in range(4)]
+        found = [pool.submit(local_cache.made_once, tmp_path / "model", make) for _ in range(4)]
         assert {one.result() for one in found} == {tmp_path / "model"}
     assert len(made) == 1
 
