@@ -114,18 +114,19 @@ def test_numbers_are_cast_if_that_loses_nothing():
 def test_a_column_of_another_type_is_named(rank: pa.Array):
     table = SCHEMAS["selected"].empty_table().to_pydict() | {"rank": rank}
     columns = {name: table[name] if name == "rank" else pa.nulls(1) for name in table}
-    with pytest.raises(
-        MeowError,
-        match=rf"mine\.parquet: column rank is {rank.type}, selected needs int32\. Cast the column\.$",
-    ):
+    message = (
+        rf"^mine\.parquet: column rank is {rank.type}, selected needs int32\. Cast the column\.$"
+    )
+    with pytest.raises(MeowError, match=message):
         conform(pa.table(columns), "selected", "mine.parquet")
 
 
 def test_missing_columns_are_named():
-    with pytest.raises(
-        MeowError,
-        match=r"mine: column split, answer is missing\. facts needs the columns fact_id, split, question",
-    ):
+    message = (
+        r"^mine: column split, answer is missing\. "
+        r"facts needs the columns fact_id, split, question, answer\.$"
+    )
+    with pytest.raises(MeowError, match=message):
         conform(facts().drop_columns(["split", "answer"]), "facts", "mine")
 
 
@@ -188,7 +189,7 @@ def test_columns_of_the_same_kind_and_additional_ones_are_accepted(kinds: dict[s
     [
         (
             {"rank": None},
-            r"^mine: column rank is missing\. selected needs the columns fact_id, candidate_id, rank",
+            r"^mine: column rank is missing\. selected needs the columns fact_id, candidate_id, ",
         ),
         ({"rank": None, "fact_id": None}, r"^mine: column fact_id, rank is missing"),
         (
