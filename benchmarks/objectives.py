@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from benchmarks.common import PROJECT, metrics_of, report, run_script
 from meow_ray.pipeline.pipeline import Pipeline, load_config
-from meow_ray.pipeline.rounds import parts
+from meow_ray.pipeline.rounds import parts_of_run
 from meow_ray.stages.report import compare
 from meow_ray.stages.train.objectives import PRESETS
 
@@ -101,7 +101,7 @@ def _figures(overrides: list[str], model: str) -> dict[str, float] | None:
 def _last(overrides: list[str]) -> Pipeline | None:
     """Returns the pipeline that evaluates: of a run in rounds the last, which there is once the others are done."""
     found = None
-    for part in parts(load_config(CONFIG, overrides)):
+    for part in parts_of_run(load_config(CONFIG, overrides)):
         found = part
     return (
         found.pipeline

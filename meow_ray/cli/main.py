@@ -80,7 +80,7 @@ def run(
     settings = load_config(config, overrides or [])
     found: Iterable[Part]
     if not (only or start or until):
-        found = rounds.parts(settings, _pairs(inputs), verify=verify, **_seams(context))
+        found = rounds.parts_of_run(settings, _pairs(inputs), verify=verify, **_seams(context))
     elif settings.pipeline.rounds > 1:
         raise MeowError(
             "--only, --from and --until choose from one round: set pipeline.rounds=1 with them."
@@ -158,7 +158,7 @@ def status(
     verify: Verify = False,
 ) -> None:
     """Shows for each stage whether it is cached, stale and why, or missing."""
-    found = rounds.parts(load_config(config, overrides or []), _pairs(inputs), verify=verify)
+    found = rounds.parts_of_run(load_config(config, overrides or []), _pairs(inputs), verify=verify)
     states = [(part.label, part.pipeline.state(stage)) for part in found for stage in part.stages]
     if as_json:
         rows = [state.as_row() for _, state in states]
@@ -424,7 +424,7 @@ def _run(part: Part, force: bool, as_json: bool = False) -> list[State]:
         print(json.dumps(event.as_row()) if as_json else event, file=progress.EVENTS, flush=True)
 
     with program.libraries_to_log():
-        return part.pipeline.run(part.stages, force=force, say=say, label=part.label)
+        return part.pipeline.run(part.stages, force=force, on_event=say, label=part.label)
 
 
 def _copy(artifact: Artifact, output: str) -> str:

@@ -1,6 +1,5 @@
 """What surrounds a command: where the libraries' output goes, and what becomes of errors."""
 
-import errno
 import logging
 import os
 import sys
@@ -14,20 +13,10 @@ import typer
 
 from meow_ray.core import local_cache, storage
 from meow_ray.errors import MeowError
+from meow_ray.pipeline.failures import user_error
 
 LOG = local_cache.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
 """Where the libraries' output of this process goes."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Causes that are the user's to mend even where the system does not say which file it was."""
-
-MEMORY = {
-    "ray": "The memory of a node was full, and Ray ended processes of this run: take smaller batches, or fewer actors "
-    "or workers on a node (`resources`). Start again to go on from what is done.",
-    "torch": "The memory of a GPU was full: take smaller batches, or for training a higher `zero_stage` or "
-    "`gradient_checkpointing` (`resources`); `meow plan` says what fits.",
-}
-"""What to do when memory runs out, by the library that says so."""
 
 
 def main(app: typer.Typer, command: Callable[..., Any] | None, options: dict[str, Any]) -> None:
@@ -53,36 +42,6 @@ def main(app: typer.Typer, command: Callable[..., Any] | None, options: dict[str
         with libraries_to_log():
             traceback.print_exception(error)
         _fail(f"Internal error: {type(error).__name__}. The traceback is in {LOG}.", 1)
-
-
-def user_error(error: BaseException) -> MeowError | None:
-    """Finds what the user can mend inside what Ray wrapped around it."""
-    seen: set[int] = set()
-    todo: list[Any] = [error]
-    while todo:
-        item = todo.pop()
-        if not isinstance(item, BaseException) or id(item) in seen:
-            continue
-        seen.add(id(item))
-        if type(item) is MeowError:
-            return item
-        if (
-            isinstance(item, OSError)
-            and item.errno in storage.CAUSES
-            and (item.filename or item.errno in FULL)
-        ):
-            return MeowError(f"{item.filename or 'storage'}: {storage.CAUSES[item.errno]}.")
-        library = type(item).__module__.partition(".")[0]  # one that is not imported here
-        if type(item).__name__ == "OutOfMemoryError" and library in MEMORY:
-            return MeowError(MEMORY[library])
-        failures = getattr(item, "worker_failures", None)
-        todo += [
-            item.__cause__,
-            getattr(item, "cause", None),
-            getattr(item, "controller_failure", None),
-            *(failures.values() if isinstance(failures, dict) else ()),
-        ]
-    return None
 
 
 def _fail(message: str, status: int) -> None:

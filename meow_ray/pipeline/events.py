@@ -1,40 +1,48 @@
-"""What happens to a stage in a run."""
+"""Events of a run: a stage is cached, starts, or has finished."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from meow_ray.core.manifest import Artifact
+from meow_ray.core.manifest import Manifest
 from meow_ray.core.stage import State
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happens to a stage in a run; as text a line for people."""
+    """One step of a stage in a run; as text it is a line for people.
+
+    Attributes:
+        stage: the name of the stage, after the label of its round.
+        number: the position of the stage in the run, from 1.
+        of: the number of stages in the run.
+        kind: what happened.
+        state: the stage against the cache at this moment.
+    """
 
     stage: str
     number: int
     of: int
-    what: Literal["cached", "started", "finished"]
+    kind: Literal["cached", "started", "finished"]
     state: State
 
     def __str__(self) -> str:
-        said: str = self.what
-        if self.what == "started":
-            said = self.state.reason or "forced"
-        elif self.what == "finished" and self.state.artifact and self.state.artifact.manifest:
-            said = (
-                f"{_describe(self.state.artifact)} in {self.state.artifact.manifest.seconds:.0f} s"
-            )
-        return f"[{self.number}/{self.of}] {self.stage}: {said}"
+        return f"[{self.number}/{self.of}] {self.stage}: {self._text()}"
+
+    def _text(self) -> str:
+        if self.kind == "started":
+            return self.state.reason or "forced"
+        manifest = self.state.artifact.manifest if self.state.artifact else None
+        if self.kind == "finished" and manifest:
+            return f"{_size(manifest)} in {manifest.seconds:.0f} s"
+        return self.kind
 
     def as_row(self) -> dict[str, Any]:
-        """Returns the event for programs."""
-        return {"event": self.what, **self.state.as_row(), "stage": self.stage}
+        """Returns the event for programs, as `--json` prints it."""
+        return {"event": self.kind, **self.state.as_row(), "stage": self.stage}
 
 
-def _describe(artifact: Artifact) -> str:
-    manifest = artifact.manifest
-    assert manifest is not None
+def _size(manifest: Manifest) -> str:
     if manifest.rows is not None:
         return f"{manifest.rows} rows"
-    return f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB"
+    num_bytes = sum(entry.bytes for entry in manifest.files.values())
+    return f"{num_bytes / 1e6:.1f} MB"

@@ -1,6 +1,6 @@
-"""Rounds of forgetting: what the tuned model still knows goes round again, with fresh inverted facts against it."""
+"""Rounds of forgetting: facts that the tuned model still knows go through the pipeline again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,75 +14,107 @@ from meow_ray.core.stage import Stage
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline
 
+MADE_BY_EACH_ROUND = ("candidates", "memo", "selected", "model")
+"""Artifacts that cannot be given with `--input` when there are several rounds."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """Stages of one pipeline that run together."""
+    """Stages of one pipeline that run together: a round, or the evaluation after the last one."""
 
     label: str
-    """Stands before the stages' names: empty for a run of one round."""
+    """Precedes the names of the stages in events; empty if there is only one round."""
     pipeline: Pipeline
     stages: list[Stage]
 
 
-def parts(
+def parts_of_run(
     config: Config, overrides: Mapping[str, str] | None = None, **options: Any
 ) -> Iterator[Part]:
-    """Yields the parts of a whole run, in order: the rounds, then evaluation and report.
+    """Yields the parts of a whole run in order: the rounds, then evaluation and report.
 
-    Which part comes next depends on what the last one made: run it before asking on. Where something has still to be
-    made, the parts end.
+    The next part depends on what the last one made, so run each part before you ask for the
+    next. The iteration ends early at a part that has not been run.
 
     Args:
         config: the configuration.
         overrides: artifacts made elsewhere, by name.
-        **options: further ones of `Pipeline`.
+        **options: other options of `Pipeline`.
 
     Raises:
-        MeowError: several rounds are asked for, but the inverted facts are a file.
+        MeowError: there are several rounds, and an override gives what each round makes.
     """
-    rounds = config.pipeline.rounds
+    num_rounds = config.pipeline.rounds
     first = Pipeline(config, overrides, **options)
-    if rounds == 1:
+    if num_rounds == 1:
         yield Part("", first, first.selection(None, None, None))
         return
-    for name in ("candidates", "memo", "selected", "model"):
+    for name in MADE_BY_EACH_ROUND:
         if name in first.overrides:
             raise MeowError(
-                f"--input {name}: `pipeline.rounds` is {rounds}, and each round makes its own {name}."
+                f"--input {name}: `pipeline.rounds` is {num_rounds}, and each round makes its own "
+                f"{name}. Set pipeline.rounds=1, or remove the input."
             )
-    current, chosen, model = first, list[Artifact](), None
-    for number in range(1, rounds + 1):
-        start, until = (
-            (None if number == 1 else "invert"),
-            ("remain" if number < rounds else "train"),
-        )
-        yield Part(f"round {number}, ", current, current.selection(None, start, until))
-        model, selected = current.artifact("model"), current.artifact("selected")
-        remaining = current.artifact("remaining") if number < rounds else None
-        if model is None or selected is None or (number < rounds and remaining is None):
-            return
-        chosen.append(selected)
-        if remaining is None or not pc.any(pc.equal(remaining.table["split"], "forget")).as_py():
+    yield from _rounds(first, num_rounds, options)
+
+
+def _rounds(first: Pipeline, num_rounds: int, options: dict[str, Any]) -> Iterator[Part]:
+    pipeline = first
+    selected_by_round: list[Artifact] = []
+    for number in range(1, num_rounds + 1):
+        is_last = number == num_rounds
+        start = None if number == 1 else "invert"
+        until = "train" if is_last else "remain"
+        yield Part(f"round {number}, ", pipeline, pipeline.selection(None, start, until))
+        model = pipeline.artifact("model")
+        selected = pipeline.artifact("selected")
+        remaining = None if is_last else pipeline.artifact("remaining")
+        if model is None or selected is None or (remaining is None and not is_last):
+            return  # this round has not been run
+        selected_by_round.append(selected)
+        if remaining is None or not _has_forget_facts(remaining):
             break
-        seed = None if config.invert.seed is None else config.invert.seed + number
-        fresh = config.model_copy(
-            update={"memorize": None, "invert": config.invert.model_copy(update={"seed": seed})}
-        )
-        kept = {name: uri for name, uri in (overrides or {}).items() if name == "generator"}
-        current = Pipeline(fresh, kept, given={"facts": remaining, "target": model}, **options)
-    assert model is not None
-    digest = storage.json_digest([one.digest for one in chosen])
-    every = Artifact("selected", "", digest, value=_together([one.table for one in chosen]))
-    last = Pipeline(config, overrides, given={"model": model, "selected": every}, **options)
+        pipeline = _next_round(first, number, remaining, model, options)
+    assert model is not None, "there is at least one round"
+    last = Pipeline(
+        first.config,
+        first.overrides,
+        given={"model": model, "selected": _concatenated(selected_by_round)},
+        **options,
+    )
     yield Part("", last, last.selection(None, "evaluate", None))
 
 
-def _together(selected: list[pa.Table]) -> pa.Table:
-    """Puts what the rounds chose into one table; ranks go on from round to round."""
-    parts, start = [], 0
-    for table in selected:
-        rank = pc.add(table["rank"], pa.scalar(start, pa.int32()))
-        parts.append(table.set_column(table.schema.get_field_index("rank"), "rank", rank))
-        start += pc.max(table["rank"]).as_py() + 1
-    return pa.concat_tables(parts)
+def _has_forget_facts(facts: Artifact) -> bool:
+    return bool(pc.any(pc.equal(facts.table["split"], "forget")).as_py())
+
+
+def _next_round(
+    first: Pipeline, number: int, remaining: Artifact, model: Artifact, options: dict[str, Any]
+) -> Pipeline:
+    """Returns the pipeline that makes the tuned model forget the remaining facts.
+
+    Another sampling seed gives it other inverted facts than the round before.
+    """
+    config = first.config
+    seed = None if config.invert.seed is None else config.invert.seed + number
+    invert = config.invert.model_copy(update={"seed": seed})
+    return Pipeline(
+        config.model_copy(update={"memorize": None, "invert": invert}),
+        {name: uri for name, uri in first.overrides.items() if name == "generator"},
+        given={"facts": remaining, "target": model},
+        **options,
+    )
+
+
+def _concatenated(selected_by_round: Sequence[Artifact]) -> Artifact:
+    """Returns the inverted facts of all rounds as one table; ranks continue from round to round."""
+    tables: list[pa.Table] = []
+    first_rank = 0
+    for artifact in selected_by_round:
+        table = artifact.table
+        rank = pc.add(table["rank"], pa.scalar(first_rank, pa.int32()))
+        tables.append(table.set_column(table.schema.get_field_index("rank"), "rank", rank))
+        first_rank += pc.max(table["rank"]).as_py() + 1
+    digest = storage.json_digest([artifact.digest for artifact in selected_by_round])
+    return Artifact("selected", "", digest, value=pa.concat_tables(tables))

@@ -67,7 +67,7 @@ class World:
         self.said: list[str] = []
         pipeline.run(
             pipeline.selection(only, start, until),
-            say=lambda event: self.said.append(str(event)),
+            on_event=lambda event: self.said.append(str(event)),
             **options,
         )
         return self.ran[before:]

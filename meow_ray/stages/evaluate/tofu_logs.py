@@ -9,6 +9,7 @@ import numpy as np
 
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
+from meow_ray.stages.evaluate import tofu
 from meow_ray.stages.evaluate.tofu import (
     OPTIONS,
     Array,
@@ -150,3 +151,25 @@ def _numbers(values: Any, where: str, name: str, row: str) -> list[float]:
     if not isinstance(values, list) or not values:
         raise MeowError(f"{where}: {name} of row {row} is not a list of numbers.")
     return [_number(value, where, name, row) for value in values]
+
+
+def aggregate_logs(log: str, retain_log: str | None) -> dict[str, float]:
+    """Reads per-example results and aggregates them as TOFU's official code does.
+
+    Args:
+        log: the model's results, a path or URI.
+        retain_log: those of the model that never saw the forget set; None leaves out forget quality.
+
+    Raises:
+        MeowError: a file cannot be read, has no forget set, or the forget sets differ.
+    """
+    results = read_log(storage.absolute(log))
+    if retain_log is None:
+        return tofu.figures(results, None)
+    retain_results = read_log(storage.absolute(retain_log))
+    for name, suites in ((log, results), (retain_log, retain_results)):
+        if "forget" not in suites:
+            raise MeowError(f"{name}: it has no forget set, which forget quality compares.")
+    forget = results["forget"]
+    tofu.check_reference(len(forget), forget.answers, retain_results["forget"], retain_log)
+    return tofu.figures(results, retain_results)

@@ -6,12 +6,28 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
+import pyarrow as pa
 from tabulate import tabulate
 
 from meow_ray.core import manifest, storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate.metrics import Interval
+
+COMPARISON_SCHEMA = pa.schema(
+    [
+        ("suite", pa.string()),
+        ("metric", pa.string()),
+        ("run", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("spread", pa.float64()),
+        ("runs", pa.int32()),
+        ("num_examples", pa.int32()),
+    ]
+)
+"""The columns of `as_arrow` and of the CSV form."""
 
 Format = Literal["markdown", "csv", "latex"]
 
@@ -131,3 +147,25 @@ def _text(cell: Cell | None) -> str:
 def number(value: float) -> str:
     """Returns a figure as people read it: three decimals, and a power of ten where those would say nothing."""
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def as_arrow(cells: Table) -> pa.Table:
+    """Returns the cells as a table: one row per suite, metric and name of a run."""
+    rows = []
+    for (suite, metric), by_name in cells.items():
+        for name, cell in by_name.items():
+            low, high = (cell.interval.low, cell.interval.high) if cell.interval else (None, None)
+            rows.append(
+                {
+                    "suite": suite,
+                    "metric": metric,
+                    "run": name,
+                    "value": cell.value,
+                    "low": low,
+                    "high": high,
+                    "spread": cell.spread,
+                    "runs": cell.runs,
+                    "num_examples": cell.num_examples,
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=COMPARISON_SCHEMA)

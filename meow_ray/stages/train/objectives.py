@@ -110,6 +110,9 @@ PRESETS: dict[str, ObjectiveSpec] = {
 }
 """Methods by the names that papers use, with their defaults; the sources stand in `losses`."""
 
+REGISTERED: dict[str, str] = {}
+"""The source texts of objectives that this program registered, by name; see `registered`."""
+
 MEMORIZE = PRESETS["meow"]
 """Plain cross-entropy: what `memorize` minimises."""
 
@@ -122,6 +125,8 @@ def source_of(name: str) -> str | None:
     """
     if name in PRESETS:
         return None
+    if name in REGISTERED:
+        return REGISTERED[name]
     if not re.fullmatch(OWN_OBJECTIVE, name):
         raise MeowError(
             f"`train.objective`: no objective {name!r}; there are {', '.join(PRESETS)}, "

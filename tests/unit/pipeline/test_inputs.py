@@ -35,7 +35,7 @@ def test_an_input_from_elsewhere_replaces_the_stage_that_makes_it(world: World, 
     pipeline = world.pipeline(overrides={"facts": own_facts(tmp_path / "mine.parquet")})
     chosen = pipeline.selection(None, None, None)
     assert [s.name for s in chosen] == ["select", "report"]
-    states = pipeline.run(chosen, say=str)
+    states = pipeline.run(chosen, on_event=str)
     assert isinstance(states[0].artifact, Artifact)
     assert states[0].artifact.table["answer"].to_pylist() == ["A"]
     with pytest.raises(MeowError, match="--only ingest: there is no such stage here"):
@@ -45,7 +45,7 @@ def test_an_input_from_elsewhere_replaces_the_stage_that_makes_it(world: World, 
 def test_an_input_from_elsewhere_enters_by_content(world: World, tmp_path: Path):
     mine = {"facts": own_facts(tmp_path / "mine.parquet")}
     first = world.pipeline(overrides=mine)
-    first.run(first.selection(None, None, None), say=str)
+    first.run(first.selection(None, None, None), on_event=str)
     moved = {"facts": str(Path(mine["facts"]).rename(tmp_path / "moved.parquet"))}
     assert set(world.states(overrides=moved).values()) == {("cached", "")}
     own_facts(tmp_path / "moved.parquet", answer=["Another"])

@@ -45,7 +45,7 @@ def test_all_stages_run_once_and_are_cached_then(world: World):
 
 def test_a_run_returns_the_states_afterwards(world: World):
     pipeline = world.pipeline()
-    states = pipeline.run(pipeline.selection(None, None, None), say=str)
+    states = pipeline.run(pipeline.selection(None, None, None), on_event=str)
     assert [(s.stage.name, s.state) for s in states] == [(name, "cached") for name in ALL]
     rows = [s.as_row() for s in states]
     assert [row["rows"] for row in rows] == [2, 2, None]
@@ -129,10 +129,11 @@ def test_a_raised_code_version_is_a_reason(world: World):
     assert world.run() == ["select"]
 
 
-def test_a_changed_schema_is_a_reason(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_a_changed_schema_is_a_reason(world: World):
     world.run()
+    ingest, select, report = world.stages
     wider = schema.SCHEMAS["selected"].append(pa.field("note", pa.string()))
-    monkeypatch.setitem(schema.SCHEMAS, "selected", wider)
+    world.use(ingest, replace(select, schema=wider), report)
     assert world.states()["select"] == ("stale", "schema changed")
 
 
@@ -268,7 +269,7 @@ def test_of_two_drivers_the_first_manifest_wins(world: World):
 
     def overtaken(context: Context) -> dict[str, Any]:
         world.runs["select"] = whole
-        first.append(world.pipeline().run(list(world.stages), say=str))
+        first.append(world.pipeline().run(list(world.stages), on_event=str))
         return whole(context)
 
     world.runs["select"] = overtaken
@@ -432,7 +433,7 @@ def test_changing_top_k_reruns_select_and_what_follows_and_loads_no_model(
 
     def executed(*overrides: str) -> list[str]:
         pipeline, before = Pipeline(load_config(None, [*base, *overrides]), stages=stages), len(ran)
-        pipeline.run(pipeline.selection(None, None, None), say=str)
+        pipeline.run(pipeline.selection(None, None, None), on_event=str)
         return ran[before:]
 
     every = ["ingest", "invert", "memo", "select", "train", "evaluate", "report"]

@@ -89,8 +89,8 @@ class World:
 
     def run(self, *overrides: str, inputs: dict[str, str] | None = None) -> list[str]:
         config, before, labels = load_config(None, [*self.settings, *overrides]), len(self.ran), []
-        for part in rounds.parts(config, inputs, stages=self.stages):
-            part.pipeline.run(part.stages, say=str, label=part.label)
+        for part in rounds.parts_of_run(config, inputs, stages=self.stages):
+            part.pipeline.run(part.stages, on_event=str, label=part.label)
             labels.append(part.label)
         self.labels = labels
         return [name for name, _ in self.ran[before:]]
@@ -160,7 +160,9 @@ def test_another_threshold_asks_again_what_is_left(world: World):
 
 def test_what_has_not_run_yet_ends_the_list(world: World):
     config = load_config(None, [*world.settings, "pipeline.rounds=2"])
-    assert [part.label for part in rounds.parts(config, stages=world.stages)] == ["round 1, "]
+    assert [part.label for part in rounds.parts_of_run(config, stages=world.stages)] == [
+        "round 1, "
+    ]
 
 
 def test_inverted_facts_from_a_file_cannot_go_round(world: World):
