@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from meow_ray.core import local_cache, storage
+from meow_ray.core import local_cache
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.failures import user_error
 
