@@ -74,7 +74,8 @@ def _type_text(annotation: Any, bounds: str = "") -> str:
         return f"str | {_fields_text(Source)}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return _fields_text(annotation)
-    return annotation.__name__ + (bounds if annotation in (int, float) else "")
+    number_bounds = bounds if annotation in (int, float) else ""
+    return f"{annotation.__name__}{number_bounds}"
 
 
 def _fields_text(section: type[Section]) -> str:

@@ -9,7 +9,7 @@ from meow_ray.core.manifest import MAIN, Artifact
 from meow_ray.core.tables import TableSource
 
 LARGE = 100_000
-"""Tables with at least this many rows are queried from their files and never loaded as a whole."""
+"""Tables with at least this many rows are queried from their files instead of being loaded."""
 
 Resolve = Callable[[Config, bool], Artifact]
 """Finds an input. Arguments: the configuration; whether to read files whose digest is known."""
