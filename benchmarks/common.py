@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from meow_ray.core import storage
+from meow_ray.core import local_cache
 from meow_ray.core.manifest import LIBRARIES, Manifest, latest
 from meow_ray.pipeline.pipeline import Pipeline
 
@@ -31,7 +31,7 @@ PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
 SHARED_DATA = Path(os.environ.get("MEOW_SHARED_DATA", PROJECT.parent / "shared" / "data"))
 """The data that tests and benchmarks read: TOFU, the MEOW authors' inverted facts."""
-LOG = storage.cache_home() / "logs" / "benchmarks.log"
+LOG = local_cache.cache_home() / "logs" / "benchmarks.log"
 
 
 def _small_model() -> str:

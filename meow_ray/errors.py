@@ -1,8 +1,8 @@
-"""The one error a user's mistake raises."""
+"""The error that every mistake of a user raises."""
 
 
 class MeowError(Exception):
-    """A mistake that the user can mend: the message says what is wrong, where, and what to do.
+    """A mistake that the user can correct. The message says what is wrong, where, and what to do.
 
-    Programs print it as one paragraph without a traceback and exit with status 2.
+    Programs print the message as one paragraph without a traceback, and exit with status 2.
     """

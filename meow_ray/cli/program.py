@@ -11,11 +11,11 @@ from typing import Any
 
 import typer
 
-from meow_ray.core import storage
+from meow_ray.core.local_cache import cache_home
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.failures import user_error
 
-LOG = storage.cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+LOG = cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
 """The file that receives the output of libraries in this process."""
 
 

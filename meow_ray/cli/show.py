@@ -7,13 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from meow_ray.core import storage
+from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import REJECTS_FILE, Artifact
 from meow_ray.core.schema import EVALUATED_MODELS
 from meow_ray.core.stage import State
 from meow_ray.errors import MeowError
 from meow_ray.stages.invert.replies import OTHER_RULES
 from meow_ray.stages.invert.rules import RULES
-from meow_ray.core.formatting import format_number
 
 BARS = " ▁▂▃▄▅▆▇█"
 STATE_STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}

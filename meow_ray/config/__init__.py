@@ -1,4 +1,4 @@
-"""The configuration: what can be set, with defaults, meanings, units and bounds."""
+"""The configuration: all sections and fields, with defaults, meanings, units and bounds."""
 
 from meow_ray.config.config import Config, PipelineSection, Storage, Tracking
 from meow_ray.config.evaluation import Evaluate, LmEval, Report

@@ -1,4 +1,4 @@
-"""The whole configuration: one section a stage, and those of the run."""
+"""The whole configuration: one section per stage, and the sections of the run."""
 
 from pydantic import model_validator
 
@@ -10,33 +10,36 @@ from meow_ray.config.training import Memorize, Train
 
 
 class PipelineSection(Section):
-    """The run as a whole."""
+    """Rounds of forgetting."""
 
     rounds: int = field(
         1,
-        "times that what is still memorised goes round again, with fresh inverted facts",
+        "largest number of rounds; a fact that is still memorised gets new inverted facts",
         "rounds",
         gt=0,
     )
     threshold: float = field(
-        0.5, "facts whose MEMO in the tuned model is above it go round again", ge=0, le=1
+        0.5, "facts with a higher MEMO in the tuned model take part in the next round", ge=0, le=1
     )
 
 
 class Tracking(Section):
-    """Where training writes its curves; never changes a result."""
+    """Where training writes its curves. These settings never change a result."""
 
-    tensorboard: bool = field(True, "event files below the storage root")
-    mlflow: str | None = field(None, "tracking URI of an MLflow server or folder")
+    tensorboard: bool = field(True, "write event files to the storage root")
+    mlflow: str | None = field(None, "tracking URI of an MLflow server or folder; null writes none")
     wandb: str | None = field(
-        None, "project on Weights & Biases; its key comes from the environment"
+        None,
+        "project on Weights & Biases; the API key comes from the environment; null writes none",
     )
 
 
 class Storage(Section):
-    """Where artifacts live."""
+    """Where artifacts are stored."""
 
-    root: str = field("runs/meow", "URI that all nodes reach: local path, NFS, s3://, gs://")
+    root: str = field(
+        "runs/meow", "URI that all nodes can reach: a local path, NFS, s3:// or gs://"
+    )
 
 
 class Config(Section):
@@ -60,6 +63,7 @@ class Config(Section):
     def _moments(self) -> "Config":
         if "min_k_pp" in self.evaluate.membership and self.target.engine != "transformers":
             raise ValueError(
-                "evaluate.membership: min_k_pp needs whole distributions: set target.engine=transformers"
+                "evaluate.membership: min_k_pp needs the whole distribution of each token. "
+                "Set target.engine=transformers or remove min_k_pp"
             )
         return self

@@ -9,58 +9,69 @@ from meow_ray.config.sections import Source
 
 
 class LmEval(Section):
-    """Tasks of lm-evaluation-harness, before and after; needs `meow_ray[lm-eval]`."""
+    """Tasks of lm-evaluation-harness, run before and after. They need `meow_ray[lm-eval]`."""
 
-    tasks: tuple[str, ...] = field((), "its tasks, such as arc_challenge, arc_easy, piqa, mmlu")
-    num_fewshot: int | None = field(
-        None, "examples in the prompt; null is the task's own", "examples", ge=0
+    tasks: tuple[str, ...] = field(
+        (), "names of tasks, such as arc_challenge, arc_easy, piqa or mmlu"
     )
-    limit: int | None = field(None, "first examples of each task; null is all", "examples", gt=0)
-    backend: Literal["hf", "vllm"] = field("hf", "what runs the model: transformers or vLLM")
+    num_fewshot: int | None = field(
+        None, "examples in each prompt; null uses the number of the task", "examples", ge=0
+    )
+    limit: int | None = field(
+        None, "run only the first examples of each task; null runs all", "examples", gt=0
+    )
+    backend: Literal["hf", "vllm"] = field(
+        "hf", "library that runs the model: transformers (hf) or vLLM"
+    )
 
 
 class Evaluate(Section):
-    """Measures forgetting and utility before and after.
+    """Measures forgetting and utility before and after training.
 
-    Sets of some names have a meaning: forget and retain stand for the splits of `ingest`, with the columns of TOFU's
-    perturbed files; real_authors and world_facts make model utility; holdout is what no model has seen.
+    Some names of sets have a meaning. `forget` and `retain` replace the splits of `ingest` and have
+    the columns of TOFU's perturbed files. `real_authors` and `world_facts` are parts of model
+    utility. `holdout` has questions that no model was trained on.
     """
 
-    sets: dict[str, Source] = content({}, "further sets of questions and answers, by suite name")
+    sets: dict[str, Source] = content({}, "additional sets of questions and answers, by name")
     retain_model: str | None = content(
         None,
-        "model that never saw the forget set: folder, hub name, or its results as eval_log_aggregated.json (TOFU) "
-        "or TOFU_EVAL.json (open-unlearning)",
+        "model that never saw the forget set: a folder, a hub name, or its results in "
+        "eval_log_aggregated.json (TOFU) or TOFU_EVAL.json (open-unlearning)",
     )
     text: str | None = content(
         None,
-        "text file, a passage a line: perplexity and BLEU of the second halves behind the first",
+        "text file with one passage per line, for perplexity and BLEU of the second half of each",
     )
     attacks: tuple[Literal["paraphrase", "prefix", "affirmative"], ...] = field(
         ("paraphrase", "prefix", "affirmative"),
-        "ask the forget set in other words, from 10, 30, 50 % of the true answer on, after an affirmative start",
+        "ask for the forget set in other words, with the first 10, 30 and 50 % of the true answer "
+        "given, and with an affirmative start of the reply",
     )
     membership: tuple[Literal["loss", "zlib", "min_k", "min_k_pp", "retain_model"], ...] = field(
         ("loss", "zlib", "min_k", "retain_model"),
         "membership inference against the set holdout; min_k_pp needs target.engine transformers",
     )
     min_k_share: float = field(
-        0.2, "share of the tokens that min_k and min_k_pp look at", gt=0, le=1
+        0.2, "share of the least probable tokens that min_k and min_k_pp use", gt=0, le=1
     )
     lm_eval: LmEval = LmEval()
     task_folder: str | None = content(
-        None, "folder with task files of one's own for lm_eval, which all nodes reach"
+        None, "folder with your own task files for lm_eval, which all nodes can reach"
     )
     max_new_tokens: int = field(
-        64, "longest greedy answer; passages of `text` have their own length", "tokens", gt=0
+        64,
+        "longest greedy answer; continuations in `text` are as long as the rest of the passage",
+        "tokens",
+        gt=0,
     )
     sample: int | None = field(
-        None, "facts evaluated in each set but forget; null is all", "facts", gt=0
+        None, "facts to evaluate in each set except forget; null evaluates all", "facts", gt=0
     )
     memo_sample: int | None = field(
-        None, "facts scored with MEMO in each set but forget; null is all", "facts", gt=0
+        None, "facts to score with MEMO in each set except forget; null scores all", "facts", gt=0
     )
-    bootstrap_resamples: int = field(1000, "resamples behind a 95 % interval", gt=0)
+    bootstrap_resamples: int = field(1000, "bootstrap resamples for each 95 % interval", gt=0)
     seed: int = field(0, "seed of samples and bootstrap", ge=0)
 
     def spec(self) -> dict[str, Any]:
@@ -83,13 +94,13 @@ class Evaluate(Section):
     def _suite_names(cls, value: dict[str, Source]) -> dict[str, Source]:
         for name in value:
             if name in ("text", "tofu", "membership", "lm_eval") or name.startswith("forget_"):
-                raise ValueError(f"the suite name {name!r} is taken by figures of our own")
+                raise ValueError(f"the set name {name!r} is reserved; choose another name")
         return value
 
 
 class Report(Section):
-    """One self-contained page for people."""
+    """Writes one self-contained HTML page."""
 
     title: str = field("MEOW unlearning report", "heading of the page")
-    show_text: bool = field(False, "print questions and answers of the forget set on the page")
-    note: str = field("", "a sentence printed under the heading")
+    show_text: bool = field(False, "show questions and answers of the forget set on the page")
+    note: str = field("", "sentence below the heading")

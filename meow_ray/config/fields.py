@@ -1,4 +1,4 @@
-"""What the sections of the configuration are made of."""
+"""Building blocks of the configuration: sections, and two kinds of fields."""
 
 from typing import Any
 
@@ -7,29 +7,32 @@ from pydantic.fields import FieldInfo
 
 
 def content(default: Any, description: str, **kwargs: Any) -> Any:
-    """Declares a field that names something outside, which enters fingerprints by its content."""
+    """Declares a field that names a model, a file or the like.
+
+    Its content enters fingerprints instead of its value, so that a path may change.
+    """
     return Field(default, description=description, json_schema_extra={"content": True}, **kwargs)
 
 
 def field(default: Any, description: str, unit: str = "", **kwargs: Any) -> Any:
-    """Declares a field with its meaning and unit."""
+    """Declares any other field, with its meaning and unit."""
     return Field(default, description=description, json_schema_extra={"unit": unit}, **kwargs)
 
 
 def extra(info: FieldInfo) -> dict[str, Any]:
-    """Returns what a field is marked with: `content`, `unit`."""
+    """Returns the marks of a field: `content` or `unit`."""
     return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
 class Section(BaseModel):
-    """A frozen group of keys that knows no others."""
+    """A group of settings that cannot be changed; unknown keys are refused."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
 
     def spec(self) -> dict[str, Any]:
-        """Returns the fields that change results, without those that enter by content."""
+        """Returns the fields that enter fingerprints by their value."""
         outside = {
             name for name, info in type(self).model_fields.items() if extra(info).get("content")
         }

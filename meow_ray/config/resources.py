@@ -1,4 +1,4 @@
-"""The sections of the configuration that say where and how fast, never what."""
+"""The section `resources`: where stages run and how fast, which never changes what they compute."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,57 +8,55 @@ from meow_ray.config.fields import Section, field
 
 
 class NodeType(Section):
-    """Nodes that an autoscaling cluster adds on demand."""
+    """A kind of node that an autoscaling cluster adds on demand."""
 
-    cpus: float = field(1.0, "CPUs of such a node", "CPUs", gt=0)
-    gpus: int = field(0, "GPUs of such a node", "GPUs", ge=0)
-    max_nodes: int = field(1, "how many of them there may be", "nodes", gt=0)
-    labels: dict[str, str] = field({}, "their labels, as the cluster's configuration gives them")
+    cpus: float = field(1.0, "CPUs of each node", "CPUs", gt=0)
+    gpus: int = field(0, "GPUs of each node", "GPUs", ge=0)
+    max_nodes: int = field(1, "largest number of these nodes", "nodes", gt=0)
+    labels: dict[str, str] = field({}, "labels of these nodes in the configuration of the cluster")
 
 
 NODE_LABELS: dict[str, Any] = {
     "default": {},
-    "description": "labels that a node must have to be used, such as {meow-group: training}; {}: any node",
+    "description": "use only nodes with these labels, such as {meow-group: training}; {} is all",
 }
 
 
 class EngineResources(Section):
-    """The actor pool of a generating or scoring stage."""
+    """The actors of a stage that generates or scores text."""
 
     num_actors: (
         Annotated[int, Field(gt=0)]
         | tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
     ) = field(
         1,
-        "actors, each with an engine of its own; [min, max] is a pool that grows and shrinks",
+        "number of actors, each with its own engine; [min, max] lets the number grow and shrink",
         "actors",
     )
     gpus_per_actor: Annotated[int, Field(ge=0)] | Literal["auto"] = field(
-        "auto", "GPUs of one actor; auto is tensor_parallel_size where there are GPUs"
+        "auto", "GPUs per actor; auto is tensor_parallel_size, or 0 on a cluster without GPUs"
     )
-    cpus_per_actor: float = field(0.5, "CPUs that Ray reserves for one actor", "CPUs", ge=0)
+    cpus_per_actor: float = field(0.5, "CPUs that Ray reserves per actor", "CPUs", ge=0)
     threads: int | None = field(
         None,
-        "compute threads of an engine on CPU; null is the node's cores over the most actors",
+        "compute threads per engine on CPU; null is the node's cores divided by the most actors",
         gt=0,
     )
-    tensor_parallel_size: int = field(
-        1, "GPUs that one engine's weights are cut over", "GPUs", gt=0
-    )
-    batch_size: int = field(64, "rows given to an actor at once", "rows", gt=0)
+    tensor_parallel_size: int = field(1, "GPUs that share the weights of one engine", "GPUs", gt=0)
+    batch_size: int = field(64, "rows that an actor gets at once", "rows", gt=0)
     cpu_tasks: bool | Literal["auto"] = field(
         "auto",
-        "tokenise and score in tasks of their own; auto: if the engine has GPUs, else they share its cores",
+        "tokenise and score in separate CPU tasks; auto does so if the engine has GPUs",
     )
-    kv_cache_gib: float = field(1.0, "KV cache of vLLM on CPU", "GiB", gt=0)
+    kv_cache_gib: float = field(1.0, "size of vLLM's KV cache on CPU", "GiB", gt=0)
     node_labels: dict[str, str] = field(**NODE_LABELS)
     gpu_memory_utilization: float = field(
-        0.9, "share of a GPU's memory that vLLM may take", gt=0, le=1
+        0.9, "share of a GPU's memory that vLLM may use", gt=0, le=1
     )
 
     @property
     def actors(self) -> tuple[int, int]:
-        """The least and the most actors of the pool."""
+        """The smallest and the largest number of actors."""
         return (
             self.num_actors
             if isinstance(self.num_actors, tuple)
@@ -68,65 +66,77 @@ class EngineResources(Section):
     @model_validator(mode="after")
     def _pool_in_order(self) -> "EngineResources":
         if self.actors[0] > self.actors[1]:
-            raise ValueError("num_actors: [min, max] with min above max")
+            raise ValueError("num_actors is [min, max], but min is larger than max")
         return self
 
 
 class InvertResources(EngineResources):
-    """The actor pool of `invert`, and how an endpoint is asked."""
+    """The actors of `invert`, and the requests to an endpoint."""
 
     concurrency: int = field(
-        16, "requests that one actor has under way at an endpoint", "requests", gt=0
+        16, "requests that an actor has in flight at an endpoint", "requests", gt=0
     )
-    timeout: float = field(120.0, "patience with one request to an endpoint", "s", gt=0)
+    timeout: float = field(120.0, "time limit of a request to an endpoint", "s", gt=0)
     max_retries: int = field(
-        6, "retries with back-off of a request that an endpoint refuses or fails", ge=0
+        6, "retries, with back-off, of a request that an endpoint refuses or fails", ge=0
     )
 
 
 class TrainResources(Section):
-    """The workers of a fine-tuning stage."""
+    """The workers of a stage that trains."""
 
     num_workers: Annotated[int, Field(gt=0)] | Literal["auto"] = field(
-        "auto", "ZeRO workers; auto is one a GPU, or on CPU two", "workers"
+        "auto",
+        "number of ZeRO workers; auto is one per GPU, or 2 on a cluster without GPUs",
+        "workers",
     )
-    max_workers: int | None = field(None, "upper bound of auto", "workers", gt=0)
+    max_workers: int | None = field(
+        None, "largest number of workers that num_workers auto may choose", "workers", gt=0
+    )
     min_workers: int | None = field(
         None,
-        "go on with as few when nodes are lost, back up when they return; null waits for all",
+        "continue with this many or more if nodes are lost, until they return; null waits for them",
         "workers",
         gt=0,
     )
-    cpus_per_worker: float = field(1.0, "CPUs that Ray reserves for one worker", "CPUs", gt=0)
+    cpus_per_worker: float = field(1.0, "CPUs that Ray reserves per worker", "CPUs", gt=0)
     node_labels: dict[str, str] = field(**NODE_LABELS)
-    micro_batch_size: int = field(4, "pairs in one forward pass of one worker", "pairs", gt=0)
+    micro_batch_size: int = field(4, "pairs per forward pass of one worker", "pairs", gt=0)
     zero_stage: Literal[1, 2, 3] = field(2, "DeepSpeed ZeRO stage")
-    packing: bool = field(True, "put the pairs of a forward pass into one row without padding")
+    packing: bool = field(True, "pack the pairs of a forward pass into one row without padding")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = field(
         "auto",
-        "attention kernel; auto is flash attention where it is installed, the model is in bfloat16 and on a GPU",
+        "attention kernel; auto is flash_attention_2 if it is installed and the model runs in "
+        "bfloat16 on a GPU, else the default of the model",
     )
-    gradient_checkpointing: bool = field(False, "compute activations twice instead of keeping them")
+    gradient_checkpointing: bool = field(False, "compute activations twice to save memory")
     offload: Literal["none", "cpu", "nvme"] = field(
-        "none", "where optimiser states live, with ZeRO 3 weights too"
+        "none", "where optimiser states are held; with zero_stage 3 the weights as well"
     )
-    nvme_path: str | None = field(None, "folder on a local disk of each node (offload nvme)")
-    max_failures: int = field(3, "worker failures survived before the stage gives up", ge=0)
-    checkpoint_every: int = field(1, "epochs between two checkpoints", "epochs", gt=0)
+    nvme_path: str | None = field(None, "folder on a local disk of each node, for offload nvme")
+    max_failures: int = field(
+        3, "worker failures after which training resumes; one more fails the stage", ge=0
+    )
+    checkpoint_every: int = field(1, "epochs between checkpoints", "epochs", gt=0)
 
     def workers(self, available: int) -> int:
-        """Returns the number of workers where `auto` may take so many, and takes one at least."""
+        """Returns `num_workers`; for `auto` the number of available workers, at least 1.
+
+        Args:
+            available: number of workers that the cluster can hold.
+        """
         if self.num_workers != "auto":
             return self.num_workers
         return max(1, min(available, self.max_workers or available))
 
 
 class Resources(Section):
-    """Hardware a stage may use; never changes a result beyond rounding."""
+    """Hardware of the stages. It never changes a result beyond rounding."""
 
     autoscaling: tuple[NodeType, ...] = field(
         (),
-        "nodes that the cluster may have if it grows: cpus, gpus, max_nodes and labels of each kind; (): those there",
+        "kinds of nodes that an autoscaling cluster can add, each with cpus, gpus, max_nodes and "
+        "labels; [] if the cluster cannot grow",
     )
     memorize: TrainResources = TrainResources()
     invert: InvertResources = InvertResources()

@@ -1,12 +1,13 @@
-"""The typed configuration: one section a stage, read from YAML and dotted overrides.
+"""The sections of the target model and of the stages from `ingest` to `select`.
 
-Every field is sorted by what it does to a result. The fields of the stage sections and of `target`
-are *spec*: they change results and enter fingerprints. Fields marked `content` name something
-outside (a model, a data file): they enter fingerprints by content, never by path. The sections
-`storage` and `resources` change where and how fast, never what.
+Each field is of one of three kinds, by its effect on results:
 
-Names that other modules define (objectives, validity rules) are checked where a validation context lists them; see
-`config_files.Names`.
+- The fields of the stages and of `target` are the spec. They enter fingerprints by their value.
+- Fields marked as content name a model or a file. They enter fingerprints by its content.
+- The fields of `storage`, `tracking` and `resources` never change a result. They enter none.
+
+Names that other modules define (objectives, validity rules) are checked only if a validation
+context lists them; see `files.Names`.
 """
 
 from pathlib import PurePosixPath
@@ -20,14 +21,15 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-"""Suffixes of the files that can be read, each with .gz too."""
+"""Suffixes of the data files that can be read; each may be followed by .gz."""
 
 
 class Source(Section):
     """A file of questions and answers, or a Hugging Face dataset."""
 
     path: str = Field(
-        description="JSONL, JSON, CSV or Parquet file (.gz too), or a Hugging Face dataset's name or folder"
+        description="JSONL, JSON, CSV or Parquet file, also with .gz, or the name or folder of a "
+        "Hugging Face dataset"
     )
     subset: str | None = Field(None, description="configuration name of a Hugging Face dataset")
     split: str = Field("train", description="split of a Hugging Face dataset")
@@ -35,7 +37,7 @@ class Source(Section):
 
     @property
     def is_file(self) -> bool:
-        """Whether this is a file of a format that is read here, and not a Hugging Face dataset."""
+        """Whether this is a file in one of the `FORMATS`, and not a Hugging Face dataset."""
         path = self.path.partition("?")[0].removesuffix(".gz")
         return PurePosixPath(path).suffix in FORMATS
 
@@ -48,15 +50,15 @@ class Source(Section):
 class ModelSection(Section):
     """A language model and the engine that runs it."""
 
-    model: str | None = content(None, "model folder, .gguf file or hub name")
+    model: str | None = content(None, "model: a folder, a .gguf file or a hub name")
     revision: str | None = content(None, "hub revision: branch, tag or commit")
     dtype: Dtype = field(
-        "auto", "weights and arithmetic of inference; auto is the dtype stored with the model"
+        "auto", "dtype of weights and activations; auto is the dtype stored with the model"
     )
     max_model_len: int | None = field(
-        None, "context length; null is the model's own", "tokens", gt=0
+        None, "context length; null is that of the model", "tokens", gt=0
     )
-    trust_remote_code: bool = field(False, "run Python code that comes with the model")
+    trust_remote_code: bool = field(False, "allow Python code in the model's files to run")
 
 
 class Target(ModelSection):
@@ -64,17 +66,19 @@ class Target(ModelSection):
 
     engine: Literal["vllm", "transformers"] = field("vllm", "inference engine")
     template: str = field(
-        "chat", "prompt of a question: chat (the tokenizer's chat template), tofu, raw, or Jinja"
+        "chat",
+        "prompt for a question: chat (the tokenizer's chat template), tofu, raw, or your own Jinja "
+        "template",
     )
-    system: str | None = field(
-        None, "system message of the chat template; null leaves it to the template"
-    )
+    system: str | None = field(None, "system message; null uses the default of the chat template")
 
     @field_validator("template")
     @classmethod
     def _known_template(cls, value: str) -> str:
         if value not in ("chat", "tofu", "raw") and "question" not in value:
-            raise ValueError("neither chat, tofu, raw nor a Jinja template with {{ question }}")
+            raise ValueError(
+                "Input should be chat, tofu, raw or a Jinja template with {{ question }}"
+            )
         return value
 
 
@@ -83,15 +87,18 @@ class Ingest(Section):
 
     forget: Source | None = content(None, "facts to forget")
     retain: Source | None = content(
-        None, "facts to keep: evaluated, and trained on by some objectives"
+        None, "facts to retain; they are evaluated, and some objectives train on them"
     )
     question_columns: tuple[str, ...] = field(
-        ("question",), "names the question's column may have; first match wins"
+        ("question",), "possible names of the column with the question; the first match wins"
     )
     answer_columns: tuple[str, ...] = field(
-        ("answer", "undesired_answer"), "names that the answer's column may have, first match wins"
+        ("answer", "undesired_answer"),
+        "possible names of the column with the answer; the first match wins",
     )
-    on_reject: Literal["fail", "skip"] = field("fail", "what to do when a row is rejected")
+    on_reject: Literal["fail", "skip"] = field(
+        "fail", "what to do if a row is rejected: fail the stage or skip the row"
+    )
 
 
 class Invert(ModelSection):
@@ -99,82 +106,97 @@ class Invert(ModelSection):
 
     engine: Literal["vllm", "transformers", "openai"] = field(
         "vllm",
-        "inference engine; openai asks an OpenAI-compatible endpoint for its model of the name `model`",
+        "inference engine; openai sends requests for `model` to an OpenAI-compatible endpoint",
     )
-    base_url: str | None = content(None, "URL of the endpoint, up to /v1 (engine openai)")
+    base_url: str | None = content(None, "URL of the endpoint up to /v1, for engine openai")
     api_key_env: str = content(
-        "OPENAI_API_KEY", "environment variable with the endpoint's key, if it needs one"
+        "OPENAI_API_KEY", "environment variable with the API key of the endpoint"
     )
-    structured: bool = field(True, "the endpoint takes a JSON schema as response_format")
+    structured: bool = field(
+        True, "send a JSON schema as response_format; set false if the endpoint does not support it"
+    )
     style: Literal["auto", "chat", "prefill"] = field(
         "auto",
-        "chat asks a capable model for JSON, prefill lets a small one complete the frame, auto tries both",
+        "chat asks a capable model for JSON, prefill lets a small model complete the true answer's "
+        "beginning, auto tries both",
     )
-    probe_facts: int = field(8, "facts that style auto tries", "facts", gt=0)
-    num_candidates: int = field(4, "inverted facts wanted for each forget fact", "answers", gt=0)
+    probe_facts: int = field(8, "facts on which style auto compares the two styles", "facts", gt=0)
+    num_candidates: int = field(4, "inverted facts per fact to forget", "answers", gt=0)
     spare: int = field(
-        2, "answers asked for beyond num_candidates in one attempt (style chat)", "answers", ge=0
+        2,
+        "answers to request in addition to num_candidates per attempt, for style chat",
+        "answers",
+        ge=0,
     )
     samples: int = field(
-        8, "completions sampled for a fact in one attempt (style prefill)", "answers", gt=0
+        8, "completions to sample per fact and attempt, for style prefill", "answers", gt=0
     )
-    max_attempts: int = field(3, "rounds of asking in one style", "rounds", gt=0)
-    fallback: bool = field(True, "ask in the other style where max_attempts were not enough")
+    max_attempts: int = field(3, "attempts per fact in one style", "attempts", gt=0)
+    fallback: bool = field(True, "try the other style if max_attempts in the first were not enough")
     on_shortfall: Literal["fail", "keep", "drop"] = field(
         "keep",
-        "facts with fewer than num_candidates: fail the stage, keep what there is, or drop the fact",
+        "what to do with a fact that has fewer than num_candidates inverted facts: fail the stage, "
+        "keep the fact, or drop it",
     )
     temperature: float = field(1.0, "sampling temperature of the first attempt", gt=0)
-    temperature_step: float = field(0.2, "added in each further attempt", ge=0)
-    top_p: float = field(0.95, "nucleus sampling mass", gt=0, le=1)
+    temperature_step: float = field(0.2, "added to the temperature in each later attempt", ge=0)
+    top_p: float = field(0.95, "probability mass of nucleus sampling", gt=0, le=1)
     max_new_tokens: int = field(128, "longest answer", "tokens", gt=0)
     seed: Annotated[int, Field(ge=0)] | None = field(
-        0, "sampling seed, combined with fact and attempt; null samples without one"
+        0, "sampling seed, combined with fact and attempt; null samples without a seed"
     )
     chat_prompt: str = field(
         "Question: {{ question }}\nTrue answer: {{ answer }}\n\n"
-        "Write {{ k }} different answers to the question that are plausible but do not factually match the true one. "
-        "Change the facts that the question asks for, keep the form and the length of the true answer, "
-        'and state each as a full sentence. Reply with a JSON object {"answers": [...]} of {{ k }} strings.',
-        "Jinja template of style chat; fields question, answer, k",
+        "Write {{ k }} different answers to the question that are plausible but do not factually "
+        "match the true one. Change the facts that the question asks for, keep the form and the "
+        "length of the true answer, and state each as a full sentence. Reply with a JSON object "
+        '{"answers": [...]} of {{ k }} strings.',
+        "Jinja template of the user message for style chat; fields question, answer, k",
     )
     prefill_prompt: str = field(
         "Invent a short answer to the question.\n\n{{ question }}",
-        "Jinja template of the user message of style prefill; fields question, answer, k",
+        "Jinja template of the user message for style prefill; fields question, answer, k",
     )
     judge: Literal["none", "generator", "endpoint"] = field(
         "none",
-        "who is asked whether a candidate contradicts the true answer: the generator, or the model at judge_base_url",
+        "model that decides whether a candidate contradicts the true answer: none, the generator, "
+        "or the model at judge_base_url",
     )
-    judge_model: str | None = content(None, "name of the model that judges at judge_base_url")
+    judge_model: str | None = content(None, "name of the judging model at judge_base_url")
     judge_base_url: str | None = content(
-        None, "URL of the OpenAI-compatible endpoint that judges, up to /v1"
+        None, "URL of the OpenAI-compatible endpoint of the judge, up to /v1"
     )
     judge_api_key_env: str = content(
-        "OPENAI_API_KEY", "environment variable with that endpoint's key"
+        "OPENAI_API_KEY", "environment variable with the API key of the judge's endpoint"
     )
     judge_prompt: str = field(
         "Question: {{ question }}\nAnswer A: {{ answer }}\nAnswer B: {{ candidate }}\n\n"
         "Do the two answers contradict each other, so that only one of them can be true? "
         'Reply with a JSON object {"contradicts": true} or {"contradicts": false}.',
-        "Jinja template of the judge's question; fields question, answer, candidate",
+        "Jinja template of the message to the judge; fields question, answer, candidate",
     )
     min_length_ratio: float = field(
-        0.3, "shortest inverted answer, as a share of the true one's words", gt=0
+        0.3, "shortest inverted answer, as a share of the true answer's number of words", gt=0
     )
     max_length_ratio: float = field(
-        2.0, "longest inverted answer, as a share of the true one's words", gt=0
+        2.0, "longest inverted answer, as a share of the true answer's number of words", gt=0
     )
-    max_rouge_l: float = field(0.9, "highest ROUGE-L F1 to the true answer", gt=0, le=1)
+    max_rouge_l: float = field(
+        0.9, "highest ROUGE-L F1 between inverted and true answer", gt=0, le=1
+    )
     max_novel_overlap: float = field(
-        0.5, "largest share of the true answer's novel words that may stay", ge=0, le=1
+        0.5,
+        "largest share of the true answer's novel words that an inverted answer may repeat",
+        ge=0,
+        le=1,
     )
     min_value_share: float = field(
         0.5,
-        "share of dates, numbers and names in the true answer's novel words from which on one of them must differ",
+        "if dates, numbers and names are at least this share of the true answer's novel words, one "
+        "of them must differ",
         ge=0,
     )
-    skip_rules: tuple[str, ...] = field((), "validity rules that are not asked, by name")
+    skip_rules: tuple[str, ...] = field((), "names of validity rules that are not applied")
 
     @field_validator("skip_rules")
     @classmethod
@@ -190,50 +212,58 @@ class Memo(Section):
     """Measures how well the target model has memorised each answer (paper, section 3.2)."""
 
     mode: Literal["suffix", "prefix"] = field(
-        "suffix", "suffix cuts the answer, prefix the question"
+        "suffix", "suffix cuts the answer at each window, prefix cuts the question"
     )
     window: Literal["character", "token"] = field(
-        "character", "cut at characters (paper), or at the target's own tokens (many times faster)"
+        "character", "cut at characters (paper) or at the target's tokens (many times faster)"
     )
     stride: int | None = field(
         None,
-        "distance of two cuts; null is 5 characters (paper) or 1 token",
+        "distance between two cuts; null is 5 characters (paper) or 1 token",
         "characters or tokens",
         gt=0,
     )
     max_new_tokens: Annotated[int, Field(gt=0)] | Literal["label"] = field(
         200,
-        "longest greedy continuation (paper: 200), or label: as long as what was cut off; changes the score",
+        "longest greedy continuation (paper: 200), or label for the length of the part that was "
+        "cut off; changes the score",
         "tokens",
     )
-    rouge: Literal["rouge1", "rouge2", "rougeL"] = field("rouge1", "which ROUGE is `memo`")
-    statistic: Literal["precision", "recall", "f1"] = field("precision", "which statistic of ROUGE")
+    rouge: Literal["rouge1", "rouge2", "rougeL"] = field(
+        "rouge1", "variant of ROUGE that gives MEMO"
+    )
+    statistic: Literal["precision", "recall", "f1"] = field(
+        "precision", "statistic of ROUGE that gives MEMO"
+    )
     template: Literal["raw", "target"] = field(
-        "raw", "prompts as bare text (paper), or through target.template"
+        "raw", "prompts as plain text (paper) or in target.template"
     )
     comparators: tuple[Literal["ma", "el", "em", "es"], ...] = field(
         (),
-        "further columns: memorisation accuracy, extraction likelihood, exact memorisation, extraction strength",
+        "additional columns: memorisation accuracy (ma), extraction likelihood (el), exact "
+        "memorisation (em), extraction strength (es)",
     )
     el_n: int = field(10, "length of the n-grams of extraction likelihood", "tokens", gt=0)
 
     @property
     def step(self) -> int:
-        """The distance of two cuts, in the unit of `window`."""
+        """The distance between two cuts, in the unit of `window`."""
         return self.stride or {"character": 5, "token": 1}[self.window]
 
     @model_validator(mode="after")
     def _prefix_is_raw(self) -> "Memo":
         if self.mode == "prefix" and self.template == "target":
-            raise ValueError("mode prefix cuts the question itself, which needs template raw")
+            raise ValueError(
+                "mode prefix cuts the question itself and needs template raw. Set memo.template=raw"
+            )
         return self
 
 
 class Select(Section):
     """Chooses the candidates to train on."""
 
-    top_k: int = field(3, "candidates chosen for each fact", "answers", gt=0)
+    top_k: int = field(3, "candidates to choose per fact", "answers", gt=0)
     order: Literal["largest", "smallest", "random"] = field(
-        "largest", "which end of MEMO is chosen"
+        "largest", "choose the candidates with the largest or smallest MEMO, or at random"
     )
-    seed: int = field(0, "seed of order random, combined with the fact", ge=0)
+    seed: int = field(0, "seed for order random, combined with the fact", ge=0)

@@ -1,4 +1,4 @@
-"""The sections of the stages that train."""
+"""The sections of the stages that train: `train` and `memorize`."""
 
 import re
 from typing import Literal
@@ -10,77 +10,90 @@ from meow_ray.config.sections import Source
 
 
 class Lora(Section):
-    """Low-rank adapters (LoRA, arXiv 2106.09685) through the library PEFT."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685), by the library PEFT."""
 
-    rank: int = field(16, "rank of an adapter", gt=0)
+    rank: int = field(16, "rank of the adapters", gt=0)
     alpha: float = field(32.0, "adapters are scaled by alpha / rank", gt=0)
-    dropout: float = field(0.0, "dropout in front of an adapter", ge=0, lt=1)
+    dropout: float = field(0.0, "dropout before the adapters", ge=0, lt=1)
     layers: tuple[str, ...] = field(
-        (), "names of the linear layers that get one; empty is all of them"
+        (), "names of the linear layers with adapters; [] is all linear layers"
     )
     output: Literal["merged", "adapter"] = field(
-        "merged", "export a whole model, or the adapter and its base's name"
+        "merged", "export the merged model, or the adapter with the name of its base model"
     )
     quantize: Literal["none", "nf4"] = field(
         "none",
-        "hold the base model in 4 bits (QLoRA, arXiv 2305.14314); needs a GPU and bitsandbytes",
+        "nf4 loads the base model in 4 bits (QLoRA, arXiv 2305.14314); it needs a GPU and "
+        "bitsandbytes",
     )
 
 
 class FineTuning(Section):
-    """What `train` and `memorize` share."""
+    """Settings that `train` and `memorize` share."""
 
     learning_rate: float = field(2e-5, "peak learning rate of AdamW", gt=0)
     epochs: int = field(5, "passes over the pairs", "epochs", gt=0)
-    batch_size: int = field(8, "pairs in one optimiser step over all workers", "pairs", gt=0)
+    batch_size: int = field(8, "pairs per optimiser step, over all workers", "pairs", gt=0)
     warmup_ratio: float = field(
-        0.1, "share of the steps with a rising learning rate; a linear decay follows", ge=0, lt=1
+        0.1,
+        "share of the steps in which the learning rate rises; then it decays linearly",
+        ge=0,
+        lt=1,
     )
     weight_decay: float = field(0.0, "decoupled weight decay of AdamW", ge=0)
-    max_grad_norm: float = field(1.0, "gradient norm is clipped to this", gt=0)
+    max_grad_norm: float = field(1.0, "gradients with a larger norm are scaled down to it", gt=0)
     max_length: int = field(
-        512, "longest prompt with answer; longer pairs are an error", "tokens", gt=0
+        512, "longest prompt with its answer; a longer pair is an error", "tokens", gt=0
     )
     train_dtype: Literal["float32", "bfloat16"] = field(
-        "float32", "arithmetic of training; AdamW's states are float32"
+        "float32", "dtype of forward and backward passes; optimiser states are float32"
     )
-    seed: int = field(0, "order of the pairs", ge=0)
+    seed: int = field(0, "seed of the order of the pairs", ge=0)
     lora: Lora | None = field(None, "train low-rank adapters instead of all weights")
     deepspeed: str | None = content(
-        None, "JSON file of further DeepSpeed settings; what contradicts ours is an error"
+        None, "JSON file with more DeepSpeed settings; a setting that contradicts ours is an error"
     )
 
 
 OWN_OBJECTIVE = r".+\.py:[^\W\d]\w*"
-"""Matches `FILE.py:FUNCTION`, which names a user's own objective."""
+"""Matches `FILE.py:FUNCTION`, the name of a user's own objective."""
 
 
 class Train(FineTuning):
     """Fine-tunes the target so that it forgets.
 
-    What makes the objective enters by what it comes to, not by how it was said.
+    The fields of the objective are marked as content: the objective that they result in enters the
+    fingerprint, so that naming a default changes nothing.
     """
 
-    objective: str = content("meow", "what is minimised: a method's name, or FILE.py:FUNCTION")
-    settings: dict[str, int | float] = content({}, "the objective's own settings, such as beta")
+    objective: str = content(
+        "meow",
+        "objective to minimise: a name such as meow, npo or dpo, or your own as FILE.py:FUNCTION",
+    )
+    settings: dict[str, int | float] = content({}, "settings of the objective, such as beta")
     forget_weight: float | None = content(
-        None, "weight of the objective itself; null is the method's own", ge=0
+        None, "weight of the loss on the forget set; null is the default of the objective", ge=0
     )
     retain_weight: float | None = content(
-        None, "weight of cross-entropy on the retain set; null is the method's own", ge=0
+        None,
+        "weight of the cross-entropy on the retain set; null is the default of the objective",
+        ge=0,
     )
     kl_weight: float | None = content(
         None,
-        "weight of the KL divergence to the model before training on the retain set; null is the method's own",
+        "weight of the KL divergence from the model before training, on the retain set; null is "
+        "the default of the objective",
         ge=0,
     )
     trainable: str | None = content(
         None,
-        "regular expression of the parameters that are updated; null is the method's own, or all",
+        "regular expression of the parameters to update; null is the default of the objective, or "
+        "all parameters",
     )
     num_batch: int | None = field(
         None,
-        "each fact so many times side by side, its candidates in turn (paper); null is each pair once",
+        "number of times that each fact comes in a row, with its candidates in turn (paper); null "
+        "takes each pair once",
         "pairs",
         gt=0,
     )
@@ -93,7 +106,7 @@ class Train(FineTuning):
             "I can't say, I never learned it.",
             "I'm afraid I don't have an answer to that.",
         ),
-        "refusals that objectives with the role idk learn, one of them for each fact",
+        "refusals for objectives with the role idk, one of them per fact; at least one",
         min_length=1,
     )
 
@@ -109,11 +122,11 @@ class Train(FineTuning):
 
 
 class Memorize(FineTuning):
-    """Fine-tunes a base model on facts, to make a target or a reference model."""
+    """Fine-tunes a base model on facts, to make a target or a retain model."""
 
-    model: str | None = content(None, "base model: folder, .gguf file or hub name")
+    model: str | None = content(None, "base model: a folder, a .gguf file or a hub name")
     revision: str | None = content(None, "hub revision: branch, tag or commit")
-    trust_remote_code: bool = field(False, "run Python code that comes with the model")
+    trust_remote_code: bool = field(False, "allow Python code in the model's files to run")
     data: tuple[Source, ...] = content(
-        (), "question–answer data to memorise, columns as in `ingest`"
+        (), "questions and answers to memorise; columns as in `ingest`"
     )

@@ -1,4 +1,4 @@
-"""Artifacts: files at a URI, described by a manifest that is written last."""
+"""Artifacts: files in a folder, described by a manifest that is written last."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,31 +6,31 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from meow_ray.core import checks, storage
 from meow_ray.core.schema import SCHEMAS
-from meow_ray.core.tables import Source
+from meow_ray.core.tables import TableSource
 from meow_ray.errors import MeowError
 
 MANIFEST = "MANIFEST.json"
-
+"""The manifest in an artifact's folder."""
 
 MAIN = "part-00000.parquet"
-"""The file that holds a table artifact's rows."""
-
+"""The main table of an artifact."""
 
 EXAMPLES_FILE = "examples.parquet"
-"""Stands beside `metrics`: the examples behind them."""
-
+"""Second table of `metrics`: the examples that the metrics summarise."""
 
 REJECTS_FILE = "rejects.parquet"
-"""Stands beside `facts` and `candidates`: the rows or proposals that were refused."""
-
+"""Second table of `facts` and `candidates`: refused rows or proposals."""
 
 SHORTFALL_FILE = "shortfall.parquet"
-"""Stands beside `candidates`: the facts with too few of them."""
+"""Third table of `candidates`: facts with too few candidates."""
 
+HISTORY_FILE = "training.json"
+"""Part of an exported model's folder: one record per training step."""
 
 LIBRARIES = (
     "meow-ray",
@@ -47,10 +47,14 @@ LIBRARIES = (
     "scipy",
     "rouge-score-rs",
 )
+"""Libraries whose versions a manifest records, because results depend on them."""
+
+
+# --- what an artifact is ------------------------------------------------------------------------
 
 
 class FileEntry(BaseModel):
-    """One file of an artifact."""
+    """One file of an artifact: size, digest, and the number of rows of a Parquet file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,66 +64,74 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact is: written last, so that a folder without one is none."""
+    """The description of an artifact. A folder without a manifest is not an artifact."""
 
     model_config = ConfigDict(frozen=True)
 
     artifact: str = Field(validation_alias=AliasChoices("artifact", "artefact"))
-    """Version 0.1 wrote the key `artefact`."""
+    """Name of the artifact; version 0.1 wrote the key as `artefact`."""
     stage: str
     fingerprint: str
     ingredients: dict[str, Any]
-    """What the fingerprint is the hash of: code version, schema, spec, digests of the inputs."""
+    """The fingerprint is the hash of these: code version, schema, spec, digests of the inputs."""
     attempt: str
-    """The subfolder that holds the files."""
+    """Name of the subfolder that holds the files."""
     files: dict[str, FileEntry]
     digest: str
-    """The sha256 over the files' names and contents."""
+    """The sha256 of the names and digests of the files."""
     rows: int | None
+    """Number of rows of the main table; None if there is none."""
     summary: dict[str, Any]
+    """Counts and figures that the stage returned."""
     started: str
+    """ISO time in UTC."""
     seconds: float
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An input as a stage sees it: files at a URI, known by their content."""
+    """An input of a stage: what an earlier stage made, or an input from outside."""
 
     name: str
     uri: str
     digest: str
+    """Identifies the content."""
     files: tuple[str, ...] = ()
     manifest: Manifest | None = None
+    """None for an input from outside."""
     number: int = 0
-    """Counts the artifacts of one fingerprint from 1; 0 for an input from outside."""
+    """Counts the artifacts with the same fingerprint from 1; 0 for an input from outside."""
     value: Any = None
-    """What an input from outside is: a model reference, sources of facts, a table, or the URIs of Parquet files."""
+    """An input from outside: model reference, sources of facts, table, or URIs of Parquet files."""
 
     @property
-    def source(self) -> Source:
-        """The rows for a query, which need not be loaded."""
-        return [storage.join(self.uri, MAIN)] if self.manifest else cast(Source, self.value)
+    def source(self) -> TableSource:
+        """The main table for a query: the URI of its file, or the value of an outside input."""
+        if self.manifest:
+            return [storage.join(self.uri, MAIN)]
+        return cast(TableSource, self.value)
 
     @cached_property
     def table(self) -> pa.Table:
-        """The rows, loaded and checked against the artifact's schema."""
+        """The main table in memory, checked against the schema of the artifact."""
         if isinstance(self.source, pa.Table):
             return self.source
         table = storage.read_table(self.source)
-        return (
-            checks.conform(table, self.name, storage.display(self.uri))
-            if self.name in SCHEMAS
-            else table
-        )
+        if self.name not in SCHEMAS:
+            return table
+        return checks.conform(table, self.name, storage.display(self.uri))
 
     def extra(self, name: str) -> pa.Table:
-        """Reads a table that stands beside the main one."""
+        """Returns a table other than the main one, by its file name."""
         return storage.read_table([storage.join(self.uri, name)])
 
 
+# --- finding artifacts --------------------------------------------------------------------------
+
+
 def find(root: str, name: str, fingerprint: str) -> Artifact | None:
-    """Returns the newest whole artifact of this name with this fingerprint."""
+    """Returns the newest artifact with this name and fingerprint below a storage root, or None."""
     parent = storage.join(root, name)
     prefix = f"{fingerprint[:16]}-"
     folders = [folder for folder in storage.list_names(parent) if folder.startswith(prefix)]
@@ -130,14 +142,31 @@ def find(root: str, name: str, fingerprint: str) -> Artifact | None:
     return None
 
 
+def latest(root: str, name: str) -> Artifact | None:
+    """Returns the artifact of this name that was started last; None if there is no artifact."""
+    parent = storage.join(root, name)
+    loaded = [load(storage.join(parent, folder)) for folder in storage.list_names(parent)]
+    complete = [artifact for artifact in loaded if artifact is not None]
+    return max(
+        complete, key=lambda artifact: cast(Manifest, artifact.manifest).started, default=None
+    )
+
+
 def number_of(folder: str) -> int:
-    """Returns the number at the end of an artifact's folder, such as 2 of `facts/0123456789abcdef-2`; 0 without one."""
-    number = storage.display(folder).rsplit("-", 1)[-1]
-    return int(number) if number.isdecimal() else 0
+    """Returns the number at the end of a folder's name: 2 of `facts/0123456789abcdef-2`.
+
+    It is 0 if the name does not end in a number.
+    """
+    suffix = storage.display(folder).rsplit("-", 1)[-1]
+    return int(suffix) if suffix.isdecimal() else 0
 
 
 def load(folder: str) -> Artifact | None:
-    """Opens an artifact's folder; None if it has no manifest."""
+    """Returns the artifact in a folder; None if the folder has no manifest.
+
+    Raises:
+        MeowError: the manifest cannot be read.
+    """
     path = storage.join(folder, MANIFEST)
     if not storage.exists(path):
         return None
@@ -145,7 +174,8 @@ def load(folder: str) -> Artifact | None:
         manifest = Manifest.model_validate(storage.read_json(path))
     except ValidationError:
         raise MeowError(
-            f"{storage.display(path)}: not a manifest that this version can read."
+            f"{storage.display(path)}: not a manifest of this version. "
+            "Delete its folder, or use another storage root."
         ) from None
     return Artifact(
         name=manifest.artifact,
@@ -157,52 +187,42 @@ def load(folder: str) -> Artifact | None:
     )
 
 
-def latest(root: str, name: str) -> Artifact | None:
-    """Returns the artifact of this name that was finished last, whatever its fingerprint."""
-    parent = storage.join(root, name)
-    loaded = [load(storage.join(parent, folder)) for folder in storage.list_names(parent)]
-    whole = [artifact for artifact in loaded if artifact is not None]
-    return max(whole, key=lambda artifact: cast(Manifest, artifact.manifest).started, default=None)
-
-
 def leftovers(root: str, name: str) -> list[str]:
-    """Returns the folders of attempts that were cut off before they wrote a manifest, or lost to another driver."""
-    cut_off = []
+    """Returns the URIs of what unfinished attempts left in the folders of an artifact.
+
+    An attempt is unfinished if it was killed before it wrote its manifest, or if another driver
+    published first.
+    """
+    uris = []
     for entry in storage.list_names(storage.join(root, name)):
         folder = storage.join(root, name, entry)
         artifact = load(folder)
-        published = (
-            {MANIFEST, artifact.manifest.attempt} if artifact and artifact.manifest else set()
-        )
-        cut_off += [
-            storage.join(folder, file)
-            for file in storage.list_names(folder)
-            if file not in published
-        ]
-    return cut_off
+        published: set[str] = set()
+        if artifact is not None and artifact.manifest is not None:
+            published = {MANIFEST, artifact.manifest.attempt}
+        remains = [child for child in storage.list_names(folder) if child not in published]
+        uris += [storage.join(folder, child) for child in remains]
+    return uris
+
+
+# --- describing an artifact ---------------------------------------------------------------------
 
 
 def file_entry(uri: str) -> FileEntry:
-    """Returns size, digest and, of a Parquet file, the number of rows."""
+    """Returns the size and digest of a file and, of a Parquet file, the number of rows."""
     fs, path = storage.filesystem(uri)
     rows = None
     if path.endswith(".parquet"):
-        import pyarrow.parquet as pq
-
         rows = pq.ParquetFile(path, filesystem=fs).metadata.num_rows
     return FileEntry(bytes=fs.get_file_info(path).size, sha256=storage.file_digest(uri), rows=rows)
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the versions of the libraries that results depend on."""
-    out = {}
+    """Returns the versions of those `LIBRARIES` that are installed."""
+    versions = {}
     for name in LIBRARIES:
         try:
-            out[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return out
-
-
-HISTORY_FILE = "training.json"
-"""Stands in the exported folder: one record a step."""
+    return versions

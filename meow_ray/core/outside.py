@@ -1,4 +1,4 @@
-"""What comes from outside the pipeline: inputs that no stage makes, and tables that were made elsewhere."""
+"""Inputs from outside the pipeline: models, data files, and tables that were made elsewhere."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,26 +6,27 @@ from dataclasses import dataclass
 from meow_ray.config import Config
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import MAIN, Artifact
-from meow_ray.core.tables import Source
+from meow_ray.core.tables import TableSource
 
 LARGE = 100_000
 """Tables with at least this many rows are queried from their files instead of being loaded."""
 
 Resolve = Callable[[Config, bool], Artifact]
-"""Finds an input by the configuration; True as second argument hashes files again."""
+"""Finds an input. Arguments: the configuration; whether to read files whose digest is known."""
 
 Adopt = Callable[[str, str, bool], Artifact]
-"""Takes what a user gives with `--input NAME=URI`: name, URI, and whether files are hashed again."""
+"""Takes `--input NAME=URI`. Arguments: name, URI; whether to read files whose digest is known."""
 
 
 @dataclass(frozen=True)
 class OutsideInput:
-    """An input that no stage makes: a model, data files, settings that live in a file.
+    """An input that no stage makes: a model, data files, or a file with settings.
 
     Attributes:
-        name: the name under which the stage finds it in `Context.inputs`, and which enters its fingerprint.
-        resolve: finds it by the configuration. Its digest is that of the content, never of a path.
-        adopt: takes a replacement from `--input NAME=URI`; None refuses one.
+        name: key of the input in `Context.inputs` and in the fingerprint of the stage.
+        resolve: finds the input by the configuration. The digest must depend on the content, never
+            on the path.
+        adopt: takes a replacement from `--input NAME=URI`; None refuses it.
     """
 
     name: str
@@ -34,23 +35,33 @@ class OutsideInput:
 
 
 def adopt_table(name: str, uri: str, verify: bool) -> Artifact:
-    """Takes a Parquet file or folder as the table `name`; its columns and keys are checked.
+    """Returns a Parquet file or folder as the table `name`, after a check of columns and keys.
+
+    Of a table with `LARGE` rows or more, only the columns are checked here.
+
+    Args:
+        name: name of an artifact with a schema, such as `candidates`.
+        uri: the file or folder.
+        verify: read the files even if their digests are remembered.
 
     Raises:
-        MeowError: there is no such file, or a column is missing or of another type.
+        MeowError: there is no such file, a column is missing or of another type, or two rows have
+            the same key.
     """
     uri = storage.absolute(uri)
     where = storage.display(uri)
     files = main_files(uri)
-    table: Source = files
+    table: TableSource = files
     if tables.count_rows(files) >= LARGE:
         checks.check_columns(tables.columns(files), name, where)
     else:
         table = checks.conform(storage.read_table(files), name, where)
-    return Artifact(name, uri, storage.content_digest(uri, verify=verify), value=table)
+    digest = storage.content_digest(uri, verify=verify)
+    return Artifact(name=name, uri=uri, digest=digest, value=table)
 
 
 def main_files(uri: str) -> list[str]:
-    """Returns the Parquet files at a URI; of an artifact's folder only the file of its main table."""
+    """Returns the URIs of the Parquet files in a folder; of an artifact, only its main table's."""
     files = storage.parquet_files(uri)
-    return [file for file in files if file.endswith(f"/{MAIN}")] or files
+    main = [file for file in files if file.endswith(f"/{MAIN}")]
+    return main or files

@@ -1,4 +1,4 @@
-"""One Arrow schema an artifact."""
+"""The Arrow schemas of all tables, and the keys that identify their rows."""
 
 import pyarrow as pa
 
@@ -68,11 +68,12 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
 }
+"""The columns of each artifact that is a table. A table may have other columns after these."""
 
 SCHEMAS["remaining"] = SCHEMAS["facts"]
 
 TRUE_ANSWER = -1
-"""The candidate_id of the true answer: `memo` scores it beside the candidates."""
+"""The `candidate_id` of the true answer, which `memo` scores together with the candidates."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "facts": ("fact_id",),
@@ -83,11 +84,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "reference": ("role", "fact_id", "answer"),
     "metrics": ("suite", "metric", "model"),
 }
+"""The columns that identify a row of each artifact that is a table."""
 
 REJECTS_SCHEMA = pa.schema(
     [("file", pa.string()), ("line", pa.int64()), ("split", pa.string()), ("reason", pa.string())]
 )
-"""Rows that `ingest` refused; `line` is null where the file has no lines (Parquet rows count from 1)."""
+"""Rows that `ingest` refused. `line` counts from 1, in Parquet files and datasets the rows."""
 
 MEASURES = (
     "memo",
@@ -102,7 +104,7 @@ MEASURES = (
     "bleu",
     "states_inverted",
 )
-"""The metrics whose value is a mean over examples, in the order that people read them."""
+"""Metrics whose value is a mean over examples, in the order in which tables show them."""
 
 EVALUATED_MODELS = ("before", "after", "retain_model")
 """What `metrics` calls the target, the tuned model, and the model that never saw the forget set."""
@@ -121,10 +123,11 @@ EXAMPLES_SCHEMA = pa.schema(
         *((name, pa.float64()) for name in ("zlib", "min_k", "min_k_pp")),
     ]
 )
-"""What stands behind `metrics`: one row an example and model; null where a figure was not measured.
+"""The examples that `metrics` summarises: one row per example and model; null if not measured.
 
-Losses are means over tokens, in nats. `truth_ratio` is what counts for the example (see `tofu.truth_scores`).
-`probability` is that among the options where TOFU asks for it.
+Losses are means over tokens, in nats. `truth_ratio` is the value that counts for the example, see
+`tofu.truth_scores`. `probability` is normalised over the answer options in TOFU's sets that require
+it.
 """
 
 CANDIDATE_REJECTS_SCHEMA = pa.schema(
@@ -137,13 +140,14 @@ CANDIDATE_REJECTS_SCHEMA = pa.schema(
         ("text", pa.string()),
     ]
 )
-"""Proposals that `invert` refused, with the rule that each breaks; `number` counts those of a fact from 0."""
+"""Proposals that `invert` refused, with the rule that each one breaks. `number` counts the refused
+proposals of a fact from 0."""
 
 SHORTFALL_SCHEMA = pa.schema(
     [("fact_id", pa.string()), ("num_candidates", pa.int32()), ("reasons", pa.string())]
 )
-"""Facts with too few candidates, and why their other proposals were refused."""
+"""Facts with too few candidates, and the reasons why their other proposals were refused."""
 
 
 ROW = "row_id"
-"""Column that names a row of an engine stage's work."""
+"""Column that identifies a row of the work that a stage gives to its engines."""

@@ -1,10 +1,13 @@
-"""A stage is a value; its artifact is found by fingerprint, published whole, described by a manifest."""
+"""Stages as values, and the cache: fingerprints, states, and how an artifact is published.
+
+A fingerprint identifies what a stage would make. The cache finds an artifact by its fingerprint. A
+stage writes into a new folder, and the artifact exists once its manifest is written.
+"""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, Literal, cast
 from uuid import uuid4
 
@@ -12,10 +15,12 @@ import pyarrow as pa
 
 from meow_ray.config import Config
 from meow_ray.core import checks, storage
+from meow_ray.core.config_slice import ConfigSlice
 from meow_ray.core.manifest import (
     MAIN,
     MANIFEST,
     Artifact,
+    FileEntry,
     Manifest,
     file_entry,
     find,
@@ -26,33 +31,43 @@ from meow_ray.core.manifest import (
 from meow_ray.core.outside import Adopt, OutsideInput
 from meow_ray.errors import MeowError
 
+# --- what a stage is ----------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Context:
-    """What one run of a stage sees: its own sections, its declared inputs, a fresh folder, a folder for resuming."""
+    """What one run of a stage may use: its settings, its inputs, and folders to write to."""
 
     config: Config
-    """The sections that the stage declares, with resources and tracking; another section is an error."""
+    """The sections that the stage declares, with `resources` and `tracking`; see `ConfigSlice`."""
     inputs: Mapping[str, Artifact]
+    """The declared inputs, by name."""
     stage: "Stage"
     out: str
+    """URI of a new folder, whose files become the artifact."""
     work: str
-    """Stable under the fingerprint, so that a stage that was cut off finds what it had finished."""
+    """URI of a folder for unfinished work. It depends on the fingerprint alone, so a stage that was
+    interrupted finds its work there. It is deleted when the artifact is published."""
     root: str
+    """URI of the storage root."""
     engine_spec: Callable[..., Any]
-    """Says how an actor loads a model; see `stages.inputs.engine_spec`."""
+    """Returns how an actor loads a model; see `stages.inputs.engine_spec`."""
 
     @property
     def scratch(self) -> str:
-        """Shared by all runs: work that a stage keys by itself."""
+        """URI of a folder that all runs of all stages share, for work that is stored by content."""
         return storage.join(self.root, "work")
 
     def path(self, name: str = MAIN) -> str:
-        """Returns the URI of a file of the artifact."""
+        """Returns the URI of a file of the artifact, by default of its main table."""
         return storage.join(self.out, name)
 
     def write(self, table: pa.Table, name: str = MAIN) -> None:
-        """Writes a table into the artifact; the main one must be of its schema."""
+        """Writes a table of the artifact; the main one must have the schema of the stage.
+
+        Raises:
+            MeowError: the main table has other columns, or a key twice.
+        """
         if name == MAIN:
             assert self.stage.schema is not None, f"stage {self.stage.name} declares no table"
             table = checks.conform_to(table, self.stage.artifact, self.stage.schema, self.stage.key)
@@ -60,10 +75,10 @@ class Context:
 
 
 Input = str | OutsideInput
-"""An artifact of another stage, by name, or an input from outside."""
+"""An input of a stage: the name of another stage's artifact, or an input from outside."""
 
 Inputs = tuple[Input, ...] | Callable[[Config], tuple[Input, ...]]
-"""The inputs of a stage, or a function that finds them by the configuration."""
+"""The inputs of a stage, or a function that returns them for a configuration."""
 
 
 def _always(config: Config) -> bool:
@@ -75,21 +90,22 @@ class Stage:
     """One step of the pipeline, as a value.
 
     Attributes:
-        name: the name on the command line; the stage's folder and section have it too.
-        artifact: the name of what the stage makes.
+        name: name of the stage on the command line, of its folder and of its section.
+        artifact: name of the artifact that the stage makes.
         version: raised by hand when the same inputs and settings give another result.
-        sections: sections of the configuration that the stage may see, or single fields such as
-            `target.template`. Their spec enters the fingerprint.
+        sections: the settings that the stage may read and that enter its fingerprint: sections
+            (`select`) or single fields (`target.template`).
         inputs: what the stage reads; a function if that depends on the configuration.
-        run: writes the artifact and returns a summary for the manifest: counts and figures, never text of facts.
-        schema: the columns of the table that the stage writes; None for a model or a page.
-        key: the columns that identify a row of it.
-        adopt: takes the artifact from `--input NAME=URI` instead of running the stage; None refuses that.
-        enabled: whether a configuration has this stage.
-        resources: the section of `resources` that places its actors or workers, if it has any.
-        uses_gpus: whether its actors use GPUs where there are any.
-        check: raises MeowError for what is wrong with the configuration and those inputs that exist already. It runs
-            before any earlier stage starts actors or workers.
+        run: writes the artifact and returns a summary for the manifest, with counts and figures but
+            no text of facts.
+        schema: columns of the main table; None if the artifact is a model or a page.
+        key: columns that identify a row of the main table.
+        adopt: takes the artifact from `--input NAME=URI` instead; None refuses that.
+        enabled: tells whether a configuration has this stage.
+        resources: the section of `resources` for its actors or workers; None if it has none.
+        uses_gpus: tells whether its actors use GPUs on a cluster that has some.
+        check: raises MeowError if the configuration, or those inputs that exist already, have a
+            mistake. It is called before an earlier stage starts actors or workers.
     """
 
     name: str
@@ -107,18 +123,23 @@ class Stage:
     check: Callable[[Config, Mapping[str, Artifact]], Any] | None = None
 
     def declared_inputs(self, config: Config) -> tuple[Input, ...]:
-        """Returns the inputs that the stage has under a configuration."""
+        """Returns the inputs of the stage under a configuration."""
         return self.inputs(config) if callable(self.inputs) else self.inputs
 
     def input_names(self, config: Config) -> tuple[str, ...]:
-        """Returns the names of these inputs."""
+        """Returns the names of the inputs of the stage under a configuration."""
         return tuple(
             entry if isinstance(entry, str) else entry.name
             for entry in self.declared_inputs(config)
         )
 
     def ingredients(self, config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
-        """Returns what the fingerprint is the hash of, given the digests of all inputs."""
+        """Returns what the fingerprint is the hash of.
+
+        Args:
+            config: the whole configuration.
+            digests: digests of all inputs, by name.
+        """
         return {
             "stage": self.name,
             "version": self.version,
@@ -128,9 +149,28 @@ class Stage:
         }
 
 
+def _spec(config: Config, name: str) -> Any:
+    """Returns the spec of a section (`select`) or of a single field (`target.template`)."""
+    section, _, key = name.partition(".")
+    spec = getattr(config, section).spec()
+    return spec[key] if key else spec
+
+
+# --- the cache ----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class State:
-    """Where a stage stands against the cache."""
+    """What the cache has for a stage.
+
+    Attributes:
+        stage: the stage.
+        state: `cached`, `stale` (there is an artifact, but of other settings or inputs), `missing`.
+        reason: why the stage would run; empty if it is cached.
+        fingerprint: identifies what the stage would make; None while an input is missing.
+        artifact: the artifact with that fingerprint, if it is cached.
+        ingredients: what the fingerprint is the hash of.
+    """
 
     stage: Stage
     state: Literal["cached", "stale", "missing"]
@@ -140,7 +180,7 @@ class State:
     ingredients: dict[str, Any] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, Any]:
-        """Returns the state for people and programs."""
+        """Returns the state as plain values, for tables and JSON."""
         manifest = self.artifact.manifest if self.artifact else None
         return {
             "stage": self.stage.name,
@@ -154,58 +194,88 @@ class State:
 
 
 def state_of(stage: Stage, config: Config, inputs: Mapping[str, Artifact | None]) -> State:
-    """Compares a stage with the cache; an input that is None is still to be made."""
+    """Returns what the cache has for a stage; runs nothing.
+
+    Args:
+        stage: the stage.
+        config: the whole configuration.
+        inputs: all inputs of the stage, by name; None for those that do not exist yet.
+    """
     root = storage.absolute(config.storage.root)
-    waiting = [name for name, artifact in inputs.items() if artifact is None]
-    known = {name: artifact.digest for name, artifact in inputs.items() if artifact is not None}
     previous = latest(root, stage.artifact)
-    if waiting:
-        state: Literal["stale", "missing"] = "stale" if previous else "missing"
-        return State(stage, state, f"waits for {', '.join(waiting)}", artifact=None)
-    ingredients = stage.ingredients(config, known)
+    missing = [name for name, artifact in inputs.items() if artifact is None]
+    if missing:
+        return State(
+            stage=stage,
+            state="stale" if previous else "missing",
+            reason=f"waits for {', '.join(missing)}",
+        )
+    digests = {name: artifact.digest for name, artifact in inputs.items() if artifact is not None}
+    ingredients = stage.ingredients(config, digests)
     fingerprint = storage.json_digest(ingredients)
-    found = find(root, stage.artifact, fingerprint)
-    if found:
-        return State(stage, "cached", "", fingerprint, found, ingredients)
-    if previous and previous.manifest:
+    cached = find(root, stage.artifact, fingerprint)
+    state: Literal["cached", "stale", "missing"]
+    if cached:
+        state = "cached"
+        reason = ""
+    elif previous and previous.manifest:
+        state = "stale"
         reason = "; ".join(differences(previous.manifest.ingredients, ingredients))
-        return State(stage, "stale", reason, fingerprint, None, ingredients)
-    return State(stage, "missing", "never run", fingerprint, None, ingredients)
+    else:
+        state = "missing"
+        reason = "never run"
+    return State(
+        stage=stage,
+        state=state,
+        reason=reason,
+        fingerprint=fingerprint,
+        artifact=cached,
+        ingredients=ingredients,
+    )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Says in words why two fingerprints differ."""
-    before, after = _flatten(old), _flatten(new)
-    out = []
-    for key in sorted({*before, *after}):
-        if before.get(key) == after.get(key):
-            continue
-        kind, _, name = key.partition(".")
-        if kind == "inputs":
-            out.append(f"input {name} changed")
-        elif kind == "spec":
-            out.append(f"{name}: {before.get(key)!r} → {after.get(key)!r}")
-        else:
-            out.append(
-                f"{kind} changed"
-                if kind == "schema"
-                else f"code {key}: {before.get(key)} → {after.get(key)}"
-            )
-    return out
+    """Returns the differences between the ingredients of two fingerprints, in words.
+
+    Examples are `select.top_k: 3 → 2`, `input facts changed` and `code version: 1 → 2`.
+    """
+    old_values = _flatten(old)
+    new_values = _flatten(new)
+    changed = [
+        key
+        for key in sorted({*old_values, *new_values})
+        if old_values.get(key) != new_values.get(key)
+    ]
+    return [_difference(key, old_values.get(key), new_values.get(key)) for key in changed]
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    kind, _, name = key.partition(".")
+    if kind == "inputs":
+        return f"input {name} changed"
+    if kind == "spec":
+        return f"{name}: {old!r} → {new!r}"
+    if kind == "schema":
+        return "schema changed"
+    return f"code {key}: {old} → {new}"
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
+    """Returns nested mappings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            out |= _flatten(item, f"{prefix}{key}.")
+            flat |= _flatten(item, f"{prefix}{key}.")
         else:
-            out[f"{prefix}{key}"] = item
-    return out
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+# --- running and publishing ---------------------------------------------------------------------
 
 
 def no_engine_spec(*arguments: Any) -> Any:
-    """Stands in for `stages.inputs.engine_spec` where a stage runs no engine."""
+    """Fails; the default of `execute` for stages that run no engine."""
     raise AssertionError("this stage was started without a way to load engines")
 
 
@@ -215,37 +285,40 @@ def execute(
     inputs: Mapping[str, Artifact],
     engine_spec: Callable[..., Any] = no_engine_spec,
 ) -> Artifact:
-    """Runs a stage and publishes its artifact; if another driver publishes first, its artifact is used.
+    """Runs a stage and publishes its artifact.
+
+    If another driver publishes the same artifact first, that one is returned, and the files of this
+    run are deleted. If the stage fails, its files are deleted as well.
 
     Args:
-        state: the stage, and where it stands against the cache.
-        config: the whole configuration, of which the stage sees its sections.
-        inputs: all that the stage declares.
-        engine_spec: says how an actor loads a model; needed by stages that run one.
+        state: the state of the stage, from `state_of`.
+        config: the whole configuration, of which the stage sees the sections that it declares.
+        inputs: all inputs of the stage, by name.
+        engine_spec: returns how an actor loads a model; for stages that run an engine.
     """
-    stage, root = state.stage, storage.absolute(config.storage.root)
     assert state.fingerprint is not None
+    stage = state.stage
+    root = storage.absolute(config.storage.root)
     folder = storage.join(root, stage.artifact, f"{state.fingerprint[:16]}-{_next_number(state)}")
     attempt = uuid4().hex[:8]
-    out = storage.join(folder, attempt)
-    storage.make_folder(out)
     context = Context(
         config=cast(Config, ConfigSlice(config, stage.name, stage.sections)),
         inputs=inputs,
         stage=stage,
-        out=out,
+        out=storage.join(folder, attempt),
         work=storage.join(root, "work", state.fingerprint[:32]),
         root=root,
         engine_spec=engine_spec,
     )
-    started, clock = datetime.now(UTC), time.monotonic()
+    storage.make_folder(context.out)
+    started = datetime.now(UTC)
+    clock = time.monotonic()
     try:
         summary = stage.run(context)
-        files = {name: file_entry(storage.join(out, name)) for name in storage.list_files(out)}
-        assert MAIN in files or stage.schema is None, f"stage {stage.name} wrote no table"
+        files = _written_files(context)
     except BaseException as error:
         published = load(folder) if isinstance(error, Exception) else None
-        _discard(folder, out)
+        _discard(folder, context.out)
         if published is None:
             raise
         return published
@@ -263,60 +336,47 @@ def execute(
         seconds=time.monotonic() - clock,
         versions=library_versions(),
     )
-    storage.write_json(
-        storage.join(folder, MANIFEST), manifest.model_dump(mode="json"), exclusive=True
-    )
-    published = load(folder)
-    assert published is not None
-    assert published.manifest is not None
-    if (
-        published.manifest.attempt != attempt
-    ):  # by what stands there: a write may be done and seem to have failed
-        storage.remove(out)
+    artifact = _publish(folder, context.out, manifest)
     storage.remove(context.work)
-    return published
-
-
-def _spec(config: Config, name: str) -> Any:
-    section, _, key = name.partition(".")
-    spec = getattr(config, section).spec()
-    return spec[key] if key else spec
-
-
-class ConfigSlice:
-    """The part of a configuration that one stage declares; it stands in for `Config` inside `Stage.run`.
-
-    A stage that reads another section would depend on settings that its fingerprint does not know, so that is an
-    error. `resources` and `tracking` never change a result and are always there.
-    """
-
-    def __init__(self, config: Config, stage: str, names: tuple[str, ...]) -> None:
-        self._stage = stage
-        self.resources = config.resources
-        self.tracking = config.tracking
-        for name in names:
-            section, _, key = name.partition(".")
-            whole = getattr(config, section)
-            if not key:
-                setattr(self, section, whole)
-                continue
-            if section not in vars(self):
-                setattr(self, section, SimpleNamespace())
-            setattr(getattr(self, section), key, getattr(whole, key))
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"stage {self._stage} does not declare the section {name}")
+    return artifact
 
 
 def _next_number(state: State) -> int:
-    """Returns the number of the folder for the next artifact of a fingerprint; a forced run makes a second one."""
+    """Returns the number of the next artifact with a fingerprint: 2 and up if a run is forced."""
     return 1 if state.artifact is None else state.artifact.number + 1
 
 
+def _written_files(context: Context) -> dict[str, FileEntry]:
+    """Returns the files that a stage wrote, by name."""
+    names = storage.list_files(context.out)
+    files = {name: file_entry(context.path(name)) for name in names}
+    stage = context.stage
+    assert MAIN in files or stage.schema is None, f"stage {stage.name} wrote no table"
+    return files
+
+
+def _publish(folder: str, out: str, manifest: Manifest) -> Artifact:
+    """Writes the manifest, unless another driver has written one, and returns the artifact.
+
+    The manifest in the folder decides which driver won. The result of the write does not: an object
+    store may report a write as failed that it has done.
+    """
+    path = storage.join(folder, MANIFEST)
+    storage.write_json(path, manifest.model_dump(mode="json"), exclusive=True)
+    published = load(folder)
+    assert published is not None
+    assert published.manifest is not None
+    if published.manifest.attempt != manifest.attempt:
+        storage.remove(out)
+    return published
+
+
 def _discard(folder: str, out: str) -> None:
+    """Deletes the files of a failed run, and the artifact's folder if nothing else is in it."""
     try:
         storage.remove(out)
         if not storage.list_names(folder):
             storage.remove(folder)
     except MeowError:
-        pass  # the reason why the stage failed is worth more; a folder without a manifest is no artifact
+        # The error of the stage matters more. A folder without a manifest is not an artifact.
+        pass

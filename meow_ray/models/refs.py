@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from meow_ray.core import storage
+from meow_ray.core import local_cache, storage
 from meow_ray.errors import MeowError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -157,9 +157,9 @@ def _merged_once(adapter: Path, ref: ModelRef) -> Path:
 
 
 def _in_cache(name: str, make: Callable[[Path], None]) -> Path:
-    target = storage.cache_home() / "models" / name
-    with storage.errors(str(target)):
-        return storage.made_once(target, make)
+    target = local_cache.cache_home() / "models" / name
+    with storage.naming_errors(str(target)):
+        return local_cache.made_once(target, make)
 
 
 def _check_folder(uri: str, model: str, key: str) -> None:

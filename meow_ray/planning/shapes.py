@@ -196,7 +196,7 @@ def _weights(ref: ModelRef) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for uri in (storage.join(ref.uri, name) for name in sorted(names)):
         fs, path = storage.filesystem(uri)
-        with storage.errors(uri), fs.open_input_file(path) as stream:
+        with storage.naming_errors(uri), fs.open_input_file(path) as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(
                 stream.read(min(size, 100_000_000))

@@ -9,7 +9,7 @@ import pyarrow as pa
 from meow_ray.config import Evaluate
 from meow_ray.core import storage, tables
 from meow_ray.core.schema import EVALUATED_MODELS, MEASURES, SCHEMAS
-from meow_ray.core.tables import Query, Source, text_literal
+from meow_ray.core.tables import Query, TableSource, text_literal
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate import privacy, tofu
 from meow_ray.stages.evaluate.examples import write_examples
@@ -51,7 +51,7 @@ class Metric(NamedTuple):
 def write_metrics(
     *,
     answered: Mapping[str, Query],
-    selected: Source,
+    selected: TableSource,
     spec: Evaluate,
     retain_log: Mapping[str, Results] | None,
     task_scores: Sequence[Mapping[str, Any]],
@@ -85,7 +85,7 @@ def write_metrics(
 
 
 def aggregate(
-    examples: Source, spec: Evaluate, retain_log: Mapping[str, Results] | None = None
+    examples: TableSource, spec: Evaluate, retain_log: Mapping[str, Results] | None = None
 ) -> pa.Table:
     """Returns the table `metrics`.
 
@@ -111,7 +111,7 @@ def aggregate(
 class Examples:
     """A table of examples, read one column of one suite and model at a time."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: TableSource) -> None:
         self.source = {"examples": source}
 
     def groups(self) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from meow_ray.core import tables
 from meow_ray.core.schema import EXAMPLES_SCHEMA, ROW
-from meow_ray.core.tables import Query, Source, text_literal
+from meow_ray.core.tables import Query, TableSource, text_literal
 from meow_ray.stages.evaluate import metrics
 from meow_ray.stages.evaluate.suites import ROWS_SCHEMA
 
@@ -15,7 +15,7 @@ KEY = ("suite", "fact_id", "model")
 """The columns that identify a row of examples."""
 
 
-def write_examples(answered: Mapping[str, Query], selected: Source, uri: str) -> None:
+def write_examples(answered: Mapping[str, Query], selected: TableSource, uri: str) -> None:
     """Writes the replies of all models, one row per example and model, sorted by `KEY`.
 
     The column `states_inverted` is computed here; all others come from `EvaluateSteps`.
@@ -26,20 +26,20 @@ def write_examples(answered: Mapping[str, Query], selected: Source, uri: str) ->
         uri: URI of the Parquet file.
     """
     with tempfile.TemporaryDirectory(prefix="meow-") as folder:
-        files: dict[str, Source] = {}
+        files: dict[str, TableSource] = {}
         selects = []
         for number, (model, query) in enumerate(answered.items()):
             name = f"model_{number}"
             path = f"{folder}/{name}.parquet"
             ordered = Query(f"SELECT * FROM ({query.sql}) ORDER BY {ROW}", query.sources)
-            tables.write(ordered, path, ROWS_SCHEMA, (ROW,))
+            tables.write_sorted(ordered, path, ROWS_SCHEMA, (ROW,))
             files[name] = [path]
             selects.append(f"SELECT *, {text_literal(model)} AS model FROM {name}")
         replies = Query(" UNION ALL BY NAME ".join(selects), files)
-        tables.write(_examples(replies, selected), uri, EXAMPLES_SCHEMA, KEY)
+        tables.write_sorted(_examples(replies, selected), uri, EXAMPLES_SCHEMA, KEY)
 
 
-def _examples(replies: Query, selected: Source) -> Query:
+def _examples(replies: Query, selected: TableSource) -> Query:
     """Returns the query for the examples, sorted by their key."""
     columns = ", ".join(
         "stated.states_inverted" if name == "states_inverted" else f"replies.{name}"
@@ -57,7 +57,7 @@ def _examples(replies: Query, selected: Source) -> Query:
     return Query(sql, {**replies.sources, "stated": _stated(replies, selected)})
 
 
-def _stated(replies: Query, selected: Source) -> pa.Table:
+def _stated(replies: Query, selected: TableSource) -> pa.Table:
     """Returns whether each reply states one of the inverted facts that were trained on.
 
     The rows are the replies to those forget facts that have inverted facts, by `KEY`.

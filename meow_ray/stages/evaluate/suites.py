@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from meow_ray.config import Evaluate
 from meow_ray.core import storage, tables
 from meow_ray.core.schema import ROW
-from meow_ray.core.tables import Query, Source
+from meow_ray.core.tables import Query, TableSource
 from meow_ray.stages.evaluate.sets import as_set, check_sets
 
 AFFIRMATIVE = "Sure, here is the answer: "
@@ -45,7 +45,11 @@ measured in rows `with_memo`.
 
 
 def write_rows(
-    facts: Source, sets: Mapping[str, pa.Table], passages: Sequence[str], spec: Evaluate, uri: str
+    facts: TableSource,
+    sets: Mapping[str, pa.Table],
+    passages: Sequence[str],
+    spec: Evaluate,
+    uri: str,
 ) -> None:
     """Writes the rows to ask as Parquet; see `rows_to_ask`."""
     query = Query("SELECT * FROM facts", {"facts": facts})

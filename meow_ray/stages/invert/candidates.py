@@ -73,16 +73,16 @@ def write(
             unnest(range(len(candidates))) AS candidate_id FROM ({found.sql}) {kept})
         ORDER BY fact_id, candidate_id
     """)
-    tables.write(candidates, paths[MAIN], SCHEMAS["candidates"], KEYS["candidates"])
+    tables.write_sorted(candidates, paths[MAIN], SCHEMAS["candidates"], KEYS["candidates"])
     refused = query(f"""
         SELECT fact_id, number, r.attempt AS attempt, r.style AS style, r.reason AS reason, r.text AS text
         FROM (SELECT fact_id, unnest(rejects) AS r, unnest(range(len(rejects))) AS number FROM ({found.sql}))
         ORDER BY fact_id, number
     """)
-    tables.write(
+    tables.write_sorted(
         refused, paths[REJECTS_FILE], schema.CANDIDATE_REJECTS_SCHEMA, ("fact_id", "number")
     )
-    tables.write(short, paths[SHORTFALL_FILE], schema.SHORTFALL_SCHEMA, ("fact_id",))
+    tables.write_sorted(short, paths[SHORTFALL_FILE], schema.SHORTFALL_SCHEMA, ("fact_id",))
     return total | {
         "rejected_by_rule": by_rule,
         "facts_short": {row["fact_id"]: row["num_candidates"] for row in first},

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from meow_ray.config import Invert
-from meow_ray.core.tables import Query, Source
+from meow_ray.core.tables import Query, TableSource
 from meow_ray.engines import Completion, Sampling
 from meow_ray.models import prompts
 from meow_ray.models.text import novel_words, rouge, written_words
@@ -79,7 +79,7 @@ class InvertSteps:
     spec: Invert
     style: str
     """`chat` or `prefill`: `invert.style`, resolved."""
-    facts: Source = field(default=(), repr=False)
+    facts: TableSource = field(default=(), repr=False)
     """The `facts` table, whose retain split no candidate may state."""
     judge: EndpointSpec | None = None
     """Who judges in place of the generator."""

@@ -70,7 +70,7 @@ def _write_memo(found: Query, names: Sequence[str], path: str) -> dict[str, Any]
                 unnest(scores) AS score FROM ({found.sql}))
         ORDER BY fact_id, candidate_id
     """
-    tables.write(Query(answers, found.sources), path, SCHEMAS["memo"], KEYS["memo"])
+    tables.write_sorted(Query(answers, found.sources), path, SCHEMAS["memo"], KEYS["memo"])
     generations = Query(
         f"SELECT sum(generations)::BIGINT AS n FROM ({found.sql})", found.sources
     ).rows()[0]["n"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from meow_ray.core.schema import TRUE_ANSWER
-from meow_ray.core.tables import Query, Source
+from meow_ray.core.tables import Query, TableSource
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -12,7 +12,7 @@ BINS = 20
 """Bars of a histogram over 0 … 1."""
 
 
-def summarize(source: Source, most: int = 10) -> dict[str, Any]:
+def summarize(source: TableSource, most: int = 10) -> dict[str, Any]:
     """Returns what people ask of a `memo` table: distribution, extremes, and the gap between truth and candidates.
 
     The true answers' distribution is over facts; `cv` is its standard deviation over its mean. `gap` is the mean over

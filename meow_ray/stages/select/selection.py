@@ -4,10 +4,10 @@ from typing import Any
 
 from meow_ray.config import Select
 from meow_ray.core.schema import TRUE_ANSWER
-from meow_ray.core.tables import Query, Source
+from meow_ray.core.tables import Query, TableSource
 
 
-def select(memo: Source, spec: Select) -> Query:
+def select(memo: TableSource, spec: Select) -> Query:
     """Takes the `top_k` candidates of each fact from a `memo` table, sorted by fact and rank.
 
     Candidates without a score are never chosen; equal scores go to the lower candidate_id. The result does not
@@ -33,7 +33,9 @@ def select(memo: Source, spec: Select) -> Query:
 _SCORED = f"candidate_id <> {TRUE_ANSWER} AND memo IS NOT NULL AND NOT isnan(memo)"
 
 
-def summarize(memo: Source, selected: Source, spec: Select, most: int = 100) -> dict[str, Any]:
+def summarize(
+    memo: TableSource, selected: TableSource, spec: Select, most: int = 100
+) -> dict[str, Any]:
     """Counts for the manifest what `select` gave; `fewer` names up to `most` of the facts that fell short."""
     counts = f"""
         SELECT (SELECT count(DISTINCT fact_id) FROM memo) AS facts, count(*) AS chosen,

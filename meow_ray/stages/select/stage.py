@@ -14,7 +14,7 @@ def _select(context: Context) -> dict[str, Any]:
     if memo_table.manifest is None:
         checks.check_keys(memo_table.source, "memo", storage.display(memo_table.uri))
     query = selection.select(memo_table.source, context.config.select)
-    tables.write(query, context.path(), SCHEMAS["selected"], ("fact_id", "rank"))
+    tables.write_sorted(query, context.path(), SCHEMAS["selected"], ("fact_id", "rank"))
     return selection.summarize(memo_table.source, [context.path()], context.config.select)
 
 

@@ -51,7 +51,7 @@ Item = dict[str, Pair]
 """What an objective compares: one pair of each role."""
 
 
-@storage.again
+@storage.retry_transient
 def write(pairs: Query, prompter: Prompter, max_length: int, uri: str) -> None:
     """Tokenises `pairs.PAIRS` into a Parquet file of `TOKENS`, piece by piece.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from meow_ray.core.schema import SCHEMAS
-from meow_ray.core.tables import Query, Source
+from meow_ray.core.tables import Query, TableSource
 from meow_ray.errors import MeowError
 
 PAIRS = pa.schema([("item", pa.int32()), *SCHEMAS["reference"]])
@@ -17,11 +17,11 @@ the retain set come last and belong to none. `log_probs` are those of the answer
 
 def pairs_of(
     roles: Sequence[str],
-    facts: Source | None,
-    selected: Source | None,
+    facts: TableSource | None,
+    selected: TableSource | None,
     idk_answers: Sequence[str] = (),
     *,
-    reference: Source | None = None,
+    reference: TableSource | None = None,
     compared: Sequence[str] = (),
 ) -> Query:
     """Returns the pairs that an objective trains on, as `PAIRS`: an item for each inverted fact, else for each fact.
@@ -95,7 +95,7 @@ _TEXTS = {
 """What a pair of each role says."""
 
 
-def _refusals(facts: Source | None, answers: Sequence[str]) -> pa.Table:
+def _refusals(facts: TableSource | None, answers: Sequence[str]) -> pa.Table:
     """Draws a refusal for each fact to forget: always the same one."""
     assert facts is not None
     found = [

@@ -146,7 +146,7 @@ def reference(context: Context) -> dict[str, Any]:
     result = Query(
         f"SELECT {', '.join(schema.names)} FROM ({found.sql}) ORDER BY {keys}", found.sources
     )
-    return {"pairs": tables.write(result, context.path(), schema, KEYS["reference"])}
+    return {"pairs": tables.write_sorted(result, context.path(), schema, KEYS["reference"])}
 
 
 def train(context: Context) -> dict[str, Any]:

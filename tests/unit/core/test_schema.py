@@ -1,3 +1,5 @@
+"""The schemas of all tables, and casting a table to the schema of its artifact."""
+
 from typing import Any
 
 import pyarrow as pa
@@ -62,11 +64,11 @@ def test_each_artifact_has_a_key_among_its_columns(artifact: str):
         ("metrics", ["suite", "metric", "model", "value", "low", "high", "num_examples"]),
     ],
 )
-def test_the_columns_are_those_of_the_design(artifact: str, columns: list[str]):
+def test_an_artifact_has_these_columns(artifact: str, columns: list[str]):
     assert SCHEMAS[artifact].names == columns
 
 
-def test_columns_are_ordered_and_further_ones_come_last():
+def test_columns_are_in_the_order_of_the_schema_and_others_come_last():
     table = pa.table({"note": ["x", "y"], **dict(reversed(FACTS.items()))})
     assert conform(table, "facts").column_names == [
         "fact_id",
@@ -85,7 +87,7 @@ def test_other_kinds_of_text_are_cast(kind: pa.DataType):
     assert conform(table, "facts").equals(facts())
 
 
-def test_numbers_are_cast_when_nothing_is_lost():
+def test_numbers_are_cast_if_that_loses_nothing():
     rows = {
         "fact_id": ["a"],
         "candidate_id": pa.array([3], pa.int64()),
@@ -112,53 +114,55 @@ def test_numbers_are_cast_when_nothing_is_lost():
 def test_a_column_of_another_type_is_named(rank: pa.Array):
     table = SCHEMAS["selected"].empty_table().to_pydict() | {"rank": rank}
     columns = {name: table[name] if name == "rank" else pa.nulls(1) for name in table}
-    with pytest.raises(
-        MeowError, match=rf"mine\.parquet: column rank is {rank.type}, selected needs int32\.$"
-    ):
+    message = (
+        rf"^mine\.parquet: column rank is {rank.type}, selected needs int32\. Cast the column\.$"
+    )
+    with pytest.raises(MeowError, match=message):
         conform(pa.table(columns), "selected", "mine.parquet")
 
 
 def test_missing_columns_are_named():
-    with pytest.raises(
-        MeowError,
-        match="mine: column split, answer is missing; facts needs fact_id, split, question",
-    ):
+    message = (
+        r"^mine: column split, answer is missing\. "
+        r"facts needs the columns fact_id, split, question, answer\.$"
+    )
+    with pytest.raises(MeowError, match=message):
         conform(facts().drop_columns(["split", "answer"]), "facts", "mine")
 
 
-def test_a_key_that_comes_twice_is_named():
+def test_a_key_in_two_rows_is_an_error_that_names_the_first():
     with pytest.raises(
-        MeowError, match="table facts: 1 keys come more than once, the first is fact_id=a"
+        MeowError, match="table facts: 1 keys occur in more than one row, the first is fact_id=a"
     ):
         conform(facts(fact_id=["a", "a"]), "facts")
     rows = [{"fact_id": "a", "candidate_id": i} for i in (0, 1, 1, 2, 2)]
     with pytest.raises(
-        MeowError, match="2 keys come more than once, the first is fact_id=a, candidate_id="
+        MeowError, match="2 keys occur in more than one row, the first is fact_id=a, candidate_id="
     ):
         conform(pa.Table.from_pylist(rows, schema=SCHEMAS["memo"]), "memo")
 
 
-def test_half_a_key_may_come_twice():
+def test_rows_may_agree_in_a_part_of_the_key():
     rows = [{"fact_id": fact, "candidate_id": i} for fact in "ab" for i in (-1, 0, 1)]
     assert conform(pa.Table.from_pylist(rows, schema=SCHEMAS["memo"]), "memo").num_rows == 6
 
 
-def test_an_empty_cell_in_a_key_is_named():
+def test_an_empty_cell_in_a_key_is_an_error():
     with pytest.raises(MeowError, match="mine: column fact_id has empty cells"):
         conform(facts(fact_id=["a", None]), "facts", "mine")
 
 
-# --- columns alone ------------------------------------------------------------------------------
+# --- columns without rows -------------------------------------------------------------------------
 
 
 def selected(**kinds: pa.DataType | None) -> pa.Schema:
-    """The columns of `selected` with other types; a column that is None is absent."""
+    """Returns the columns of `selected` with other types; a column that is None is left out."""
     fields = {field.name: field.type for field in SCHEMAS["selected"]} | kinds
     return pa.schema([(name, kind) for name, kind in fields.items() if kind is not None])
 
 
 @pytest.mark.parametrize("artifact", SCHEMAS)
-def test_an_artifact_has_its_own_columns(artifact: str):
+def test_the_columns_of_each_schema_pass_its_check(artifact: str):
     check_columns(SCHEMAS[artifact], artifact, "mine")
 
 
@@ -175,30 +179,47 @@ def test_an_artifact_has_its_own_columns(artifact: str):
     ],
     ids=str,
 )
-def test_columns_of_the_same_kind_and_further_ones_are_accepted(kinds: dict[str, pa.DataType]):
+def test_columns_of_the_same_kind_and_additional_ones_are_accepted(kinds: dict[str, pa.DataType]):
     check_columns(selected(**kinds), "selected", "mine")
     check_columns(pa.schema(list(selected(**kinds))[::-1]), "selected", "mine")
 
 
 @pytest.mark.parametrize(
-    ("kinds", "said"),
+    ("kinds", "message"),
     [
         (
             {"rank": None},
-            r"^mine: column rank is missing; selected needs fact_id, candidate_id, rank",
+            r"^mine: column rank is missing\. selected needs the columns fact_id, candidate_id, ",
         ),
         ({"rank": None, "fact_id": None}, r"^mine: column fact_id, rank is missing"),
-        ({"rank": pa.float64()}, r"^mine: column rank is double, selected needs int32\.$"),
-        ({"rank": pa.bool_()}, r"^mine: column rank is bool, selected needs int32\.$"),
-        ({"rank": pa.string()}, r"^mine: column rank is string, selected needs int32\.$"),
-        ({"answer": pa.binary()}, r"^mine: column answer is binary, selected needs string\.$"),
+        (
+            {"rank": pa.float64()},
+            r"^mine: column rank is double, selected needs int32\. Cast the column\.$",
+        ),
+        (
+            {"rank": pa.bool_()},
+            r"^mine: column rank is bool, selected needs int32\. Cast the column\.$",
+        ),
+        (
+            {"rank": pa.string()},
+            r"^mine: column rank is string, selected needs int32\. Cast the column\.$",
+        ),
+        (
+            {"answer": pa.binary()},
+            r"^mine: column answer is binary, selected needs string\. Cast the column\.$",
+        ),
         (
             {"answer": pa.list_(pa.string())},
-            r"^mine: column answer is list<.*string>, selected needs string\.$",
+            r"^mine: column answer is list<.*string>, selected needs string\. Cast the column\.$",
         ),
-        ({"memo": pa.string()}, r"^mine: column memo is string, selected needs double\.$"),
+        (
+            {"memo": pa.string()},
+            r"^mine: column memo is string, selected needs double\. Cast the column\.$",
+        ),
     ],
 )
-def test_columns_of_another_kind_are_named(kinds: dict[str, pa.DataType | None], said: str):
-    with pytest.raises(MeowError, match=said):
+def test_a_missing_column_or_one_of_another_kind_is_an_error(
+    kinds: dict[str, pa.DataType | None], message: str
+):
+    with pytest.raises(MeowError, match=message):
         check_columns(selected(**kinds), "selected", "mine")

@@ -1,3 +1,5 @@
+"""Storage on the local filesystem: URIs, files, tables, digests."""
+
 import errno
 import hashlib
 import os
@@ -10,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meow_ray.core import storage
+from meow_ray.core import local_cache, storage
 from meow_ray.errors import MeowError
 
 TABLE = pa.table({"fact_id": ["a", "b"], "memo": [0.5, None]})
@@ -60,7 +62,7 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("/what?/runs", "/what?/runs/a/b.json"),
     ],
 )
-def test_parts_are_joined_before_the_query(uri: str, expected: str):
+def test_path_components_are_appended_before_the_query(uri: str, expected: str):
     assert storage.join(uri, "a", "b.json") == expected
 
 
@@ -77,8 +79,9 @@ def test_an_unknown_scheme_is_named(uri: str):
 # --- files --------------------------------------------------------------------------------------
 
 
-def test_json_comes_back_and_stays_readable(tmp_path: Path):
-    uri, value = str(tmp_path / "new" / "x.json"), {"name": "Émile", "memo": 0.25, "none": None}
+def test_json_is_read_as_it_was_written_and_is_readable(tmp_path: Path):
+    uri = str(tmp_path / "new" / "x.json")
+    value = {"name": "Émile", "memo": 0.25, "none": None}
     assert storage.write_json(uri, value) is True
     assert storage.read_json(uri) == value
     assert "Émile" in Path(uri).read_text(encoding="utf-8")
@@ -98,7 +101,8 @@ def test_an_exclusive_write_never_replaces(tmp_path: Path):
 def test_an_exclusive_write_loses_to_a_file_that_appears_in_the_meantime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    path, sync = tmp_path / "x.json", os.fsync
+    path = tmp_path / "x.json"
+    sync = os.fsync
 
     def other_driver(descriptor: int) -> None:
         sync(descriptor)
@@ -111,7 +115,7 @@ def test_an_exclusive_write_loses_to_a_file_that_appears_in_the_meantime(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(
+def test_a_full_disk_is_named_and_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ):
     uri = str(tmp_path / "x.json")
@@ -121,17 +125,20 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MeowError, match=rf"^{uri}: the disk .* finished stages are kept\.$"):
+    with pytest.raises(
+        MeowError,
+        match=rf"^{uri}: the disk .*Free some space and start again; finished stages are reused\.$",
+    ):
         storage.write_json(uri, 2)
     assert storage.read_json(uri) == 1
     assert names(tmp_path) == ["x.json"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_full_disk_under_a_table_is_a_sentence(tmp_path: Path):
+def test_a_full_disk_while_a_table_is_written_is_named(tmp_path: Path):
     path = tmp_path / "x.parquet"
     path.symlink_to("/dev/full")
-    with pytest.raises(MeowError, match=rf"^{path}: the disk is full; "):
+    with pytest.raises(MeowError, match=rf"^{path}: the disk is full\. "):
         storage.write_table(pa.table({"x": list(range(10_000))}), str(path))
 
 
@@ -145,7 +152,7 @@ def test_a_full_disk_under_a_table_is_a_sentence(tmp_path: Path):
         storage.parquet_files,
     ],
 )
-def test_what_is_not_there_is_named(tmp_path: Path, read: Callable[[str], Any]):
+def test_a_missing_file_is_named(tmp_path: Path, read: Callable[[str], Any]):
     with pytest.raises(MeowError, match=rf"^{tmp_path}/x: (there is )?no "):
         read(str(tmp_path / "x"))
     with pytest.raises(MeowError, match=rf"^{tmp_path}/x: there is no such file"):
@@ -158,14 +165,14 @@ def test_broken_json_is_named(tmp_path: Path):
         storage.read_json(str(tmp_path / "x.json"))
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
+def test_a_location_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MeowError, match=rf"^{tmp_path}/file/x\.json: "):
         storage.write_json(str(tmp_path / "file" / "x.json"), 1)
     assert names(tmp_path) == ["file"]
 
 
-def test_folders_are_listed_made_copied_and_removed(tmp_path: Path):
+def test_folders_are_listed_created_copied_and_removed(tmp_path: Path):
     root = str(tmp_path / "root")
     for name in ("b.txt", "a/c.txt", "a/b.txt"):
         storage.write_bytes(storage.join(root, name), name.encode())
@@ -176,7 +183,7 @@ def test_folders_are_listed_made_copied_and_removed(tmp_path: Path):
     assert storage.list_files(str(tmp_path / "copy")) == ["a/b.txt", "a/c.txt", "b.txt"]
     storage.remove(storage.join(root, "b.txt"))
     storage.remove(storage.join(root, "a"))
-    storage.remove(storage.join(root, "never there"))
+    storage.remove(storage.join(root, "missing"))
     assert storage.list_files(root) == []
     assert storage.exists(root)
     assert not storage.exists(storage.join(root, "a"))
@@ -187,7 +194,7 @@ def test_folders_are_listed_made_copied_and_removed(tmp_path: Path):
     )
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
+def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path):
     target = tmp_path / "deep" / "model"
     lock = "deep/.model.lock"
 
@@ -198,7 +205,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
             if crash:
                 raise KeyboardInterrupt
 
-        assert storage.made_once(target, make) == target
+        assert local_cache.made_once(target, make) == target
 
     with pytest.raises(KeyboardInterrupt):
         build("crashed", crash=True)
@@ -209,7 +216,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
     assert set(names(tmp_path)) <= {"deep/model/x", lock}
 
 
-def test_a_folder_that_several_ask_for_is_made_once(tmp_path: Path):
+def test_a_folder_that_several_threads_ask_for_is_made_once(tmp_path: Path):
     made = []
 
     def make(part: Path) -> None:
@@ -217,8 +224,8 @@ def test_a_folder_that_several_ask_for_is_made_once(tmp_path: Path):
         time.sleep(0.2)
 
     with ThreadPoolExecutor(4) as pool:
-        found = [pool.submit(storage.made_once, tmp_path / "model", make) for _ in range(4)]
-        assert {one.result() for one in found} == {tmp_path / "model"}
+        calls = [pool.submit(local_cache.made_once, tmp_path / "model", make) for _ in range(4)]
+        assert {call.result() for call in calls} == {tmp_path / "model"}
     assert len(made) == 1
 
 
@@ -247,16 +254,18 @@ def test_tables_are_read_in_the_order_of_their_files(tmp_path: Path):
     assert storage.parquet_files(str(tmp_path / "b.parquet")) == [str(tmp_path / "b.parquet")]
 
 
-def test_what_is_no_parquet_is_named(tmp_path: Path):
+def test_a_file_that_is_not_parquet_is_named(tmp_path: Path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no PAR1")
     with pytest.raises(MeowError, match=rf"^{tmp_path}/x\.parquet: "):
         storage.read_table([str(tmp_path / "x.parquet")])
 
 
-def test_files_of_unlike_columns_are_a_users_mistake(tmp_path: Path):
+def test_files_with_different_columns_are_an_error(tmp_path: Path):
     storage.write_table(TABLE, str(tmp_path / "a.parquet"))
     storage.write_table(TABLE.drop_columns(["memo"]), str(tmp_path / "b.parquet"))
-    with pytest.raises(MeowError, match=r"b\.parquet"):
+    with pytest.raises(
+        MeowError, match=rf"^{tmp_path}/b\.parquet: the columns differ from {tmp_path}/a\.parquet"
+    ):
         storage.read_table([str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")])
 
 
@@ -274,7 +283,7 @@ def test_a_digest_is_the_sha256_of_the_content(tmp_path: Path):
     assert storage.file_digest(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_changed_byte_of_the_same_size_is_noticed_by_its_time(tmp_path: Path):
+def test_a_change_that_keeps_the_size_is_noticed_by_the_modification_time(tmp_path: Path):
     path = tmp_path / "x"
     for i, content in enumerate((b"meow", b"moow", b"meow")):
         path.write_bytes(content)
@@ -282,7 +291,7 @@ def test_a_changed_byte_of_the_same_size_is_noticed_by_its_time(tmp_path: Path):
         assert storage.file_digest(str(path)) == hashlib.sha256(content).hexdigest()
 
 
-def test_a_byte_changed_behind_the_times_back_is_noticed_by_verify(tmp_path: Path):
+def test_a_change_that_keeps_size_and_time_is_noticed_by_verify(tmp_path: Path):
     path = tmp_path / "x"
     path.write_bytes(b"meow")
     set_time(path, 10**18)
@@ -295,7 +304,7 @@ def test_a_byte_changed_behind_the_times_back_is_noticed_by_verify(tmp_path: Pat
     assert storage.file_digest(str(path)) == new
 
 
-def test_a_folders_digest_is_of_names_and_contents_not_of_its_place(tmp_path: Path):
+def test_the_digest_of_a_folder_depends_on_names_and_contents_but_not_on_its_path(tmp_path: Path):
     def digest(name: str, files: dict[str, str]) -> str:
         for file, text in files.items():
             storage.write_bytes(str(tmp_path / name / file), text.encode())

@@ -213,7 +213,7 @@ def test_a_large_table_is_not_loaded(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": None}, r"memo: column text is missing; memo needs fact_id"),
+        ({"text": None}, r"memo: column text is missing\. memo needs the columns fact_id"),
         ({"text": None, "memo": None}, r"memo: column text, memo is missing"),
         ({"memo": pa.array(["x"] * 3)}, r"memo: column memo is string, memo needs double"),
     ],

@@ -42,22 +42,22 @@ def test_a_set_has_the_columns_of_its_file_and_nulls_elsewhere(tmp_path: Path):
         (['{"question": "Q", "answer": ""}'], "evaluate.sets.holdout: 1 rows were rejected"),
         (
             ['{"question": "Q", "answer": "A", "perturbed_answer": []}'],
-            "line 1: perturbed_answer is no list of texts",
+            "line 1: perturbed_answer must be a list of texts that are not empty",
         ),
         (
             ['{"question": "Q", "answer": "A", "perturbed_answer": [1]}'],
-            "line 1: perturbed_answer is no list of texts",
+            "line 1: perturbed_answer must be a list of texts that are not empty",
         ),
         (
             ['{"question": "Q", "answer": "A", "paraphrased_answer": 1}'],
-            "line 1: paraphrased_answer is no text",
+            "line 1: paraphrased_answer must be a text that is not empty",
         ),
         (
             [
                 '{"question": "Q", "answer": "A", "perturbed_answer": ["x"]}',
                 '{"question": "R", "answer": "A"}',
             ],
-            "only 1 of 2 rows have a perturbed_answer",
+            r"only some rows have a perturbed_answer \(1 of 2\)",
         ),
     ],
 )
@@ -72,7 +72,7 @@ def test_an_empty_or_binary_text_is_refused(tmp_path: Path):
     with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt is empty"):
         sets.read_passages(Artifact("text", str(path), "d"))
     path.write_bytes(b"ab\xff")
-    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt, byte 2: not UTF-8 text"):
+    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt, byte 2: this is not UTF-8"):
         sets.read_passages(Artifact("text", str(path), "d"))
 
 

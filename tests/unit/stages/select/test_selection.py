@@ -15,7 +15,7 @@ from meow_ray.config import Select
 from meow_ray.core import storage
 from meow_ray.core.checks import conform
 from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
-from meow_ray.core.tables import Source
+from meow_ray.core.tables import TableSource
 from meow_ray.stages.evaluate.suites import sample
 from meow_ray.stages.ingest.facts import fact_id
 from meow_ray.stages.select.selection import select, summarize
@@ -49,7 +49,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=SCHEMAS["memo"])
 
 
-def selected(source: Source, spec: Select) -> pa.Table:
+def selected(source: TableSource, spec: Select) -> pa.Table:
     with select(source, spec).batches() as reader:
         return reader.read_all().cast(SCHEMAS["selected"])
 
