@@ -155,7 +155,7 @@ def _mismatches(is_greedy: Sequence[bool], cuts: Sequence[int]) -> list[tuple[in
 
 
 def memorization_accuracy(is_greedy: Sequence[bool]) -> float | None:
-    """Returns MA: the share of an answer's tokens that are greedy after the true tokens before them.
+    """Returns MA: the share of an answer's tokens that are greedy, given the true tokens before.
 
     Definition: Tirumala et al., arXiv 2205.10770, section 3, over the answer's tokens.
     open-unlearning calls the same figure exact memorisation (EM).
