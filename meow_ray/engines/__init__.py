@@ -1,4 +1,4 @@
-"""Inference engines: tokens in, text and log-probabilities out."""
+"""Inference engines: they continue prompts and measure the log-probabilities of given answers."""
 
 from meow_ray.engines.base import Completion, Engine, EngineSpec, Sampling, TeacherForced
 
@@ -6,7 +6,7 @@ __all__ = ["Completion", "Engine", "EngineSpec", "Sampling", "TeacherForced", "b
 
 
 def build(spec: EngineSpec) -> Engine:
-    """Loads the engine that a spec names."""
+    """Loads the model of a spec into the engine that the spec names."""
     if spec.engine == "vllm":
         from meow_ray.engines.vllm import VllmEngine
 

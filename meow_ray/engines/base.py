@@ -1,4 +1,4 @@
-"""What every engine offers."""
+"""The interface of an inference engine, and the values that go in and come out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,21 @@ Tokens = Sequence[int]
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Which model an engine loads, and how."""
+    """A model and the settings with which an engine loads it."""
 
     needs_gpu: ClassVar[bool] = True
+    """The engine runs on GPUs if the machine has any."""
     model: ModelRef
     engine: Literal["vllm", "transformers"] = "vllm"
     dtype: str = "auto"
+    """Of weights and arithmetic; `auto` is the dtype stored with the model."""
     max_model_len: int | None = None
+    """Context length in tokens; None is the model's own."""
     tensor_parallel_size: int = 1
     kv_cache_gib: float = 1.0
+    """Size of the key-value cache in GiB, for vLLM on CPU."""
     gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory that vLLM may use."""
 
     def load(self) -> "Engine":
         """Loads the engine in this process."""
@@ -31,66 +36,87 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a prompt is continued; the default is greedy."""
+    """The settings with which a prompt is continued; the default is greedy decoding."""
 
     max_new_tokens: int
     temperature: float = 0.0
+    """0 is greedy decoding."""
     top_p: float = 1.0
     n: int = 1
+    """Number of completions of the prompt."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    """Texts that end a completion; the completion does not contain them."""
     bad_words: tuple[str, ...] = ()
+    """Words that a completion never contains."""
     json_schema: str | None = None
-    """JSON that the reply must be of; engines that cannot guide ignore it."""
+    """JSON schema of the completion. An engine without guided decoding ignores it."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A continuation without special tokens."""
+    """One continuation of a prompt, without special tokens."""
 
     text: str
     finished: bool
-    """It ended by itself: by an end-of-sequence token or a stop string."""
+    """True if an end-of-sequence token or a stop string ended it, False if its length did."""
     tokens: tuple[int, ...] = ()
-    """The tokens before the end-of-sequence token; a stop string is still in them."""
+    """The tokens before the end-of-sequence token. They include those of a stop string."""
 
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """What one pass over a prompt and an answer tells, each position behind the true tokens before it."""
+    """The result of one forward pass over a prompt and an answer.
+
+    Each value belongs to a token of the answer and is conditioned on the true tokens before it. A
+    token without any token before it (empty prompt, first token) has no prediction.
+    """
 
     log_probs: list[float]
-    """`[answer]`, log p(token | what stands before it); nan for a first token with nothing before it."""
+    """`[answer]`, log p(token | tokens before it); nan for a token without prediction."""
     is_greedy: list[bool]
-    """`[answer]`, whether the token is the most probable one; False for a first token with nothing before it."""
+    """`[answer]`, whether the token is the most probable one; False without prediction."""
     ends: bool
-    """The most probable token behind the answer ends the sequence."""
+    """Whether the most probable token after the answer is an end-of-sequence token."""
     means: list[float] | None = None
-    """`[answer]`, the mean of log p over the vocabulary, tokens drawn by p; only where moments were asked for."""
+    """`[answer]`, the mean of log p over the vocabulary, weighted by p; None if not requested."""
     deviations: list[float] | None = None
-    """`[answer]`, the standard deviation of the same."""
+    """`[answer]`, the standard deviation of log p over the vocabulary, weighted by p."""
 
 
 class Engine(Protocol):
-    """A loaded model."""
+    """A loaded model that continues prompts and reads given answers."""
 
     tokenizer: Any
     max_model_len: int
+    """Context length in tokens."""
     generated: int
-    """Tokens generated so far."""
+    """Number of tokens generated so far."""
 
     def generate(
         self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
     ) -> list[list[Completion]]:
-        """Continues each prompt under its own sampling; returns `n` completions a prompt, in order."""
+        """Continues each prompt with the sampling settings at the same index.
+
+        Returns:
+            For each prompt its `n` completions, in the order of the prompts.
+        """
         ...
 
     def teacher_force(
         self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
     ) -> list[TeacherForced]:
-        """Reads each answer behind its prompt in one pass, and one token further.
+        """Runs one forward pass over each prompt and its answer.
+
+        Args:
+            prompts: `[pair]`, tokens before the answers.
+            answers: `[pair]`, tokens whose probability is measured.
+            moments: whether to compute `means` and `deviations`, too.
+
+        Returns:
+            One result for each pair, in order.
 
         Raises:
-            MeowError: `moments` are asked for, and the engine does not see whole distributions.
+            MeowError: `moments` is True and the engine does not return whole distributions.
         """
         ...

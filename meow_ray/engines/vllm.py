@@ -1,4 +1,4 @@
-"""vLLM, in this process on one GPU or on CPU."""
+"""The engine that runs vLLM in this process, on one GPU or several, or on CPU."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from meow_ray.models import refs
 
 
 class VllmEngine:
-    """Generates through `vllm.LLM`; see `Engine`."""
+    """Implements `Engine` with `vllm.LLM`."""
 
     def __init__(self, spec: EngineSpec) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -35,9 +35,11 @@ class VllmEngine:
             distributed_executor_backend="mp" if spec.tensor_parallel_size > 1 else "uni",
             gpu_memory_utilization=spec.gpu_memory_utilization,
             enforce_eager=not self.on_gpu,
-            # the CPU default of 128 tokens is longer than most prompts here: nothing of a shared prefix would be reused
+            # The CPU default of 128 tokens is longer than most prompts here, so that vLLM would
+            # never reuse a shared prefix.
             block_size=None if self.on_gpu else 32,
-            # on CPU, a prompt that is cut in two takes a seeded generator back by an offset that CPU generators lack
+            # With chunked prefill, vLLM rewinds a seeded generator by an offset, and CPU generators
+            # do not support that.
             enable_chunked_prefill=None if self.on_gpu else False,
             load_format="safetensors",
             trust_remote_code=spec.model.trust_remote_code,
@@ -53,78 +55,93 @@ class VllmEngine:
 
         params = [
             vllm.SamplingParams(
-                n=s.n,
-                temperature=s.temperature,
-                top_p=s.top_p if s.temperature else 1.0,
-                max_tokens=s.max_new_tokens,
-                seed=s.seed if s.temperature else None,
-                stop=list(s.stop) or None,
-                bad_words=list(s.bad_words) or None,
-                structured_outputs=StructuredOutputsParams(json=s.json_schema)
-                if s.json_schema
-                else None,
+                n=spec.n,
+                temperature=spec.temperature,
+                top_p=spec.top_p if spec.temperature else 1.0,
+                max_tokens=spec.max_new_tokens,
+                seed=spec.seed if spec.temperature else None,
+                stop=list(spec.stop) or None,
+                bad_words=list(spec.bad_words) or None,
+                structured_outputs=(
+                    StructuredOutputsParams(json=spec.json_schema) if spec.json_schema else None
+                ),
                 skip_special_tokens=True,
-                detokenize=bool(s.stop),
+                detokenize=bool(spec.stop),
             )
-            for s in sampling
+            for spec in sampling
         ]
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        results = self.llm.generate(requests, params, use_tqdm=False)
+        self.generated += sum(
+            len(reply.token_ids) for result in results for reply in result.outputs
         )
-        self.generated += sum(len(one.token_ids) for output in outputs for one in output.outputs)
         return [
-            [self._completion(o, s) for o in output.outputs]
-            for output, s in zip(outputs, sampling, strict=True)
+            [self._completion(reply, spec) for reply in result.outputs]
+            for result, spec in zip(results, sampling, strict=True)
         ]
 
-    def _completion(self, output: Any, sampling: Sampling) -> Completion:
-        """Decodes whole where nothing is cut off; vLLM's own text leaves out a last character that is unfinished."""
-        finished, tokens = output.finish_reason == "stop", tuple(output.token_ids)
-        if finished and output.stop_reason not in sampling.stop:
-            tokens = tokens[:-1]  # the end-of-sequence token
+    def _completion(self, reply: Any, sampling: Sampling) -> Completion:
+        """Returns one output of vLLM as a `Completion`.
+
+        Without a stop string it decodes all tokens at once, because vLLM's own text omits a last
+        character that is incomplete.
+        """
+        finished = reply.finish_reason == "stop"
+        tokens = tuple(reply.token_ids)
+        if finished and reply.stop_reason not in sampling.stop:
+            tokens = tokens[:-1]  # without the end-of-sequence token
         if sampling.stop:
-            return Completion(str(output.text), finished, tokens)
-        return Completion(
-            str(self.tokenizer.decode(tokens, skip_special_tokens=True)), finished, tokens
-        )
+            text = reply.text
+        else:
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Completion(text=str(text), finished=finished, tokens=tokens)
 
     def teacher_force(
         self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
     ) -> list[TeacherForced]:
-        """See `Engine.teacher_force`; vLLM gives log-probabilities of tokens, not the distributions."""
+        """See `Engine.teacher_force`.
+
+        vLLM returns log-probabilities of tokens, not whole distributions.
+        """
         import vllm
 
         if moments:
             raise MeowError(
-                "vLLM gives no moments of a distribution; set target.engine=transformers for min_k_pp."
+                "`target.engine`: vLLM does not return the distributions that `min_k_pp` needs. "
+                "Set `target.engine=transformers`."
             )
         params = vllm.SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False
         )
-        texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": t} for t in texts], params, use_tqdm=False
+        sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        results = self.llm.generate(
+            [{"prompt_token_ids": tokens} for tokens in sequences], params, use_tqdm=False
         )
-        out = []
-        for text, answer, output in zip(texts, answers, outputs, strict=True):
-            found = [
-                places[token] if places else None
-                for places, token in zip(
-                    output.prompt_logprobs, text, strict=True
-                )  # None: nothing before the first
-            ][len(text) - len(answer) :]
-            out.append(
-                TeacherForced(
-                    log_probs=[float(place.logprob) if place else math.nan for place in found],
-                    is_greedy=[place is not None and place.rank == 1 for place in found],
-                    ends=output.outputs[0].finish_reason == "stop",
-                )
-            )
-        return out
+        return [
+            _teacher_forced(result, tokens, len(prompt))
+            for result, tokens, prompt in zip(results, sequences, prompts, strict=True)
+        ]
+
+
+def _teacher_forced(result: Any, sequence: Tokens, start: int) -> TeacherForced:
+    """Reads the log-probabilities of an answer, which begins at `start`, from vLLM's output."""
+    predictions = []
+    for by_token, token in zip(result.prompt_logprobs, sequence, strict=True):
+        # vLLM predicts nothing for the first token of a sequence
+        predictions.append(by_token[token] if by_token else None)
+    answer = predictions[start:]
+    return TeacherForced(
+        log_probs=[math.nan if token is None else float(token.logprob) for token in answer],
+        is_greedy=[token is not None and token.rank == 1 for token in answer],
+        ends=result.outputs[0].finish_reason == "stop",
+    )
 
 
 def _await_memory(share: float, seconds: int = 60) -> None:
-    """Waits until an engine that has just ended has given its GPU memory back; vLLM would refuse to start before."""
+    """Waits until `share` of the GPU's memory is free, `seconds` at most.
+
+    An engine that has just ended returns its memory late, and vLLM refuses to start before that.
+    """
     import torch
 
     for _ in range(seconds):

@@ -1,1 +1,1 @@
-"""Scores with MEMO how well the target has memorised each answer."""
+"""Measures with MEMO how well the target has memorised each answer."""

@@ -1,4 +1,8 @@
-"""The stages `memo` and `remain`: they score answers with MEMO, before and between rounds."""
+"""The stages `memo` and `remain`, which score answers with MEMO.
+
+`memo` scores all answers on the target. `remain` runs between two rounds: it scores the true
+answers on the tuned model and keeps the facts that this model still has memorised.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,30 +21,57 @@ from meow_ray.stages.memo import summary
 from meow_ray.stages.memo.steps import SCORE_NAMES, MemoSteps
 
 _FACTS_TO_SCORE = f"""
-    SELECT fact_id, any_value(question) AS question,
-        list_prepend({TRUE_ANSWER}::INTEGER, list(candidate_id::INTEGER ORDER BY candidate_id)
-            FILTER (WHERE candidate_id >= 0)) AS candidate_ids,
-        list_prepend(any_value(answer), list(inverted_answer ORDER BY candidate_id)
-            FILTER (WHERE candidate_id >= 0)) AS texts
-    FROM candidates GROUP BY fact_id
-    ORDER BY strlen(any_value(answer)) + sum(strlen(coalesce(inverted_answer, ''))) DESC, fact_id
+    WITH
+    -- one row per fact: its true answer and the candidates in order
+    facts AS (
+        SELECT
+            fact_id,
+            any_value(question) AS question,
+            any_value(answer) AS answer,
+            list(candidate_id::INTEGER ORDER BY candidate_id) FILTER (WHERE candidate_id >= 0)
+                AS candidate_ids,
+            list(inverted_answer ORDER BY candidate_id) FILTER (WHERE candidate_id >= 0)
+                AS inverted_answers,
+            sum(strlen(coalesce(inverted_answer, ''))) AS inverted_length
+        FROM candidates
+        GROUP BY fact_id
+    )
+    SELECT
+        fact_id,
+        question,
+        list_prepend({TRUE_ANSWER}::INTEGER, candidate_ids) AS candidate_ids,
+        list_prepend(answer, inverted_answers) AS texts
+    FROM facts
+    ORDER BY strlen(answer) + inverted_length DESC, fact_id
 """
-"""One row a fact with all its answers, the true one first; the longest work first."""
+"""Facts with all their answers, the true one first; facts with the longest texts come first."""
+
+_FACTS_TO_CHECK = f"""
+    SELECT fact_id, question, [{TRUE_ANSWER}::INTEGER] AS candidate_ids, [answer] AS texts
+    FROM facts
+    WHERE split = 'forget'
+    ORDER BY strlen(answer) DESC, fact_id
+"""
+"""The facts to forget with their true answers, in the same form; the longest answers come first."""
 
 
 def _memo(context: Context) -> dict[str, Any]:
+    """Scores the true answer and all candidates of each fact on the target."""
     from meow_ray.distributed import cluster
 
-    config, candidates = context.config, context.inputs["candidates"]
+    config = context.config
+    candidates = context.inputs["candidates"]
     cluster.connect()
-    if candidates.manifest is None:
+    if candidates.manifest is None:  # a user's own table
         cluster.call(
             checks.check_keys, candidates.source, "candidates", storage.display(candidates.uri)
         )
-    found = _scored(context, Query(_FACTS_TO_SCORE, {"candidates": candidates.source}), "target")
-    names = [*SCORE_NAMES, *config.memo.comparators]
+    facts = Query(_FACTS_TO_SCORE, {"candidates": candidates.source})
+    scored = _score_facts(context, facts, model="target")
+    columns = [*SCORE_NAMES, *config.memo.comparators]
+    figures = cluster.call(_write_memo, scored, columns, context.path())
     return {
-        **cluster.call(_write_memo, found, names, context.path()),
+        **figures,
         "dtype": config.target.dtype,
         "max_new_tokens": config.memo.max_new_tokens,
         "window": config.memo.window,
@@ -48,8 +79,12 @@ def _memo(context: Context) -> dict[str, Any]:
     }
 
 
-def _scored(context: Context, rows: Query, model: str) -> Query:
-    """Scores facts, each a row with its answers, on the input that is named."""
+def _score_facts(context: Context, facts: Query, model: str) -> Query:
+    """Scores facts on Ray; `model` names the input that is the model.
+
+    Returns:
+        The facts with the columns that `MemoSteps.finish` adds.
+    """
     from meow_ray.distributed import map_rows
 
     config = context.config
@@ -57,51 +92,63 @@ def _scored(context: Context, rows: Query, model: str) -> Query:
     engine = context.engine_spec(
         model_ref(context.inputs[model]), config.target, config.resources.memo
     )
-    work = map_rows.Work(steps.generate, steps.prepare, steps.finish, engine.model, steps.figures)
-    return map_rows.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
+    work = map_rows.Work(
+        generate=steps.generate,
+        prepare=steps.prepare,
+        finish=steps.finish,
+        model=engine.model,
+        observe=steps.figures,
+    )
+    return map_rows.map_rows(facts, "fact_id", engine, work, context.work, "memo", config.resources)
 
 
-def _write_memo(found: Query, names: Sequence[str], path: str) -> dict[str, Any]:
-    """Writes the answers of scored facts, one a row; returns the figures for the manifest."""
-    scores = ", ".join(f"score.{name} AS {name}" for name in names)
+def _write_memo(scored: Query, score_columns: Sequence[str], path: str) -> dict[str, Any]:
+    """Writes the table `memo`, one row per answer; returns the figures for the manifest."""
+    scores = ", ".join(f"score.{name} AS {name}" for name in score_columns)
     answers = f"""
-        SELECT fact_id, candidate_id, question, text, {scores} FROM (
-            SELECT fact_id, question, unnest(candidate_ids) AS candidate_id, unnest(texts) AS text,
-                unnest(scores) AS score FROM ({found.sql}))
+        WITH
+        facts AS ({scored.sql}),
+        -- one row per answer with the struct of its scores
+        answers AS (
+            SELECT
+                fact_id,
+                question,
+                unnest(candidate_ids) AS candidate_id,
+                unnest(texts) AS text,
+                unnest(scores) AS score
+            FROM facts
+        )
+        SELECT fact_id, candidate_id, question, text, {scores}
+        FROM answers
         ORDER BY fact_id, candidate_id
     """
-    tables.write_sorted(Query(answers, found.sources), path, SCHEMAS["memo"], KEYS["memo"])
-    generations = Query(
-        f"SELECT sum(generations)::BIGINT AS n FROM ({found.sql})", found.sources
-    ).rows()[0]["n"]
-    return summary.summarize([path]) | {"generations": generations or 0}
+    generations = f"SELECT sum(generations)::BIGINT AS total FROM ({scored.sql})"
+    tables.write_sorted(Query(answers, scored.sources), path, SCHEMAS["memo"], KEYS["memo"])
+    total = Query(generations, scored.sources).rows()[0]["total"]
+    return summary.summarize([path]) | {"generations": total or 0}
 
 
 def _remain(context: Context) -> dict[str, Any]:
-    """Keeps the facts that a tuned model still has memorised, and the retain set."""
-    config, facts = context.config, context.inputs["facts"]
-    found = _scored(context, Query(_FACTS_TO_CHECK, {"facts": facts.source}), "model")
+    """Writes the facts that the tuned model still has memorised, and the retain set."""
+    config = context.config
+    facts = context.inputs["facts"]
+    scored = _score_facts(context, Query(_FACTS_TO_CHECK, {"facts": facts.source}), model="model")
     scores = Query(
-        f"SELECT fact_id, scores[1].memo AS memo FROM ({found.sql})", found.sources
+        f"SELECT fact_id, scores[1].memo AS memo FROM ({scored.sql})", scored.sources
     ).rows()
-    above = {
-        row["fact_id"]
-        for row in scores
-        if row["memo"] is not None and row["memo"] > config.pipeline.threshold
-    }
-    table = facts.table
-    kept = pc.or_(
-        pc.equal(table["split"], "retain"),
-        pc.is_in(table["fact_id"], pa.array(sorted(above), pa.string())),
+    threshold = config.pipeline.threshold
+    memorised = sorted(
+        row["fact_id"] for row in scores if row["memo"] is not None and row["memo"] > threshold
     )
-    context.write(table.filter(kept))
-    return {"facts": len(scores), "above": len(above), "threshold": config.pipeline.threshold}
+    table = facts.table
+    is_retain = pc.equal(table["split"], "retain")
+    is_memorised = pc.is_in(table["fact_id"], pa.array(memorised, pa.string()))
+    context.write(table.filter(pc.or_(is_retain, is_memorised)))
+    return {"facts": len(scores), "above": len(memorised), "threshold": threshold}
 
 
-_FACTS_TO_CHECK = f"""
-    SELECT fact_id, question, [{TRUE_ANSWER}::INTEGER] AS candidate_ids, [answer] AS texts
-    FROM facts WHERE split = 'forget' ORDER BY strlen(answer) DESC, fact_id
-"""
+def _has_rounds(config: Config) -> bool:
+    return config.pipeline.rounds > 1
 
 
 MEMO = Stage(
@@ -116,11 +163,6 @@ MEMO = Stage(
     adopt=adopt_table,
     resources="memo",
 )
-
-
-def _has_rounds(config: Config) -> bool:
-    return config.pipeline.rounds > 1
-
 
 REMAIN = Stage(
     name="remain",

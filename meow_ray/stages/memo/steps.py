@@ -1,6 +1,10 @@
-"""MEMO for a batch of facts, in three steps: prepare and finish run on CPU, only `generate` needs the engine."""
+"""The three steps that score a batch of facts with MEMO: `prepare`, `generate`, `finish`.
 
-from collections.abc import Iterable, Iterator, Sequence
+Only `generate` needs the engine. `prepare` cuts and tokenises, `finish` decodes and scores; both
+run on CPU.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +12,19 @@ import pyarrow as pa
 
 from meow_ray.config import Memo
 from meow_ray.core.schema import SCHEMAS
-from meow_ray.engines import Engine, Sampling
+from meow_ray.engines import Engine, Sampling, TeacherForced
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
+from meow_ray.stages.memo.forced import (
+    BRANCH_TYPE,
+    FORCED_TYPE,
+    TOKENS_TYPE,
+    Branch,
+    Forced,
+    beginning_of,
+    cuts_and_limits,
+    forced_sequence,
+)
 from meow_ray.stages.memo.score import (
     Score,
     Window,
@@ -20,130 +34,133 @@ from meow_ray.stages.memo.score import (
     extraction_strength,
     memorization_accuracy,
     score_answer,
-    token_cuts,
     windows,
 )
 
-_TOKENS = pa.list_(pa.int32())
-_SEQUENCE = pa.struct([("prompt", _TOKENS), ("sequence", _TOKENS), ("start", pa.int32())])
-"""What is teacher-forced: `sequence` behind `prompt`; from `start` on it is the answer."""
-_BRANCH = pa.struct([("at", pa.int32()), ("tokens", _TOKENS)])
 SCORE_NAMES = tuple(name for name in SCHEMAS["memo"].names if name in Score.__dataclass_fields__)
+"""The columns of `memo` that hold scores of an answer."""
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """The windows of one answer, each with its greedy continuation."""
+
+    labels: list[str]
+    label_tokens: list[list[int]]
+    """The tokens of the labels; empty for character windows if no comparator reads them."""
+    tokens: list[list[int]]
+    """The tokens of the continuations."""
 
 
 def score_type(spec: Memo) -> pa.DataType:
-    """Returns the type of one answer's scores: the columns of `memo` and the configured comparators."""
+    """Returns the Arrow type of one answer's scores: columns of `memo`, then the comparators."""
     fields = [SCHEMAS["memo"].field(name) for name in SCORE_NAMES]
     return pa.struct([*fields, *(pa.field(name, pa.float64()) for name in spec.comparators)])
 
 
 @dataclass(frozen=True)
 class MemoSteps:
-    """Scores facts, each with all its answers, so that every distinct prompt of a fact is generated once.
+    """The steps that score facts, each with all its answers.
 
-    A batch has the columns `question` and `texts` (the answers to score); `finish` adds `scores`, one struct an
-    answer, and `generations`, how many prompts were continued.
+    A batch has the columns `question` and `texts` (the answers to score). `finish` adds `scores`,
+    one struct per answer, and `generations`, the number of prompts that the model continued. The
+    model continues each distinct prompt of a fact once.
     """
 
     spec: Memo
     template: str
-    """`target.template`, used where `memo.template` says so."""
+    """`target.template`; it applies if `memo.template` is `target`."""
     system: str | None = None
 
     @property
-    def forces(self) -> bool:
-        """Whether a teacher-forced pass is needed."""
+    def needs_forced_pass(self) -> bool:
+        """Whether token windows or a comparator need a teacher-forced pass over the answers."""
         return self.spec.window == "token" or bool({"ma", "em", "es"} & set(self.spec.comparators))
 
     def prepare(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
-        """Cuts and tokenises: adds `prompts` with their `limits`, and the `forced` sequences."""
-        prompter, prompts, limits, forced = self._prompter(tokenizer), [], [], []
-        for question, texts in _rows(batch, "question", "texts"):
-            found = (
-                self._distinct(prompter, question, texts) if self.spec.window == "character" else {}
-            )
-            prompts.append([prompter.encode_prompt(prompt) for prompt in found])
-            limits.append(list(found.values()))
-            forced.append(
-                [self._sequence(prompter, question, text) for text in texts] if self.forces else []
-            )
-        return _with(
+        """Cuts and tokenises the answers.
+
+        Returns:
+            The batch with the columns `prompts` and `limits` (of character windows: the distinct
+            prompts and the largest number of new tokens of each) and `forced` (the sequences of the
+            teacher-forced pass; see `Forced`).
+        """
+        prompter = self._prompter(tokenizer)
+        prompts, limits, forced = [], [], []
+        for question, texts in _questions_and_texts(batch):
+            limit_of_prompt: dict[str, int] = {}
+            if self.spec.window == "character":
+                limit_of_prompt = self._distinct_prompts(prompter, question, texts)
+            prompts.append([prompter.encode_prompt(prompt) for prompt in limit_of_prompt])
+            limits.append(list(limit_of_prompt.values()))
+            sequences: list[Forced] = []
+            if self.needs_forced_pass:
+                sequences = [forced_sequence(prompter, question, text, self.spec) for text in texts]
+            forced.append(sequences)
+        return _append_columns(
             batch,
-            prompts=pa.array(prompts, pa.list_(_TOKENS)),
-            limits=pa.array(limits, _TOKENS),
-            forced=pa.array(forced, pa.list_(_SEQUENCE)),
+            prompts=pa.array(prompts, pa.list_(TOKENS_TYPE)),
+            limits=pa.array(limits, TOKENS_TYPE),
+            forced=pa.array(forced, pa.list_(FORCED_TYPE)),
         )
 
     def generate(self, engine: Engine, batch: pa.Table) -> pa.Table:
-        """Lets the model speak: adds `replies` to the prompts, and `greedy`, `branches` of the forced sequences.
+        """Runs the model on a prepared batch.
+
+        Returns:
+            The batch with the columns `replies` (the continuation of each prompt), `greedy` (for
+            each forced sequence, which tokens are greedy) and `branches` (of token windows: the
+            continuation from each position where a forced sequence is not greedy; see `Branch`).
 
         Raises:
             MeowError: a prompt leaves no room in the model's context.
         """
-        prompts, forced = batch["prompts"].to_pylist(), batch["forced"].to_pylist()
-        flat = _flat(forced)
-        lengths = [len(tokens) for tokens in _flat(prompts)]
-        longest = max(
-            [*lengths, *(len(one["prompt"]) + len(one["sequence"]) for one in flat)], default=0
-        )
-        if longest >= engine.max_model_len:
-            raise MeowError(
-                f"A window of MEMO has {longest} tokens, the target reads {engine.max_model_len}; skip long facts."
-            )
+        prompts = batch["prompts"].to_pylist()
+        forced: list[list[Forced]] = batch["forced"].to_pylist()
+        flat_prompts, flat_forced = _flatten(prompts), _flatten(forced)
+        _check_lengths(engine, flat_prompts, flat_forced)
+
         passes = engine.teacher_force(
-            [one["prompt"] for one in flat], [one["sequence"] for one in flat]
+            [sequence["prompt"] for sequence in flat_forced],
+            [sequence["sequence"] for sequence in flat_forced],
         )
-        greedy = _nest([one.is_greedy for one in passes], forced)
-        replies = _continue(engine, _flat(prompts), _flat(batch["limits"].to_pylist()))
-        needs = []
+        replies = _continue_greedily(engine, flat_prompts, _flatten(batch["limits"].to_pylist()))
+        branches_of_facts: list[list[list[Branch]]] = [[] for _ in forced]
         if self.spec.window == "token":
-            for one, found in zip(flat, passes, strict=True):
-                cuts, limits = self._cuts(one)
-                needs.append(branches(found.is_greedy, found.ends, cuts, limits))
-        said = self._branches(engine, flat, needs)
-        return _with(
+            generated = self._generate_branches(engine, flat_forced, passes)
+            branches_of_facts = _regroup(generated, forced)
+        greedy = _regroup([result.is_greedy for result in passes], forced)
+        return _append_columns(
             batch,
-            replies=pa.array(_nest(replies, prompts), pa.list_(_TOKENS)),
+            replies=pa.array(_regroup(replies, prompts), pa.list_(TOKENS_TYPE)),
             greedy=pa.array(greedy, pa.list_(pa.list_(pa.bool_()))),
-            branches=pa.array(
-                _nest(said, forced) if needs else [[] for _ in forced], pa.list_(pa.list_(_BRANCH))
-            ),
+            branches=pa.array(branches_of_facts, pa.list_(pa.list_(BRANCH_TYPE))),
         )
 
     def finish(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
-        """Compares what was said with what was cut off: adds `scores` and `generations`, drops the tokens."""
+        """Scores the continuations of a generated batch.
+
+        Returns:
+            The batch with the columns `scores` and `generations`, without the columns of tokens.
+        """
         scores, generations = [], []
-        for row in batch.select(
-            ["question", "texts", "replies", "forced", "greedy", "branches"]
-        ).to_pylist():
-            if self.spec.window == "character":
-                found = list(self._character_scores(tokenizer, row))
-                generations.append(len(row["replies"]))
-            else:
-                found = list(self._token_scores(tokenizer, row))
-                distinct = {
-                    (*one["prompt"], *one["sequence"][: branch["at"]])
-                    for one, said in zip(row["forced"], row["branches"], strict=True)
-                    for branch in said
-                }
-                generations.append(len(distinct))
-            scores.append(found)
-        kept = batch.drop_columns(["prompts", "limits", "forced", "replies", "greedy", "branches"])
-        return _with(
-            kept,
+        for fact in batch.select(_COLUMNS_TO_SCORE).to_pylist():
+            scores.append(self._score_fact(tokenizer, fact))
+            generations.append(self._count_generations(fact))
+        return _append_columns(
+            batch.drop_columns(_TOKEN_COLUMNS),
             scores=pa.array(scores, pa.list_(score_type(self.spec))),
             generations=pa.array(generations, pa.int32()),
         )
 
     def figures(self, batch: pa.Table) -> dict[str, tuple[float, int]]:
-        """Returns sum and number of MEMO of the true answers of a finished batch."""
-        found = [
-            row[0]["memo"] for row in batch["scores"].to_pylist() if row[0]["memo"] is not None
-        ]
-        return {"memo": (sum(found), len(found))}
+        """Returns the sum and the number of the true answers' MEMO in a finished batch."""
+        true_scores = [scores[0]["memo"] for scores in batch["scores"].to_pylist()]
+        known = [score for score in true_scores if score is not None]
+        return {"memo": (sum(known), len(known))}
 
     def score(self, engine: Engine, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-        """Takes question–answer pairs through the three steps in this process."""
+        """Returns the scores of question–answer pairs, computed by an engine in this process."""
         batch = pa.table(
             {
                 "question": pa.array([question for question, _ in pairs], pa.string()),
@@ -151,170 +168,217 @@ class MemoSteps:
             }
         )
         prepared = self.prepare(engine.tokenizer, batch)
-        done = self.finish(engine.tokenizer, self.generate(engine, prepared))
-        return [row[0] for row in done["scores"].to_pylist()]
+        finished = self.finish(engine.tokenizer, self.generate(engine, prepared))
+        return [scores[0] for scores in finished["scores"].to_pylist()]
+
+    def continuations(self, tokenizer: Any, fact: dict[str, Any]) -> list[Continuations]:
+        """Returns the windows of each answer of a fact, a row of a generated batch."""
+        if self.spec.window == "character":
+            return self._character_continuations(tokenizer, fact)
+        return [
+            self._token_continuations(tokenizer, sequence, is_greedy, generated)
+            for sequence, is_greedy, generated in zip(
+                fact["forced"], fact["greedy"], fact["branches"], strict=True
+            )
+        ]
 
     def _prompter(self, tokenizer: Any) -> Prompter:
-        return Prompter(
-            tokenizer, self.template if self.spec.template == "target" else "raw", self.system
-        )
+        template = self.template if self.spec.template == "target" else "raw"
+        return Prompter(tokenizer, template, self.system)
 
     # --- character windows
 
-    def _windows(self, prompter: Prompter, question: str, text: str) -> list[Window]:
+    def _character_windows(self, prompter: Prompter, question: str, text: str) -> list[Window]:
         rendered = prompter.prompt(question) if self.spec.template == "target" else None
         return windows(question, text, self.spec, rendered)
 
-    def _distinct(self, prompter: Prompter, question: str, texts: Sequence[str]) -> dict[str, int]:
-        """Returns the distinct prompts of a fact's windows, each with the tokens that its longest label needs."""
-        out: dict[str, int] = {}
+    def _distinct_prompts(
+        self, prompter: Prompter, question: str, texts: Sequence[str]
+    ) -> dict[str, int]:
+        """Returns the distinct prompts of a fact's windows with the new tokens each needs at most.
+
+        Several answers can share a prompt. It then needs as many tokens as the longest label.
+        """
+        limits: dict[str, int] = {}
         for text in texts:
-            for window in self._windows(prompter, question, text):
-                out[window.prompt] = max(
-                    out.get(window.prompt, 0), self._limit(prompter.tokenizer, window.label)
-                )
-        return out
+            for window in self._character_windows(prompter, question, text):
+                limit = self._limit(prompter.tokenizer, window.label)
+                limits[window.prompt] = max(limit, limits.get(window.prompt, 0))
+        return limits
 
     def _limit(self, tokenizer: Any, label: str) -> int:
+        """Returns the largest number of new tokens of the window with this label."""
         if self.spec.max_new_tokens == "label":
-            return max(1, len(_tokens(tokenizer, label)))
+            return max(1, len(_encode(tokenizer, label)))
         return self.spec.max_new_tokens
 
-    def _character_scores(self, tokenizer: Any, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _character_continuations(self, tokenizer: Any, fact: dict[str, Any]) -> list[Continuations]:
         prompter = self._prompter(tokenizer)
-        said = dict(
-            zip(
-                self._distinct(prompter, row["question"], row["texts"]), row["replies"], strict=True
-            )
-        )
-        for i, text in enumerate(row["texts"]):
-            cuts = self._windows(prompter, row["question"], text)
+        question, texts = fact["question"], fact["texts"]
+        prompts = self._distinct_prompts(prompter, question, texts)
+        reply_to = dict(zip(prompts, fact["replies"], strict=True))
+        answers = []
+        for text in texts:
+            cuts = self._character_windows(prompter, question, text)
             labels = [window.label for window in cuts]
-            tokens = [said[w.prompt][: self._limit(tokenizer, w.label)] for w in cuts]
-            label_tokens = (
-                [_tokens(tokenizer, label) for label in labels]
-                if "el" in self.spec.comparators
-                else []
-            )
-            yield self._scores(tokenizer, labels, tokens, label_tokens, _answer(row, i))
+            label_tokens = []
+            if "el" in self.spec.comparators:
+                label_tokens = [_encode(tokenizer, label) for label in labels]
+            # a shared reply can be longer than this answer's window allows
+            tokens = [
+                reply_to[window.prompt][: self._limit(tokenizer, window.label)] for window in cuts
+            ]
+            answers.append(Continuations(labels=labels, label_tokens=label_tokens, tokens=tokens))
+        return answers
 
     # --- token windows
 
-    def _sequence(self, prompter: Prompter, question: str, text: str) -> dict[str, Any]:
-        """Returns what is teacher-forced for an answer; see `_SEQUENCE`.
+    def _generate_branches(
+        self, engine: Engine, sequences: Sequence[Forced], passes: Sequence[TeacherForced]
+    ) -> list[list[Branch]]:
+        """Generates from the branches of each forced sequence, each distinct beginning once.
 
-        Through `target.template`, prompt and answer have the tokens of training; as bare text, those of the whole.
+        A beginning is the tokens before a branch. Several answers, or facts, can share it. It is
+        then continued as far as the longest of their windows needs.
         """
-        if self.spec.template == "target":
-            prompt = prompter.encode_prompt(prompter.prompt(question))
-            return {"prompt": prompt, "sequence": prompter.encode_answer(text)[:-1], "start": 0}
-        whole, head = prompter.encode_prompt(f"{question} {text}"), prompter.encode_prompt(question)
-        start = next(
-            (i for i, (a, b) in enumerate(zip(whole, head, strict=False)) if a != b), len(head)
-        )
-        if self.spec.mode == "suffix":
-            return {"prompt": whole[:start], "sequence": whole[start:], "start": 0}
-        special = len(prompter.encode_prompt(""))
-        return {"prompt": whole[:special], "sequence": whole[special:], "start": start - special}
-
-    def _cuts(self, forced: dict[str, Any]) -> tuple[range, list[int]]:
-        """Returns the cuts of a forced sequence and the most new tokens of each."""
-        length = len(forced["sequence"])
-        cuts = token_cuts(length if self.spec.mode == "suffix" else forced["start"], self.spec)
-        most = self.spec.max_new_tokens
-        return cuts, [length - cut if most == "label" else most for cut in cuts]
-
-    def _branches(
-        self, engine: Engine, forced: Sequence[dict[str, Any]], needs: Sequence[dict[int, int]]
-    ) -> list[list[dict[str, Any]]]:
-        """Generates from every branch, each distinct beginning once."""
-        beginnings = [
-            [(*one["prompt"], *one["sequence"][:at]) for at in need]
-            for one, need in zip(forced, needs, strict=False)
-        ]
+        branches_of_sequences = []
         limits: dict[tuple[int, ...], int] = {}
-        for row, need in zip(beginnings, needs, strict=True):
-            for beginning, limit in zip(row, need.values(), strict=True):
+        for sequence, result in zip(sequences, passes, strict=True):
+            cuts, limits_of_cuts = cuts_and_limits(sequence, self.spec)
+            needed = branches(result.is_greedy, result.ends, cuts, limits_of_cuts)
+            branches_of_sequences.append([(at, beginning_of(sequence, at)) for at in needed])
+            for at, limit in needed.items():
+                beginning = beginning_of(sequence, at)
                 limits[beginning] = max(limit, limits.get(beginning, 0))
-        said = dict(
-            zip(limits, _continue(engine, list(limits), list(limits.values())), strict=True)
-        )
+        replies = _continue_greedily(engine, list(limits), list(limits.values()))
+        reply_to = dict(zip(limits, replies, strict=True))
         return [
-            [{"at": at, "tokens": said[beginning]} for at, beginning in zip(need, row, strict=True)]
-            for row, need in zip(beginnings, needs, strict=True)
+            [{"at": at, "tokens": reply_to[beginning]} for at, beginning in positions]
+            for positions in branches_of_sequences
         ]
 
-    def _token_scores(self, tokenizer: Any, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for i, (one, greedy, said) in enumerate(
-            zip(row["forced"], row["greedy"], row["branches"], strict=True)
-        ):
-            cuts, limits = self._cuts(one)
-            branches = {branch["at"]: branch["tokens"] for branch in said}
-            tokens = assemble(one["sequence"], greedy, cuts, limits, branches)
-            label_tokens = [one["sequence"][cut:] for cut in cuts]
-            labels = (
-                tokenizer.batch_decode(label_tokens, skip_special_tokens=True)
-                if label_tokens
-                else []
-            )
-            yield self._scores(tokenizer, labels, tokens, label_tokens, _answer(row, i))
-
-    def _scores(
+    def _token_continuations(
         self,
         tokenizer: Any,
-        labels: Sequence[str],
-        tokens: Sequence[Sequence[int]],
-        label_tokens: Sequence[Sequence[int]],
-        is_greedy: Sequence[bool] | None,
+        forced: Forced,
+        is_greedy: Sequence[bool],
+        generated: Sequence[Branch],
+    ) -> Continuations:
+        sequence = forced["sequence"]
+        cuts, limits = cuts_and_limits(forced, self.spec)
+        tokens_from = {branch["at"]: branch["tokens"] for branch in generated}
+        label_tokens = [sequence[cut:] for cut in cuts]
+        return Continuations(
+            labels=_decode(tokenizer, label_tokens),
+            label_tokens=label_tokens,
+            tokens=assemble(sequence, is_greedy, cuts, limits, tokens_from),
+        )
+
+    # --- scores
+
+    def _score_fact(self, tokenizer: Any, fact: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns the scores of each answer of a fact."""
+        answers = self.continuations(tokenizer, fact)
+        greedy = _greedy_tokens_of_answers(fact)
+        return [
+            self._score_answer(tokenizer, answer, is_greedy)
+            for answer, is_greedy in zip(answers, greedy, strict=True)
+        ]
+
+    def _score_answer(
+        self, tokenizer: Any, answer: Continuations, is_greedy: Sequence[bool] | None
     ) -> dict[str, Any]:
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else []
-        found = score_answer(labels, texts, self.spec)
-        out: dict[str, Any] = {name: getattr(found, name) for name in SCORE_NAMES}
+        texts = _decode(tokenizer, answer.tokens)
+        score = score_answer(answer.labels, texts, self.spec)
+        values: dict[str, Any] = {name: getattr(score, name) for name in SCORE_NAMES}
         for name in self.spec.comparators:
-            if name == "el":
-                out[name] = extraction_likelihood(label_tokens, tokens, self.spec.el_n)
-            else:
-                assert is_greedy is not None
-                out[name] = (extraction_strength if name == "es" else memorization_accuracy)(
-                    is_greedy
-                )
-        return out
+            values[name] = self._comparator(name, answer, is_greedy)
+        return values
+
+    def _comparator(
+        self, name: str, answer: Continuations, is_greedy: Sequence[bool] | None
+    ) -> float | None:
+        if name == "el":
+            return extraction_likelihood(answer.label_tokens, answer.tokens, self.spec.el_n)
+        assert is_greedy is not None, f"{name} needs a teacher-forced pass"
+        if name == "es":
+            return extraction_strength(is_greedy)
+        return memorization_accuracy(is_greedy)  # `ma`, and `em`, its other name
+
+    def _count_generations(self, fact: dict[str, Any]) -> int:
+        """Returns the number of distinct prompts that the model continued for a fact."""
+        if self.spec.window == "character":
+            return len(fact["replies"])
+        beginnings = {
+            beginning_of(sequence, branch["at"])
+            for sequence, generated in zip(fact["forced"], fact["branches"], strict=True)
+            for branch in generated
+        }
+        return len(beginnings)
 
 
-def _answer(row: dict[str, Any], i: int) -> list[bool] | None:
-    """Returns which of the answer's own tokens are greedy; None if no pass was made."""
-    return row["greedy"][i][row["forced"][i]["start"] :] if row["greedy"] else None
+_TOKEN_COLUMNS = ["prompts", "limits", "forced", "replies", "greedy", "branches"]
+_COLUMNS_TO_SCORE = ["question", "texts", "replies", "forced", "greedy", "branches"]
 
 
-def _continue(
+def _check_lengths(
+    engine: Engine, prompts: Sequence[Sequence[int]], sequences: Sequence[Forced]
+) -> None:
+    """Checks that each prompt and forced sequence leaves room for one new token."""
+    lengths = [len(prompt) for prompt in prompts]
+    lengths += [len(forced["prompt"]) + len(forced["sequence"]) for forced in sequences]
+    longest = max(lengths, default=0)
+    if longest >= engine.max_model_len:
+        raise MeowError(
+            f"`memo`: a window of {longest} tokens leaves no room in the target's context "
+            f"({engine.max_model_len} tokens). Remove long facts, or raise `target.max_model_len`."
+        )
+
+
+def _continue_greedily(
     engine: Engine, prompts: Sequence[Sequence[int]], limits: Sequence[int]
 ) -> list[list[int]]:
-    """Continues prompts greedily, the longest work first, so that none is left alone at the end."""
+    """Continues prompts greedily; starts the longest first, so that none runs alone at the end."""
     order = sorted(range(len(prompts)), key=lambda i: -limits[i])
     replies = engine.generate([prompts[i] for i in order], [Sampling(limits[i]) for i in order])
-    found = dict(zip(order, replies, strict=True))
-    return [list(found[i][0].tokens) for i in range(len(prompts))]
+    reply_to = dict(zip(order, replies, strict=True))
+    return [list(reply_to[i][0].tokens) for i in range(len(prompts))]
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
+def _greedy_tokens_of_answers(fact: dict[str, Any]) -> list[list[bool] | None]:
+    """Returns for each answer which of its tokens are greedy; None without a forced pass."""
+    if not fact["greedy"]:
+        return [None] * len(fact["texts"])
+    return [
+        is_greedy[forced["start"] :]
+        for forced, is_greedy in zip(fact["forced"], fact["greedy"], strict=True)
+    ]
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _rows(batch: pa.Table, *names: str) -> Iterable[tuple[Any, ...]]:
-    return zip(*(batch[name].to_pylist() for name in names), strict=True)
+def _decode(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> list[str]:
+    # an empty batch is an error in some tokenizers
+    return tokenizer.batch_decode(sequences, skip_special_tokens=True) if sequences else []
 
 
-def _flat(rows: Sequence[Sequence[Any]]) -> list[Any]:
-    return [item for row in rows for item in row]
+def _questions_and_texts(batch: pa.Table) -> list[tuple[str, list[str]]]:
+    return list(zip(batch["question"].to_pylist(), batch["texts"].to_pylist(), strict=True))
 
 
-def _nest(items: Sequence[Any], like: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Cuts a flat list into rows as long as those of `like`."""
-    left = iter(items)
-    return [[next(left) for _ in row] for row in like]
+def _flatten(lists: Sequence[Sequence[Any]]) -> list[Any]:
+    return [item for items in lists for item in items]
 
 
-def _with(batch: pa.Table, **columns: pa.Array) -> pa.Table:
+def _regroup(items: Sequence[Any], like: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Cuts a flat list into lists as long as those of `like`."""
+    rest = iter(items)
+    return [[next(rest) for _ in group] for group in like]
+
+
+def _append_columns(batch: pa.Table, **columns: pa.Array) -> pa.Table:
     for name, values in columns.items():
         batch = batch.append_column(name, values)
     return batch

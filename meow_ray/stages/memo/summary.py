@@ -1,4 +1,4 @@
-"""Figures over the facts of a `memo` table: distribution, extremes, gap."""
+"""Figures over all facts of a `memo` table: distributions, extremes, and the gap to candidates."""
 
 from typing import Any
 
@@ -6,65 +6,118 @@ from meow_ray.core.schema import TRUE_ANSWER
 from meow_ray.core.tables import Query, TableSource
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-
+"""The levels of the quantiles in a distribution."""
 
 BINS = 20
-"""Bars of a histogram over 0 … 1."""
+"""The number of bars of a histogram from 0 to 1."""
+
+_IS_TRUE = f"candidate_id = {TRUE_ANSWER}"
+_SCORED_TRUE = f"{_IS_TRUE} AND memo IS NOT NULL"
+_SCORED_CANDIDATE = f"NOT {_IS_TRUE} AND memo IS NOT NULL"
 
 
-def summarize(source: TableSource, most: int = 10) -> dict[str, Any]:
-    """Returns what people ask of a `memo` table: distribution, extremes, and the gap between truth and candidates.
+def summarize(source: TableSource, num_extremes: int = 10) -> dict[str, Any]:
+    """Returns the figures of a `memo` table for the manifest; they name facts by id only.
 
-    The true answers' distribution is over facts; `cv` is its standard deviation over its mean. `gap` is the mean over
-    facts of the true answer's MEMO minus the mean of its candidates'. Facts are named by id.
+    `true_answers` and `candidates` are distributions of MEMO over the answers that have a score;
+    `cv` is a standard deviation over its mean. `gap` is the mean over facts of the true answer's
+    MEMO minus the mean MEMO of its candidates.
+
+    Args:
+        source: a `memo` table.
+        num_extremes: the number of facts that `most_memorised` and `least_memorised` name.
     """
-    is_true = f"candidate_id = {TRUE_ANSWER}"
-    truth = f"{is_true} AND memo IS NOT NULL"
-    levels = ", ".join(map(str, QUANTILES))
-    bins = ", ".join(
-        f"count(*) FILTER (WHERE least(floor(memo * {BINS}), {BINS} - 1) = {i}) AS bin{i}"
-        for i in range(BINS)
-    )
-    figures = f"""
-        count(*) AS count, avg(memo) AS mean, stddev_pop(memo) AS std,
-        stddev_pop(memo) / nullif(avg(memo), 0) AS cv, quantile_cont(memo, [{levels}]) AS quantiles, {bins}
-    """
-    sources = {"memo": source}
-
-    def distribution(where: str) -> dict[str, Any]:
-        row = Query(f"SELECT {figures} FROM memo WHERE {where}", sources).rows()[0]
-        bins = [row.pop(f"bin{i}") for i in range(BINS)]
-        quantiles = dict(
-            zip(map(str, QUANTILES), row.pop("quantiles") or [None] * len(QUANTILES), strict=True)
-        )
-        return row | {"quantiles": quantiles, "histogram": bins}
-
-    def extremes(order: str) -> list[dict[str, Any]]:
-        sql = f"SELECT fact_id, memo FROM memo WHERE {truth} ORDER BY memo {order}, fact_id LIMIT {most}"
-        return Query(sql, sources).rows()
-
-    counts = f"""
-        count(*) AS answers, sum(num_windows)::BIGINT AS windows, count(*) FILTER (WHERE memo IS NULL) AS short,
-        avg(cv) FILTER (WHERE {truth}) AS cv
-    """
-    gap = f"""
-        SELECT avg(truth - others) AS gap, count(*) AS facts, count(*) FILTER (WHERE truth > best) AS above FROM (
-            SELECT max(memo) FILTER (WHERE {is_true}) AS truth, avg(memo) FILTER (WHERE NOT {is_true})
-            AS others, max(memo) FILTER (WHERE NOT {is_true}) AS best FROM memo GROUP BY fact_id)
-        WHERE truth IS NOT NULL AND others IS NOT NULL
-    """
-    total = Query(f"SELECT {counts} FROM memo", sources).rows()[0]
-    between = Query(gap, sources).rows()[0]
+    totals = _totals(source)
+    comparison = _compare_with_candidates(source)
     return {
-        "answers": total["answers"],
-        "windows": total["windows"] or 0,
-        "too_short": total["short"],
-        "true_answers": distribution(truth),
-        "candidates": distribution(f"NOT {is_true} AND memo IS NOT NULL"),
-        "mean_cv_over_windows": total["cv"],
-        "gap": between["gap"],
-        "facts_true_above_all_candidates": between["above"],
-        "facts_with_candidates": between["facts"],
-        "most_memorised": extremes("DESC"),
-        "least_memorised": extremes("ASC"),
+        "answers": totals["answers"],
+        "windows": totals["windows"] or 0,
+        "too_short": totals["too_short"],
+        "true_answers": _distribution(source, _SCORED_TRUE),
+        "candidates": _distribution(source, _SCORED_CANDIDATE),
+        "mean_cv_over_windows": totals["mean_cv"],
+        "gap": comparison["gap"],
+        "facts_true_above_all_candidates": comparison["true_above_all"],
+        "facts_with_candidates": comparison["facts"],
+        "most_memorised": _extremes(source, "DESC", num_extremes),
+        "least_memorised": _extremes(source, "ASC", num_extremes),
     }
+
+
+def _totals(source: TableSource) -> dict[str, Any]:
+    """Counts answers and windows; `mean_cv` is the mean over true answers of `cv` over windows."""
+    sql = f"""
+        SELECT
+            count(*) AS answers,
+            sum(num_windows)::BIGINT AS windows,
+            count(*) FILTER (WHERE memo IS NULL) AS too_short,
+            avg(cv) FILTER (WHERE {_SCORED_TRUE}) AS mean_cv
+        FROM memo
+    """
+    return Query(sql, {"memo": source}).rows()[0]
+
+
+def _distribution(source: TableSource, condition: str) -> dict[str, Any]:
+    """Returns the distribution of MEMO over the answers that meet an SQL condition."""
+    levels = ", ".join(map(str, QUANTILES))
+    sql = f"""
+        SELECT
+            count(*) AS count,
+            avg(memo) AS mean,
+            stddev_pop(memo) AS std,
+            stddev_pop(memo) / nullif(avg(memo), 0) AS cv,
+            quantile_cont(memo, [{levels}]) AS quantiles
+        FROM memo
+        WHERE {condition}
+    """
+    row = Query(sql, {"memo": source}).rows()[0]
+    quantiles = row.pop("quantiles") or [None] * len(QUANTILES)
+    by_level = dict(zip(map(str, QUANTILES), quantiles, strict=True))
+    return row | {"quantiles": by_level, "histogram": _histogram(source, condition)}
+
+
+def _histogram(source: TableSource, condition: str) -> list[int]:
+    """Counts the answers in each bar; the last bar includes a MEMO of 1."""
+    sql = f"""
+        SELECT least(floor(memo * {BINS}), {BINS} - 1)::INTEGER AS bar, count(*) AS answers
+        FROM memo
+        WHERE {condition} AND memo >= 0
+        GROUP BY bar
+    """
+    counts = {row["bar"]: row["answers"] for row in Query(sql, {"memo": source}).rows()}
+    return [counts.get(bar, 0) for bar in range(BINS)]
+
+
+def _compare_with_candidates(source: TableSource) -> dict[str, Any]:
+    """Compares the true answers with their candidates, over the facts where both have a score."""
+    sql = f"""
+        WITH
+        -- one row per fact: MEMO of its true answer, mean and largest MEMO of its candidates
+        facts AS (
+            SELECT
+                max(memo) FILTER (WHERE {_IS_TRUE}) AS truth,
+                avg(memo) FILTER (WHERE NOT {_IS_TRUE}) AS mean_candidate,
+                max(memo) FILTER (WHERE NOT {_IS_TRUE}) AS best_candidate
+            FROM memo
+            GROUP BY fact_id
+        )
+        SELECT
+            avg(truth - mean_candidate) AS gap,
+            count(*) AS facts,
+            count(*) FILTER (WHERE truth > best_candidate) AS true_above_all
+        FROM facts
+        WHERE truth IS NOT NULL AND mean_candidate IS NOT NULL
+    """
+    return Query(sql, {"memo": source}).rows()[0]
+
+
+def _extremes(source: TableSource, order: str, limit: int) -> list[dict[str, Any]]:
+    """Returns id and MEMO of the first facts by the true answer's MEMO; equal scores by id."""
+    sql = f"""
+        SELECT fact_id, memo
+        FROM memo
+        WHERE {_SCORED_TRUE}
+        ORDER BY memo {order}, fact_id
+        LIMIT {limit}
+    """
+    return Query(sql, {"memo": source}).rows()

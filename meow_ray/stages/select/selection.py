@@ -8,48 +8,79 @@ from meow_ray.core.tables import Query, TableSource
 
 
 def select(memo: TableSource, spec: Select) -> Query:
-    """Takes the `top_k` candidates of each fact from a `memo` table, sorted by fact and rank.
+    """Returns a query of the `top_k` candidates of each fact, sorted by fact and rank.
 
-    Candidates without a score are never chosen; equal scores go to the lower candidate_id. The result does not
-    depend on the order or the partitioning of the rows.
+    Candidates without a score are never chosen. Of equal scores, the lower candidate_id comes
+    first. The result does not depend on the order or the partitioning of the rows.
+
+    Args:
+        memo: a `memo` table.
+        spec: number, order and seed.
     """
-    key = {
+    order = {
         "largest": "memo DESC",
         "smallest": "memo ASC",
         "random": f"sha256(concat('{spec.seed}/', fact_id, '/', candidate_id))",
     }[spec.order]
     sql = f"""
-        WITH memo AS (SELECT fact_id, candidate_id, question, text, memo FROM memo)
-        SELECT fact_id, candidate_id::INTEGER AS candidate_id,
-            (row_number() OVER (PARTITION BY fact_id ORDER BY {key}, candidate_id) - 1)::INTEGER AS rank,
+        WITH
+        -- the candidates that have a score
+        scored AS (
+            SELECT fact_id, candidate_id, question, text, memo
+            FROM memo
+            WHERE candidate_id <> {TRUE_ANSWER} AND memo IS NOT NULL AND NOT isnan(memo)
+        ),
+        -- their ranks within each fact, from 0
+        ranked AS (
+            SELECT *, row_number() OVER (PARTITION BY fact_id ORDER BY {order}, candidate_id) - 1
+                AS rank
+            FROM scored
+        )
+        SELECT fact_id, candidate_id::INTEGER AS candidate_id, rank::INTEGER AS rank,
             question, text AS answer, memo::DOUBLE AS memo
-        FROM memo WHERE {_SCORED}
-        QUALIFY rank < {spec.top_k}
+        FROM ranked
+        WHERE rank < {spec.top_k}
         ORDER BY fact_id, rank
     """
     return Query(sql, {"memo": memo})
 
 
-_SCORED = f"candidate_id <> {TRUE_ANSWER} AND memo IS NOT NULL AND NOT isnan(memo)"
-
-
-def summarize(
-    memo: TableSource, selected: TableSource, spec: Select, most: int = 100
+def summarize_selection(
+    memo: TableSource, selected: TableSource, spec: Select, num_named: int = 100
 ) -> dict[str, Any]:
-    """Counts for the manifest what `select` gave; `fewer` names up to `most` of the facts that fell short."""
+    """Returns the figures of a selection for the manifest.
+
+    Args:
+        memo: the table that was chosen from.
+        selected: the chosen rows.
+        spec: the settings of `select`.
+        num_named: the largest number of facts that `fewer` names; it maps their ids to the number
+            of their candidates.
+    """
     counts = f"""
-        SELECT (SELECT count(DISTINCT fact_id) FROM memo) AS facts, count(*) AS chosen,
-            count(*) FILTER (WHERE n < {spec.top_k}) AS short FROM (SELECT count(*) AS n FROM selected GROUP BY fact_id)
+        WITH
+        -- one row per fact that has any chosen candidate
+        facts AS (SELECT count(*) AS candidates FROM selected GROUP BY fact_id)
+        SELECT
+            (SELECT count(DISTINCT fact_id) FROM memo) AS facts,
+            count(*) AS facts_with_any,
+            count(*) FILTER (WHERE candidates < {spec.top_k}) AS facts_with_fewer
+        FROM facts
     """
-    short = f"""
-        SELECT fact_id, count(*) AS n FROM selected GROUP BY fact_id
-        HAVING n < {spec.top_k} ORDER BY fact_id LIMIT {most}
+    fewer = f"""
+        SELECT fact_id, count(*) AS candidates
+        FROM selected
+        GROUP BY fact_id
+        HAVING candidates < {spec.top_k}
+        ORDER BY fact_id
+        LIMIT {num_named}
     """
-    found = Query(counts, {"memo": memo, "selected": selected}).rows()[0]
+    total = Query(counts, {"memo": memo, "selected": selected}).rows()[0]
+    named = Query(fewer, {"selected": selected}).rows()
     return {
-        "facts": found["facts"],
-        "facts_with_top_k": found["chosen"] - found["short"],
-        "facts_with_fewer": found["short"],
-        "facts_with_none": found["facts"] - found["chosen"],
-        "fewer": {row["fact_id"]: row["n"] for row in Query(short, {"selected": selected}).rows()},
+        "facts": total["facts"],
+        "facts_with_top_k": total["facts_with_any"] - total["facts_with_fewer"],
+        "facts_with_fewer": total["facts_with_fewer"],
+        "facts_with_none": total["facts"] - total["facts_with_any"],
+        "fewer": {row["fact_id"]: row["candidates"] for row in named},
     }

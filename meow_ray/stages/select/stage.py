@@ -1,4 +1,4 @@
-"""The stage `select`: chooses the inverted facts to train on."""
+"""The stage `select`, which chooses the inverted facts to train on."""
 
 from typing import Any
 
@@ -10,12 +10,15 @@ from meow_ray.stages.select import selection
 
 
 def _select(context: Context) -> dict[str, Any]:
+    """Writes the chosen inverted facts; returns the figures for the manifest."""
+    spec = context.config.select
     memo_table = context.inputs["memo"]
-    if memo_table.manifest is None:
+    if memo_table.manifest is None:  # a user's own table
         checks.check_keys(memo_table.source, "memo", storage.display(memo_table.uri))
-    query = selection.select(memo_table.source, context.config.select)
-    tables.write_sorted(query, context.path(), SCHEMAS["selected"], ("fact_id", "rank"))
-    return selection.summarize(memo_table.source, [context.path()], context.config.select)
+    path = context.path()
+    query = selection.select(memo_table.source, spec)
+    tables.write_sorted(query, path, SCHEMAS["selected"], KEYS["selected"])
+    return selection.summarize_selection(memo_table.source, [path], spec)
 
 
 SELECT = Stage(

@@ -1,3 +1,5 @@
+"""Selection by MEMO: which candidates are chosen, and the figures for the manifest."""
+
 import json
 import math
 import tempfile
@@ -16,12 +18,11 @@ from meow_ray.core import storage
 from meow_ray.core.checks import conform
 from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.core.tables import TableSource
-from meow_ray.stages.evaluate.suites import sample
 from meow_ray.stages.ingest.facts import fact_id
-from meow_ray.stages.select.selection import select, summarize
+from meow_ray.stages.select.selection import select, summarize_selection
 
 Scores = dict[str, list[float | None]]
-"""MEMO by fact: the true answer's first, then those of candidates 0, 1, …"""
+"""MEMO by fact: that of the true answer, then those of candidates 0, 1, …"""
 
 SCORES = st.dictionaries(
     st.sampled_from("abcd"),
@@ -35,13 +36,13 @@ def rows_of(scores: Scores) -> list[dict[str, Any]]:
     return [
         {
             "fact_id": fact,
-            "candidate_id": i - 1,
+            "candidate_id": candidate_id,
             "question": f"{fact}?",
-            "text": f"{fact}{i - 1}",
+            "text": f"{fact}{candidate_id}",
             "memo": value,
         }
         for fact, values in scores.items()
-        for i, value in enumerate(values)
+        for candidate_id, value in enumerate(values, start=TRUE_ANSWER)
     ]
 
 
@@ -56,11 +57,12 @@ def selected(source: TableSource, spec: Select) -> pa.Table:
 
 def chosen(scores: Scores, **spec: Any) -> dict[str, list[int]]:
     """Returns the chosen candidates by fact, in the order of their ranks."""
-    out: dict[str, list[int]] = {}
+    by_fact: dict[str, list[int]] = {}
     for row in selected(table_of(rows_of(scores)), Select(**spec)).to_pylist():
-        assert row["rank"] == len(out.setdefault(row["fact_id"], []))
-        out[row["fact_id"]].append(row["candidate_id"])
-    return out
+        candidates = by_fact.setdefault(row["fact_id"], [])
+        assert row["rank"] == len(candidates)
+        candidates.append(row["candidate_id"])
+    return by_fact
 
 
 @pytest.mark.parametrize(
@@ -104,17 +106,18 @@ def test_a_selected_row_carries_the_inverted_answer_and_its_memo():
     ]
 
 
-def test_rows_come_sorted_by_fact_and_rank():
+def test_rows_are_sorted_by_fact_and_rank():
     scores: Scores = {fact: [0.9, 0.1, 0.4, 0.2] for fact in ("b", "a10", "B", "é", "a9")}
     table = selected(table_of(rows_of(scores)), Select(top_k=2))
     keys = list(zip(table["fact_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
     assert keys == [(fact, rank) for fact in ("B", "a10", "a9", "b", "é") for rank in (0, 1)]
 
 
-def test_the_summary_counts_facts_that_fall_short():
+def test_the_summary_counts_facts_with_fewer_candidates():
     scores: Scores = {"a": [0.9, 0.1, 0.4], "b": [0.9, None, 0.4], "c": [0.9, math.nan], "d": [0.9]}
-    table, spec = table_of(rows_of(scores)), Select(top_k=2)
-    assert summarize(table, selected(table, spec), spec) == {
+    table = table_of(rows_of(scores))
+    spec = Select(top_k=2)
+    assert summarize_selection(table, selected(table, spec), spec) == {
         "facts": 4,
         "facts_with_top_k": 1,
         "facts_with_fewer": 1,
@@ -123,16 +126,18 @@ def test_the_summary_counts_facts_that_fall_short():
     }
 
 
-def test_the_summary_names_no_more_facts_than_asked_and_counts_all():
-    table, spec = table_of(rows_of({fact: [0.9, 0.1] for fact in "edcba"})), Select(top_k=2)
-    found = summarize(table, selected(table, spec), spec, most=2)
-    assert found["fewer"] == {"a": 1, "b": 1}
-    assert found["facts_with_fewer"] == 5
+def test_the_summary_names_a_limited_number_of_facts_and_counts_all():
+    table = table_of(rows_of({fact: [0.9, 0.1] for fact in "edcba"}))
+    spec = Select(top_k=2)
+    summary = summarize_selection(table, selected(table, spec), spec, num_named=2)
+    assert summary["fewer"] == {"a": 1, "b": 1}
+    assert summary["facts_with_fewer"] == 5
 
 
-def test_the_summary_of_nothing_counts_nothing():
-    table, spec = table_of([]), Select()
-    assert summarize(table, selected(table, spec), spec) == {
+def test_the_summary_of_an_empty_table_is_all_zeros():
+    table = table_of([])
+    spec = Select()
+    assert summarize_selection(table, selected(table, spec), spec) == {
         "facts": 0,
         "facts_with_top_k": 0,
         "facts_with_fewer": 0,
@@ -143,13 +148,14 @@ def test_the_summary_of_nothing_counts_nothing():
 
 @settings(max_examples=15)
 @given(st.data(), SCORES, st.integers(1, 4), ORDER)
-def test_neither_the_order_of_the_rows_nor_the_files_they_stand_in_matter(
+def test_neither_the_order_of_the_rows_nor_their_files_matter(
     data: st.DataObject, scores: Scores, top_k: int, order: str
 ):
-    rows, spec = rows_of(scores), Select(top_k=top_k, order=order)
+    rows = rows_of(scores)
+    spec = Select(top_k=top_k, order=order)
     table = table_of(rows)
     expected = selected(table, spec)
-    summary = summarize(table, expected, spec)
+    summary = summarize_selection(table, expected, spec)
     shuffled = table_of(data.draw(st.permutations(rows)))
     cuts = sorted([0, len(rows), *data.draw(st.lists(st.integers(0, len(rows)), max_size=3))])
     with tempfile.TemporaryDirectory() as folder:
@@ -159,11 +165,11 @@ def test_neither_the_order_of_the_rows_nor_the_files_they_stand_in_matter(
         storage.write_table(expected, f"{folder}/selected.parquet")
         assert selected(shuffled, spec).equals(expected)
         assert selected(files, spec).equals(expected)
-        assert summarize(files, [f"{folder}/selected.parquet"], spec) == summary
+        assert summarize_selection(files, [f"{folder}/selected.parquet"], spec) == summary
 
 
 @given(SCORES, st.integers(1, 4), ORDER)
-def test_what_is_selected_is_scored_not_true_and_as_many_as_there_are(
+def test_only_scored_candidates_are_chosen_and_as_many_as_there_are(
     scores: Scores, top_k: int, order: str
 ):
     table = selected(table_of(rows_of(scores)), Select(top_k=top_k, order=order))
@@ -175,7 +181,7 @@ def test_what_is_selected_is_scored_not_true_and_as_many_as_there_are(
         assert table["fact_id"].to_pylist().count(fact) == min(top_k, scored)
 
 
-def test_random_is_drawn_by_the_seed_and_by_the_fact():
+def test_a_random_order_depends_on_the_seed_and_the_fact():
     scores: Scores = {fact: [0.9, *[0.5] * 8] for fact in "abcdefgh"}
     first = chosen(scores, order="random")
     assert first == chosen(scores, order="random")
@@ -184,7 +190,7 @@ def test_random_is_drawn_by_the_seed_and_by_the_fact():
     assert {i for ids in first.values() for i in ids} == set(range(8))
 
 
-def test_random_does_not_look_at_the_scores_nor_at_other_facts():
+def test_a_random_order_depends_neither_on_the_scores_nor_on_other_facts():
     low: Scores = {"a": [0.9, 0.1, 0.2, 0.3, 0.4]}
     high: Scores = {"a": [0.1, 0.9, 0.8, 0.7, 0.6], "b": [0.9, 0.1]}
     assert chosen(low, order="random")["a"] == chosen(high, order="random")["a"]
@@ -195,13 +201,14 @@ def test_random_does_not_look_at_the_scores_nor_at_other_facts():
 )
 @pytest.mark.parametrize("name", ["ma", "rank", "answer", "key", "n", "selected"])
 @pytest.mark.parametrize("order", ["largest", "smallest", "random"])
-def test_further_columns_of_memo_do_no_harm(name: str, values: list[float], order: str):
-    table, spec = table_of(rows_of({"a": [0.9, 0.1, 0.4, 0.2]})), Select(top_k=2, order=order)
+def test_additional_columns_of_memo_change_nothing(name: str, values: list[float], order: str):
+    table = table_of(rows_of({"a": [0.9, 0.1, 0.4, 0.2]}))
+    spec = Select(top_k=2, order=order)
     assert selected(table.append_column(name, pa.array(values)), spec).equals(selected(table, spec))
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint16()])
-def test_scores_and_numbers_of_other_widths_do_no_harm(kind: pa.DataType):
+def test_the_widths_of_numbers_change_nothing(kind: pa.DataType):
     rows = [row for row in rows_of({"a": [0.75, 0.125, 0.5, 0.25]}) if row["candidate_id"] >= 0]
     table = table_of(rows)
     other = table.set_column(1, "candidate_id", table["candidate_id"].cast(kind))
@@ -211,70 +218,43 @@ def test_scores_and_numbers_of_other_widths_do_no_harm(kind: pa.DataType):
 
 
 @pytest.mark.parametrize("order", ["largest", "smallest"])
-def test_the_authors_memo_file_gives_what_sorting_gives(
+def test_selection_from_the_authors_memo_file_equals_sorting_it(
     shared_data: Callable[[str], Path], order: str
 ):
-    rows, expected = [], {}
+    rows: list[dict[str, Any]] = []
+    expected: dict[str, list[Any]] = {}
     for item in json.loads(shared_data("meow/memo_llama2_forget01.json").read_text()):
-        question, truth = item["question"], item["undesired_answer"]
-        key = fact_id(question, truth)
+        fact = fact_id(item["question"], item["undesired_answer"])
+        texts = [item["undesired_answer"], *(item[f"answer_{i}"] for i in range(4))]
         values = [item[f"answer_{i}_rouge1"] for i in range(4)]
-        texts = [truth, *(item[f"answer_{i}"] for i in range(4))]
-        for i, (text, value) in enumerate(
-            zip(texts, [item["undesired_answer_rouge1"], *values], strict=True)
-        ):
-            rows.append(
-                {
-                    "fact_id": key,
-                    "candidate_id": i - 1,
-                    "question": question,
-                    "text": text,
-                    "memo": value,
-                }
+        scores = [item["undesired_answer_rouge1"], *values]
+        rows += [
+            {
+                "fact_id": fact,
+                "candidate_id": candidate_id,
+                "question": item["question"],
+                "text": text,
+                "memo": value,
+            }
+            for candidate_id, (text, value) in enumerate(
+                zip(texts, scores, strict=True), start=TRUE_ANSWER
             )
+        ]
         ranked = sorted(range(4), key=lambda i: values[i], reverse=order == "largest")
-        expected[key] = [(i, item[f"answer_{i}"], values[i]) for i in ranked[:3]]
-    memo, spec = table_of(rows[::-1]), Select(top_k=3, order=order)
+        expected[fact] = [(i, item[f"answer_{i}"], values[i]) for i in ranked[:3]]
+    memo = table_of(rows[::-1])
+    spec = Select(top_k=3, order=order)
     table = selected(memo, spec)
-    found: dict[str, list[Any]] = {}
+    candidates: dict[str, list[Any]] = {}
     for row in table.to_pylist():
-        found.setdefault(row["fact_id"], []).append(
-            (row["candidate_id"], row["answer"], row["memo"])
-        )
-    assert found == expected
+        candidate = (row["candidate_id"], row["answer"], row["memo"])
+        candidates.setdefault(row["fact_id"], []).append(candidate)
+    assert candidates == expected
     assert table.num_rows == 120
-    assert summarize(memo, table, spec) == {
+    assert summarize_selection(memo, table, spec) == {
         "facts": 40,
         "facts_with_top_k": 40,
         "facts_with_fewer": 0,
         "facts_with_none": 0,
         "fewer": {},
     }
-
-
-# --- samples of facts ---------------------------------------------------------------------------
-
-
-def facts_table(ids: list[str]) -> pa.Table:
-    rows = [{"fact_id": i, "split": "retain", "question": f"{i}?", "answer": i} for i in ids]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS["facts"])
-
-
-IDS = [f"{i:02}" for i in range(20)]
-
-
-@given(st.permutations(IDS), st.integers(1, 19), st.integers(0, 3))
-def test_a_sample_does_not_depend_on_the_order_of_the_rows(ids: list[str], count: int, seed: int):
-    drawn = sample(facts_table(ids), count, seed)
-    assert drawn.equals(sample(facts_table(IDS), count, seed))
-    assert drawn.num_rows == count == len(set(drawn["fact_id"].to_pylist()))
-    assert drawn.slice(0, count - 1).equals(sample(facts_table(IDS), count - 1, seed)) or count == 1
-
-
-@pytest.mark.parametrize("count", [None, 20, 50])
-def test_a_sample_of_no_fewer_is_all(count: int | None):
-    assert sample(facts_table(IDS), count, 0).equals(facts_table(IDS))
-
-
-def test_the_seed_draws_the_sample():
-    assert not sample(facts_table(IDS), 5, 0).equals(sample(facts_table(IDS), 5, 1))
