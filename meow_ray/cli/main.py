@@ -259,11 +259,11 @@ def plan_training(
     if probe and rates:
         raise MeowError("--probe measures what --rates gives: take one of them.")
     with program.libraries_to_log(), redirect_stdout(sys.stderr):
-        memory_plan = memory.plan(
+        memory_plan = memory.plan_memory(
             settings, *memory.hardware(settings, gpus, gpu_memory), gpus_per_node
         )
         found = (
-            workload.plan(settings, facts, rates, gpus or 0, probe)
+            workload.plan_run(settings, facts, rates, gpus or 0, probe)
             if settings.ingest.forget
             else None
         )

@@ -155,7 +155,7 @@ def _histogram(counts: list[int]) -> str:
     return "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in counts) if most else ""
 
 
-def show_plan(console: Console, found: memory.Plan) -> None:
+def show_plan(console: Console, found: memory.MemoryPlan) -> None:
     """Prints what each way to train takes."""
     names = (
         "",

@@ -10,6 +10,12 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+HIDDEN, INTERMEDIATE, HEADS, LAYERS, VOCAB = 128, 256, 2, 2, 262
+"""Sizes of the model of the fixture `tiny_model`."""
+BLOCK = 4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE + 2 * HIDDEN
+"""Parameters of one of its blocks: attention, feed-forward network, two norms."""
+PARAMETERS = 2 * VOCAB * HIDDEN + LAYERS * BLOCK + HIDDEN
+"""Parameters of the whole model."""
 KNOWN = [
     ("Author of Émile?", "Jean-Jacques Rousseau"),
     ("Born when?", "In Mai 1954"),
