@@ -409,19 +409,20 @@ def _pairs(items: list[str] | None) -> dict[str, str]:
 @contextmanager
 def _events_alone() -> Iterator[None]:
     """Keeps the output for events; all else goes to the log, what Ray passes on from its workers too."""
-    with program.libraries_to_log():
-        progress.EVENTS = sys.stdout
-        with redirect_stdout(sys.stderr):
-            try:
-                yield
-            finally:
-                progress.EVENTS = None
-                cluster.leave()
+    with (
+        program.libraries_to_log(),
+        progress.events_to(sys.stdout),
+        redirect_stdout(sys.stderr),
+    ):
+        try:
+            yield
+        finally:
+            cluster.leave()
 
 
 def _run(part: Part, force: bool, as_json: bool = False) -> list[State]:
     def say(event: Event) -> None:
-        print(json.dumps(event.as_row()) if as_json else event, file=progress.EVENTS, flush=True)
+        print(json.dumps(event.as_row()) if as_json else event, file=progress.output(), flush=True)
 
     with program.libraries_to_log():
         return part.pipeline.run(part.stages, force=force, on_event=say, label=part.label)

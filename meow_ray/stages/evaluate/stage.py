@@ -77,7 +77,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
             context.scratch, f"evaluate-{storage.json_digest(key | {'model': ref.digest})[:32]}"
         )
         engine = context.engine_spec(ref, config.target, config.resources.evaluate)
-        work = map_rows.Work(steps.generate, finish=steps.finish, model=engine.model)
+        work = map_rows.BatchWork(steps.generate, finish=steps.finish, model=engine.model)
         found[name] = map_rows.map_rows(
             order, ROW, engine, work, folder, "evaluate", config.resources
         )

@@ -57,7 +57,9 @@ def _scored(context: Context, rows: Query, model: str) -> Query:
     engine = context.engine_spec(
         model_ref(context.inputs[model]), config.target, config.resources.memo
     )
-    work = map_rows.Work(steps.generate, steps.prepare, steps.finish, engine.model, steps.figures)
+    work = map_rows.BatchWork(
+        steps.generate, steps.prepare, steps.finish, engine.model, steps.figures
+    )
     return map_rows.map_rows(rows, "fact_id", engine, work, context.work, "memo", config.resources)
 
 

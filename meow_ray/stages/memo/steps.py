@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from meow_ray.config import Memo
 from meow_ray.core.schema import SCHEMAS
+from meow_ray.distributed.figures import Figure, Figures
 from meow_ray.engines import Engine, Sampling
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
@@ -135,12 +136,12 @@ class MemoSteps:
             generations=pa.array(generations, pa.int32()),
         )
 
-    def figures(self, batch: pa.Table) -> dict[str, tuple[float, int]]:
-        """Returns sum and number of MEMO of the true answers of a finished batch."""
+    def figures(self, batch: pa.Table) -> Figures:
+        """Returns the mean MEMO of the true answers of a finished batch."""
         found = [
             row[0]["memo"] for row in batch["scores"].to_pylist() if row[0]["memo"] is not None
         ]
-        return {"memo": (sum(found), len(found))}
+        return {"memo": Figure.mean(sum(found), len(found))}
 
     def score(self, engine: Engine, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         """Takes question–answer pairs through the three steps in this process."""
