@@ -38,7 +38,7 @@ def gpus_per_actor(name: str, resources: Resources) -> int:
     """Returns the number of GPUs of one engine actor of a stage.
 
     Raises:
-        MeowError: the actor has fewer GPUs than its engine's weights are cut over.
+        MeowError: the actor has fewer GPUs than parts of its engine's weights.
     """
     section: EngineResources = getattr(resources, name)
     parts = section.tensor_parallel_size

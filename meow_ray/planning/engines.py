@@ -14,7 +14,7 @@ class EngineRow:
     stage: str
     model: str
     gpus: int
-    """GPUs over which the weights are cut."""
+    """GPUs over which the weights are partitioned."""
     weights: int
     cache: int
     """Keys and values of one token."""
@@ -73,7 +73,7 @@ def _engine_row(
     dtype = architecture.dtype if section.dtype == "auto" else section.dtype
     itemsize = 4 if dtype == "float32" else 2
     weights = itemsize * architecture.parameters // gpus
-    heads = max(1, architecture.cache_heads // gpus)  # a head is never cut
+    heads = max(1, architecture.cache_heads // gpus)  # a head is never split
     cache = 2 * itemsize * architecture.layers * heads * architecture.head_size
     room = None
     if gpu_memory is not None:

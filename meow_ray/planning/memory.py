@@ -67,7 +67,7 @@ class MemoryPlan:
 
 
 def zero1(method: Method, workers: int, *, offload: bool) -> float:
-    """Returns W + gT + 12T/N: ZeRO 1 cuts the optimiser states. With offload: W + gT.
+    """Returns W + gT + 12T/N: ZeRO 1 partitions the optimiser states. With offload: W + gT.
 
     Source: arXiv 1910.02054, sec. 5.1.
 
@@ -80,7 +80,7 @@ def zero1(method: Method, workers: int, *, offload: bool) -> float:
 
 
 def zero2(method: Method, workers: int, *, offload: bool) -> float:
-    """Returns W + (g + 12)T/N: ZeRO 2 also cuts gradients. With offload: W.
+    """Returns W + (g + 12)T/N: ZeRO 2 also partitions gradients. With offload: W.
 
     Source: arXiv 1910.02054, sec. 5.2.
     """
@@ -89,7 +89,7 @@ def zero2(method: Method, workers: int, *, offload: bool) -> float:
 
 
 def zero3(method: Method, workers: int, *, offload: bool) -> float:
-    """Returns (W + 16T)/N + 2wL: ZeRO 3 also cuts weights. With offload: 2wL.
+    """Returns (W + 16T)/N + 2wL: ZeRO 3 also partitions weights. With offload: 2wL.
 
     2wL are the weights and the gradient of the largest layer, which are gathered whole. Source:
     arXiv 1910.02054, sec. 5.3.
@@ -109,8 +109,8 @@ def cpu_memory(
 
     With ZeRO 3 it is 1.5 max(4Ln, (W + 16T)n/N).
 
-    Each worker loads the model in float32; with ZeRO 3 each layer is cut as soon as it is loaded.
-    Offload adds gradients and optimiser states; without it the second term is 0. 1.5 is
+    Each worker loads the model in float32; with ZeRO 3 each layer is partitioned as soon as it is
+    loaded. Offload adds gradients and optimiser states; without it the second term is 0. 1.5 is
     `additional_buffer_factor` of DeepSpeed's estimators, which give the same amounts for one node.
     """
     local_workers = min(workers, gpus_per_node)
