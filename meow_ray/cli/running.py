@@ -177,7 +177,7 @@ def _states(parts: Iterable[Part]) -> list[tuple[str, State]]:
 def _run_part(part: Part, force: bool, as_json: bool = False) -> list[State]:
     def print_event(event: Event) -> None:
         text = json.dumps(event.as_row()) if as_json else str(event)
-        print(text, file=progress.EVENTS, flush=True)
+        print(text, file=progress.output(), flush=True)
 
     with program.libraries_to_log():
         return part.pipeline.run(part.stages, force=force, on_event=print_event, label=part.label)
@@ -186,14 +186,15 @@ def _run_part(part: Part, force: bool, as_json: bool = False) -> list[State]:
 @contextmanager
 def _only_events_on_stdout() -> Iterator[None]:
     """Keeps stdout for events; everything else goes to the log, Ray's delayed output as well."""
-    with program.libraries_to_log():
-        progress.EVENTS = sys.stdout
-        with redirect_stdout(sys.stderr):
-            try:
-                yield
-            finally:
-                progress.EVENTS = None
-                cluster.leave()
+    with (
+        program.libraries_to_log(),
+        progress.events_to(sys.stdout),
+        redirect_stdout(sys.stderr),
+    ):
+        try:
+            yield
+        finally:
+            cluster.leave()
 
 
 def _print_place(state: State, output: str | None) -> None:

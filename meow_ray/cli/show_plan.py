@@ -9,7 +9,7 @@ from meow_ray.planning import memory
 from meow_ray.planning.workload import RunPlan
 
 
-def show_memory(target: Console, plan: memory.Plan) -> None:
+def show_memory(target: Console, plan: memory.MemoryPlan) -> None:
     """Prints the memory that each configuration of training takes, and each engine."""
     columns = ["", "method", "ZeRO", "offload", "model states", "activations", "buckets"]
     columns += ["GPU", "CPU"] + (["fits"] if plan.gpu_memory else [])
@@ -37,7 +37,7 @@ def show_memory(target: Console, plan: memory.Plan) -> None:
         target.print(plan.left_out, markup=False)
 
 
-def _show_engines(target: Console, plan: memory.Plan) -> None:
+def _show_engines(target: Console, plan: memory.MemoryPlan) -> None:
     columns = ["engine of", "model", "GPUs", "weights", "KV cache", "longest"]
     columns += ["room", "fits"] if plan.gpu_memory else []
     table = plain_table(*columns)

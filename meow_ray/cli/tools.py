@@ -108,10 +108,10 @@ def plan(
         raise MeowError("--probe and --rates are mutually exclusive. Use one of them.")
     with program.libraries_to_log(), redirect_stdout(sys.stderr):
         workers, memory_of_gpu = memory.hardware(settings, gpus, gpu_memory)
-        memory_plan = memory.plan(settings, workers, memory_of_gpu, gpus_per_node)
+        memory_plan = memory.plan_memory(settings, workers, memory_of_gpu, gpus_per_node)
         run_plan = None
         if settings.ingest.forget:
-            run_plan = workload.plan(settings, facts, rates, gpus or 0, probe)
+            run_plan = workload.plan_run(settings, facts, rates, gpus or 0, probe)
     if as_json:
         run = run_plan.as_row() if run_plan else None
         print(json.dumps(asdict(memory_plan) | {"run": run}, indent=2))

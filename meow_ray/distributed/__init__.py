@@ -1,1 +1,1 @@
-"""Everything that runs on Ray, except for training: the cluster, placement, progress, actor pools."""
+"""What runs on Ray, except training: the cluster, placement, progress, pools of actors."""

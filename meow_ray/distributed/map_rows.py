@@ -1,4 +1,4 @@
-"""A table through an actor pool that holds an engine, with Ray Data's checkpointing."""
+"""A table processed in batches by a pool of engine actors, with Ray Data's checkpointing."""
 
 import atexit
 import os
@@ -15,7 +15,7 @@ from meow_ray.config import EngineResources, Resources
 from meow_ray.core import storage, tables
 from meow_ray.core.tables import Query
 from meow_ray.distributed import cluster, placement, progress
-from meow_ray.distributed.progress import Figures
+from meow_ray.distributed.figures import Figure, Figures
 from meow_ray.engines import Engine
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
@@ -25,21 +25,22 @@ ENV = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
+"""The environment of every engine actor."""
 PART_ROWS = 8192
-"""Rows of one file of a stage's input."""
-MOST_BLOCKS = 512
-"""Blocks that work is cut into; more for more than sixteen actors."""
+"""Rows per file of a stage's input."""
+MAX_BLOCKS, MAX_BLOCKS_PER_ACTOR = 512, 32
+"""The number of blocks into which the rows are cut is at most the larger of these two limits."""
 
 
 Step = Callable[[Any, pa.Table], pa.Table]
-"""Adds columns to a batch with the model's tokenizer; keeps the rows and the key column."""
+"""Takes a tokenizer and a batch; returns the batch with new columns and with the same rows."""
 
 
 class Loader(Protocol):
-    """Says what an actor loads: an `EngineSpec`, for one."""
+    """Describes what an actor loads, such as an `EngineSpec`."""
 
     needs_gpu: ClassVar[bool]
-    """It runs on GPUs where there are any."""
+    """Whether it runs on GPUs where the cluster has any."""
 
     def load(self) -> Any:
         """Loads it in this process."""
@@ -47,30 +48,74 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a stage does with a batch of rows."""
+class BatchWork:
+    """The steps that a stage takes with each batch of rows."""
 
     generate: Callable[[Any, pa.Table], pa.Table]
-    """Runs in an actor, with what the actor has loaded."""
+    """Runs in an actor; it gets what the actor has loaded."""
     prepare: Step | None = None
-    """Runs before it in a CPU task."""
+    """Runs before `generate` in a CPU task."""
     finish: Step | None = None
-    """Runs after it in a CPU task."""
+    """Runs after `generate` in a CPU task."""
     model: ModelRef | None = None
-    """Whose tokenizer `prepare` and `finish` get."""
+    """The model whose tokenizer `prepare` and `finish` get."""
     observe: Callable[[pa.Table], Figures] | None = None
-    """What is shown of a batch that took all steps; see `progress.Figures`."""
+    """Returns the figures to show of a batch that has taken all steps."""
 
-    def in_one(self, engine: Engine, batch: pa.Table) -> pa.Table:
-        """Takes all steps in the actor."""
-        batch = self.prepare(engine.tokenizer, batch) if self.prepare else batch
+    def in_actor(self) -> "BatchWork":
+        """Returns the same work with all steps in the actor."""
+        return BatchWork(self._all_steps, observe=self.observe)
+
+    def _all_steps(self, engine: Engine, batch: pa.Table) -> pa.Table:
+        if self.prepare:
+            batch = self.prepare(engine.tokenizer, batch)
         batch = self.generate(engine, batch)
         return self.finish(engine.tokenizer, batch) if self.finish else batch
 
 
+def map_rows(
+    rows: Query | pa.Table,
+    key: str,
+    spec: Loader,
+    work: BatchWork,
+    folder: str,
+    name: str,
+    all_resources: Resources,
+) -> Query:
+    """Processes rows in CPU tasks and a pool of engine actors; returns the query of the results.
+
+    Finished rows are committed below `folder`; another run with the same folder processes only the
+    rows that are left, and loads no engine if none is. The caller's process holds no rows.
+
+    Args:
+        rows: the input, the longest work first; `key` is a string column without duplicates.
+        key: the name of that column, which the output keeps.
+        spec: what an actor loads.
+        work: what is done with each batch.
+        folder: URI of a folder whose name changes if and only if the results would.
+        name: the stage, which is also its section of `all_resources`.
+        all_resources: the configuration's resources.
+    """
+    ledger = _Ledger(folder, key)
+    cluster.connect()
+    total, finished = cluster.call(ledger.begin, rows)
+    if finished < total:
+        num_left = total - finished
+        with progress.show_progress(name, num_left) as board:
+            # in a task, because Ray Data's bookkeeping grows with blocks and hours, and because a
+            # task that dies is started again
+            cluster.call(_process, ledger, num_left, spec, work, name, all_resources, board, cpus=0)
+        finished = cluster.call(ledger.count_finished)
+    assert finished == total, f"{finished} of {total} rows came back"
+    return ledger.finished()
+
+
+# --- finished rows ------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Ledger:
-    """What is done of a stage's work, below a folder: the rows, the results of batches, and the commits of those."""
+    """The files of a stage's work: its input rows, the results of blocks, and their commits."""
 
     folder: str
     key: str
@@ -88,7 +133,7 @@ class _Ledger:
         return storage.join(self.folder, "commits")
 
     def begin(self, rows: Query | pa.Table) -> tuple[int, int]:
-        """Writes the rows, unless they are there whole; returns how many there are and how many are finished."""
+        """Writes the input, if it is not complete; counts its rows and finished rows."""
         ready = storage.join(self.rows, "READY.json")
         if not storage.exists(ready):
             storage.remove(self.rows)
@@ -100,62 +145,75 @@ class _Ledger:
         return tables.count_rows(self.parts()), self.count_finished()
 
     def parts(self) -> list[str]:
+        """Returns the URIs of the input's files."""
         names = storage.list_files(self.rows)
         return [storage.join(self.rows, name) for name in names if name.endswith(".parquet")]
 
     def finished(self) -> Query:
-        """Returns the results whose commit is there, each row once: one that was cut off may stand in two files."""
-        known = {name.removesuffix(".parquet") for name in storage.list_files(self.commits)}
+        """Returns the committed results, each row once.
+
+        A block that was interrupted between result and commit is written again, so that a row may
+        be in two files.
+        """
+        commits = {name.removesuffix(".parquet") for name in storage.list_files(self.commits)}
         files = [
             storage.join(self.results, name)
             for name in storage.list_files(self.results)
-            if name.removesuffix(".parquet").rpartition("-")[0] in known
+            if name.removesuffix(".parquet").rpartition("-")[0] in commits
         ]
         return Query(f"SELECT DISTINCT ON ({self.key}) * FROM results", {"results": files})
 
     def count_finished(self) -> int:
+        """Returns the number of rows with committed results."""
         finished = self.finished()
         if not finished.sources["results"]:
             return 0
-        return int(
-            Query(f"SELECT count(*) AS n FROM ({finished.sql})", finished.sources).rows()[0]["n"]
-        )
+        count = Query(f"SELECT count(*) AS n FROM ({finished.sql})", finished.sources)
+        return int(count.rows()[0]["n"])
 
 
-def _end_soon(seconds: int = 5) -> None:
-    """Ends this process by a signal: threads of compute libraries can keep it alive after Ray has left it."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(seconds)
+# --- actors and tasks ---------------------------------------------------------------------------
 
 
 class EngineActor:
-    """Loads an engine once and sends batches through it."""
+    """An actor that loads an engine once and sends batches through it."""
 
-    def __init__(self, spec: Loader, work: Work, board: Any) -> None:
-        self.engine, self.work, self.board = spec.load(), work, board
+    def __init__(self, spec: Loader, work: BatchWork, board: Any) -> None:
+        self.engine = spec.load()
+        self.work = work
+        self.board = board
         atexit.register(_end_soon)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Processes one batch; leaves the process if the engine has died, so that Ray starts a new one."""
-        before = getattr(self.engine, "generated", 0)
+        """Processes one batch; ends the process if its engine has died, so that Ray replaces it."""
+        generated_before = getattr(self.engine, "generated", 0)
         try:
             out = self.work.generate(self.engine, batch)
         except Exception as error:
             if type(error).__name__ == "EngineDeadError":
                 os._exit(1)
             raise
-        figures = self.work.observe(out) if self.work.observe and not self.work.finish else {}
-        figures["tokens"] = (getattr(self.engine, "generated", 0) - before, 0)
+        figures: Figures = {}
+        if self.work.observe and not self.work.finish:
+            figures |= self.work.observe(out)
+        generated = getattr(self.engine, "generated", 0) - generated_before
+        figures["tokens"] = Figure.total(generated)
         self.board.add.remote(batch.num_rows, figures)
         return out
 
 
-def _prepare(batch: pa.Table, work: Work) -> pa.Table:
+def _end_soon(seconds: int = 5) -> None:
+    """Ends this process by a signal; threads of compute libraries could keep it alive otherwise."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
+
+
+def _prepare(batch: pa.Table, work: BatchWork) -> pa.Table:
     assert work.prepare
     return work.prepare(refs.load_tokenizer(work.model), batch)
 
 
-def _finish(batch: pa.Table, work: Work, board: Any) -> pa.Table:
+def _finish(batch: pa.Table, work: BatchWork, board: Any) -> pa.Table:
     assert work.finish
     out = work.finish(refs.load_tokenizer(work.model), batch)
     if work.observe:
@@ -163,108 +221,126 @@ def _finish(batch: pa.Table, work: Work, board: Any) -> pa.Table:
     return out
 
 
-def map_rows(
-    rows: Query | pa.Table,
-    key: str,
-    spec: Loader,
-    work: Work,
-    folder: str,
-    name: str,
-    all_resources: Resources,
-) -> Query:
-    """Sends rows through CPU tasks and a pool of engine actors; returns the query of the results.
+# --- the stream ---------------------------------------------------------------------------------
 
-    Rows that are finished are committed below `folder`; a run with the same folder does only the others. The
-    engine is not loaded when nothing is left. The caller's process holds no rows.
 
-    Args:
-        rows: the input, the longest work first; `key` is a string column that is unique in it.
-        key: name of that column, kept in the output.
-        spec: what an actor loads.
-        work: what is done with a batch.
-        folder: URI of a folder that is stable under everything that changes the results.
-        name: the stage, which is also its section of `all_resources`.
-        all_resources: the configuration's resources.
+@dataclass(frozen=True)
+class _BlockSizes:
+    """Rows of a batch, which an actor gets at once, and of a block, which is committed at once."""
+
+    batch: int
+    block: int
+
+
+def _block_sizes(num_rows: int, batch_size: int, max_actors: int) -> _BlockSizes:
+    """Returns sizes with at least as many batches as actors, and with a bounded number of blocks.
+
+    The bound is there because the driver keeps some kilobytes of bookkeeping for each block.
     """
-    ledger = _Ledger(folder, key)
-    cluster.connect()
-    total, done = cluster.call(ledger.begin, rows)
-    if done < total:
-        with progress.progress(name, total - done) as board:
-            # in a task: Ray Data's bookkeeping grows with blocks and hours, and a task that dies is started again
-            cluster.call(
-                _stream, ledger, total - done, spec, work, name, all_resources, board, cpus=0
-            )
-        done = cluster.call(ledger.count_finished)
-    assert done == total, f"{done} of {total} rows came back"
-    return ledger.finished()
+    batch = max(1, min(batch_size, _ceil_div(num_rows, max_actors)))
+    max_blocks = max(MAX_BLOCKS, MAX_BLOCKS_PER_ACTOR * max_actors)
+    batches_per_block = _ceil_div(num_rows, batch * max_blocks)
+    return _BlockSizes(batch=batch, block=batch * batches_per_block)
 
 
-def _stream(
+def _ceil_div(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
+def _process(
     ledger: _Ledger,
-    todo: int,
+    num_left: int,
     spec: Loader,
-    work: Work,
+    work: BatchWork,
     name: str,
     all_resources: Resources,
     board: Any,
 ) -> None:
-    import ray
-    from ray.data.checkpoint import CheckpointConfig
-
+    """Streams the rows that are left through the steps of the work, and commits block by block."""
     resources: EngineResources = getattr(all_resources, name)
     gpus = placement.gpus_per_actor(name, all_resources) if spec.needs_gpu else 0
-    least, most = resources.actors
     if resources.cpu_tasks is False or (resources.cpu_tasks == "auto" and not gpus):
-        work = Work(work.in_one, observe=work.observe)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.use_datasource_v2 = (
-        False  # it reads with actors that nothing starts again when their node dies
-    )
-    commits_fs, commits = storage.filesystem(ledger.commits)
-    context.checkpoint_config = CheckpointConfig(
-        ledger.key, commits, override_filesystem=commits_fs, delete_checkpoint_on_success=False
-    )
-    batch = max(
-        1, min(resources.batch_size, -(-todo // most))
-    )  # as many batches as actors at least
-    # a block is what is committed at once; the driver keeps some kilobytes of figures of each
-    block = batch * -(-todo // (batch * max(MOST_BLOCKS, 32 * most)))
-    rows_fs, _ = storage.filesystem(ledger.rows)
-    results_fs, results = storage.filesystem(ledger.results)
-
-    def on_cpu(data: Any, step: Callable[..., pa.Table], *arguments: Any) -> Any:
-        options = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-        return data.map_batches(step, fn_args=arguments, **options)
-
+        work = work.in_actor()
+    sizes = _block_sizes(num_left, resources.batch_size, resources.actors[1])
+    context = _configure_ray_data(ledger)
     try:
-        data = ray.data.read_parquet(
-            [storage.filesystem(part)[1] for part in ledger.parts()], filesystem=rows_fs
-        )
-        # without the cut, whole files would travel as one block
-        data = data.repartition(target_num_rows_per_block=block)
-        data = on_cpu(data, _prepare, work) if work.prepare else data
-        data = data.map_batches(
-            EngineActor,
-            fn_constructor_args=(spec, work, board),
-            batch_size=batch,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=gpus,
-            label_selector=resources.node_labels,
-            runtime_env={"env_vars": actor_env(resources, gpus)},
-        )
-        data = on_cpu(data, _finish, work, board) if work.finish else data
+        data = _read(ledger, sizes)
+        if work.prepare:
+            data = _map_in_tasks(data, _prepare, work)
+        data = _map_in_actors(data, spec, work, board, sizes.batch, resources, gpus)
+        if work.finish:
+            data = _map_in_tasks(data, _finish, work, board)
+        results_fs, results = storage.filesystem(ledger.results)
         data.write_parquet(results, filesystem=results_fs)
     finally:
         context.checkpoint_config = None
 
 
+def _configure_ray_data(ledger: _Ledger) -> Any:
+    """Makes Ray Data quiet and lets it record commits in the ledger; returns its context."""
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # version 2 reads with actors that nothing restarts when their node dies
+    context.use_datasource_v2 = False
+    fs, commits = storage.filesystem(ledger.commits)
+    context.checkpoint_config = CheckpointConfig(
+        ledger.key, commits, override_filesystem=fs, delete_checkpoint_on_success=False
+    )
+    return context
+
+
+def _read(ledger: _Ledger, sizes: _BlockSizes) -> Any:
+    """Returns the input as a Ray dataset in blocks; without them, whole files would be blocks."""
+    import ray
+
+    fs, _ = storage.filesystem(ledger.rows)
+    paths = [storage.filesystem(part)[1] for part in ledger.parts()]
+    data = ray.data.read_parquet(paths, filesystem=fs)
+    return data.repartition(target_num_rows_per_block=sizes.block)
+
+
+def _map_in_tasks(data: Any, step: Callable[..., pa.Table], *arguments: Any) -> Any:
+    """Maps whole blocks in CPU tasks."""
+    return data.map_batches(
+        step, fn_args=arguments, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+    )
+
+
+def _map_in_actors(
+    data: Any,
+    spec: Loader,
+    work: BatchWork,
+    board: Any,
+    batch_size: int,
+    resources: EngineResources,
+    gpus: int,
+) -> Any:
+    """Maps batches in a pool of actors, each with an engine."""
+    import ray
+
+    least, most = resources.actors
+    return data.map_batches(
+        EngineActor,
+        fn_constructor_args=(spec, work, board),
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+        num_cpus=resources.cpus_per_actor,
+        num_gpus=gpus,
+        label_selector=resources.node_labels,
+        runtime_env={"env_vars": actor_env(resources, gpus)},
+    )
+
+
+# --- the environment of actors ------------------------------------------------------------------
+
+
 def actor_env(resources: EngineResources, gpus: int) -> dict[str, str]:
-    """Returns the environment of an engine actor."""
+    """Returns the environment of an engine actor with this number of GPUs."""
     if gpus:
         return ENV
     import ray
@@ -276,20 +352,20 @@ def actor_env(resources: EngineResources, gpus: int) -> dict[str, str]:
 
 
 def cpu_env(resources: EngineResources, cores: int) -> dict[str, str]:
-    """Returns what vLLM's CPU build runs well with on a node of so many cores."""
+    """Returns the environment of an actor with a CPU engine on a node with this number of cores."""
     threads = str(resources.threads or max(1, cores // resources.actors[1]))
-    env = (
-        ENV
-        | {
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": threads,
-            "RAYON_NUM_THREADS": threads,
-            "KMP_BLOCKTIME": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(resources.kv_cache_gib))),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "TORCHDYNAMO_DISABLE": "1",  # vLLM would compile its sampler in every actor, which costs more than it saves
-        }
-    )
+    env = ENV | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": threads,
+        "RAYON_NUM_THREADS": threads,
+        "KMP_BLOCKTIME": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(resources.kv_cache_gib))),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # vLLM would compile its sampler in each actor, which costs more than it saves
+        "TORCHDYNAMO_DISABLE": "1",
+    }
     openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
-    return env | ({"LD_PRELOAD": str(openmp)} if openmp.exists() else {})
+    if openmp.exists():
+        env["LD_PRELOAD"] = str(openmp)
+    return env

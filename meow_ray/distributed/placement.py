@@ -1,15 +1,23 @@
-"""What the cluster can hold: actors and workers of each stage against its nodes."""
+"""Placement: whether the nodes of the cluster can hold the actors and workers of each stage."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from meow_ray.config import EngineResources, Resources, TrainResources
 from meow_ray.errors import MeowError
 
+Node = tuple[float, float]
+"""CPUs and GPUs of a node."""
 
-def capacity(resources: Resources, labels: Mapping[str, str]) -> list[tuple[float, float]]:
-    """Returns CPUs and GPUs of each node with such labels: of those there, or if any are declared, of those to come."""
+
+def capacity(resources: Resources, labels: Mapping[str, str]) -> list[Node]:
+    """Returns CPUs and GPUs of each node with the given labels.
+
+    If `resources.autoscaling` is set, these are the nodes that the cluster may grow to, else the
+    nodes that it has now.
+    """
     import ray
 
     if resources.autoscaling:
@@ -22,77 +30,124 @@ def capacity(resources: Resources, labels: Mapping[str, str]) -> list[tuple[floa
 
 
 def has_gpus(resources: Resources, labels: Mapping[str, str]) -> bool:
-    """Tells whether nodes with such labels have GPUs."""
+    """Returns whether any node with the given labels has a GPU."""
     return any(gpus for _, gpus in capacity(resources, labels))
 
 
 def gpus_per_actor(name: str, resources: Resources) -> int:
-    """Returns the GPUs of one engine actor of a stage."""
-    own: EngineResources = getattr(resources, name)
-    gpus = own.gpus_per_actor
+    """Returns the number of GPUs of one engine actor of a stage.
+
+    Raises:
+        MeowError: the actor has fewer GPUs than parts of its engine's weights.
+    """
+    section: EngineResources = getattr(resources, name)
+    parts = section.tensor_parallel_size
+    gpus = section.gpus_per_actor
     if gpus == "auto":
-        gpus = own.tensor_parallel_size if has_gpus(resources, own.node_labels) else 0
-    if gpus < own.tensor_parallel_size and (gpus or own.tensor_parallel_size > 1):
+        gpus = parts if has_gpus(resources, section.node_labels) else 0
+    if gpus < parts and (gpus or parts > 1):
         raise MeowError(
-            f"`gpus_per_actor` is {gpus} and `tensor_parallel_size` {own.tensor_parallel_size}: "
-            "an engine needs a GPU for each part of its weights."
+            f"`resources.{name}.gpus_per_actor`: an engine needs one GPU for each of its {parts} "
+            f"parts (got {gpus}). Raise it, or lower `resources.{name}.tensor_parallel_size`."
         )
     return gpus
 
 
 def num_workers(name: str, resources: Resources) -> int:
-    """Returns the number of ZeRO workers of a stage: one a GPU; on CPU two, if there are two CPUs."""
-    own: TrainResources = getattr(resources, name)
-    nodes = capacity(resources, own.node_labels)
-    gpus = int(sum(gpus for _, gpus in nodes))
-    return own.workers(gpus or min(2, int(sum(cpus for cpus, _ in nodes) // own.cpus_per_worker)))
+    """Returns the number of ZeRO workers of a stage.
+
+    `auto` is one worker per GPU; on CPU it is 2, or 1 if the cluster has CPUs for only one.
+    """
+    section: TrainResources = getattr(resources, name)
+    nodes = capacity(resources, section.node_labels)
+    total_gpus = int(sum(gpus for _, gpus in nodes))
+    total_cpus = sum(cpus for cpus, _ in nodes)
+    return section.workers(total_gpus or min(2, int(total_cpus // section.cpus_per_worker)))
 
 
 def least_workers(name: str, resources: Resources) -> int:
-    """Returns the number of ZeRO workers that a stage can do with."""
-    own: TrainResources = getattr(resources, name)
+    """Returns the smallest number of ZeRO workers with which a stage may run."""
+    section: TrainResources = getattr(resources, name)
     workers = num_workers(name, resources)
-    return min(own.min_workers or workers, workers)
+    return min(section.min_workers or workers, workers)
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """The actors or workers that a stage needs at least, each of them on one node."""
+
+    count: int
+    cpus: float
+    gpus: int
+    extra_cpus: int = 0
+    """CPUs that the stage needs next to its actors, on any node."""
 
 
 def require(name: str, resources: Resources, *, on_gpu: bool = True) -> None:
-    """Checks that the cluster can ever hold the least actors or workers of a section of the resources.
+    """Checks that the cluster can hold the least number of actors or workers of a stage.
 
     Args:
-        name: the section.
+        name: the section of the resources.
         resources: the configuration's resources.
-        on_gpu: False: its actors use no GPU, whatever there is.
+        on_gpu: False if the stage's actors use no GPU even where there are GPUs.
 
     Raises:
-        MeowError: says what is asked for, what is there, and which key to change.
+        MeowError: the cluster can never hold them; names the demand, the nodes and the key.
     """
-    own: EngineResources | TrainResources = getattr(resources, name)
-    if isinstance(own, TrainResources):
-        count, cpus, spare_cpus = least_workers(name, resources), own.cpus_per_worker, 0
-        gpus = int(has_gpus(resources, own.node_labels))
-    else:
-        # Ray Data reads, filters and writes with tasks of one CPU beside the actors
-        count, cpus, spare_cpus = own.actors[0], own.cpus_per_actor, 1
-        gpus = gpus_per_actor(name, resources) if on_gpu else 0
-    nodes = capacity(resources, own.node_labels)
-    slots = [
-        min(have // cpus if cpus else count, there // gpus if gpus else count)
-        for have, there in nodes
-    ]
-    all_cpus = sum(have for have, _ in capacity(resources, {}))
-    if sum(slots) >= count and all_cpus >= count * cpus + spare_cpus:
+    section: EngineResources | TrainResources = getattr(resources, name)
+    demand = _demand(name, resources, on_gpu)
+    nodes = capacity(resources, section.node_labels)
+    cluster_cpus = sum(cpus for cpus, _ in capacity(resources, {}))
+    enough_slots = sum(_slots(node, demand) for node in nodes) >= demand.count
+    if enough_slots and cluster_cpus >= demand.count * demand.cpus + demand.extra_cpus:
         return
-    kinds = Counter(f"{have:g} CPUs and {there:g} GPUs" for have, there in nodes)
-    have = "; ".join(f"{number} x {kind}" for kind, number in kinds.items()) or "no such node"
-    where = f" on nodes labelled {json.dumps(dict(own.node_labels))}" if own.node_labels else ""
-    beside = f" and {spare_cpus} CPU beside them" if spare_cpus else ""
-    may = "may have at most (resources.autoscaling)" if resources.autoscaling else "has"
-    hint = (
-        ""
-        if resources.autoscaling
-        else ", or name in resources.autoscaling what the cluster adds on demand"
+    raise MeowError(_refusal(name, resources, demand, section.node_labels, nodes))
+
+
+def _demand(name: str, resources: Resources, on_gpu: bool) -> _Demand:
+    section: EngineResources | TrainResources = getattr(resources, name)
+    if isinstance(section, TrainResources):
+        return _Demand(
+            count=least_workers(name, resources),
+            cpus=section.cpus_per_worker,
+            gpus=int(has_gpus(resources, section.node_labels)),
+        )
+    return _Demand(
+        count=section.actors[0],
+        cpus=section.cpus_per_actor,
+        gpus=gpus_per_actor(name, resources) if on_gpu else 0,
+        extra_cpus=1,  # Ray Data reads, filters and writes in tasks of one CPU
     )
-    raise MeowError(
-        f"`resources.{name}` asks for {count} x ({cpus:g} CPUs, {gpus} GPUs, each on one node){where}{beside}; "
-        f"the cluster {may}: {have}. Lower the key or add nodes{hint}."
-    )
+
+
+def _slots(node: Node, demand: _Demand) -> float:
+    """Returns how many of the demanded actors or workers a node can hold."""
+    cpus, gpus = node
+    by_cpus = cpus // demand.cpus if demand.cpus else demand.count
+    by_gpus = gpus // demand.gpus if demand.gpus else demand.count
+    return min(by_cpus, by_gpus)
+
+
+def _refusal(
+    name: str,
+    resources: Resources,
+    demand: _Demand,
+    labels: Mapping[str, str],
+    nodes: list[Node],
+) -> str:
+    needed = f"{demand.count} x ({demand.cpus:g} CPUs, {demand.gpus} GPUs, each on one node)"
+    if labels:
+        needed += f" on nodes labelled {json.dumps(dict(labels))}"
+    if demand.extra_cpus:
+        needed += f" and {demand.extra_cpus} CPU for tasks"
+    kinds = Counter(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in nodes)
+    available = "; ".join(f"{number} x {kind}" for kind, number in kinds.items()) or "no such node"
+    if resources.autoscaling:
+        limit = f"the cluster can grow to at most: {available}"
+        remedy = "Lower the key, or add nodes to `resources.autoscaling`."
+    else:
+        limit = f"the cluster has: {available}"
+        remedy = (
+            "Lower the key, add nodes, or list in `resources.autoscaling` what the cluster adds."
+        )
+    return f"`resources.{name}`: it needs {needed}, but {limit}. {remedy}"

@@ -1,4 +1,4 @@
-"""Progress of a stage: bars for people, events for programs, Ray's metrics."""
+"""Progress of a stage: a bar for people, JSON events for programs, and Ray's metrics."""
 
 import contextlib
 import io
@@ -11,31 +11,62 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-EVENTS: TextIO | None = None
-"""Where progress is printed for machines; None prints it for people."""
+from meow_ray.distributed.figures import Figures
 
+LINE_FORMAT = (
+    "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, "
+    "{elapsed} gone, {remaining} left{postfix}"
+)
+"""A line of a log, as tqdm formats it."""
+LOG_INTERVAL, TERMINAL_INTERVAL = 15, 1
+"""The least seconds between two lines of a log, and between two updates of a terminal's bar."""
 
-Figures = dict[str, tuple[float, int]]
-"""What a stage shows of itself: for a mean, such as `memo`, a sum and its count; for a total, such as `tokens`, 0."""
+_event_stream: TextIO | None = None
 
 
 @contextlib.contextmanager
-def progress(stage: str, total: int) -> Iterator[Any]:
-    """Shows a bar that remote workers move, and Ray's metrics; yields an actor handle with `add` and `at`."""
+def events_to(stream: TextIO) -> Iterator[None]:
+    """Within this context, progress is printed to a stream as events: one JSON object per line."""
+    global _event_stream
+    previous = _event_stream
+    _event_stream = stream
+    try:
+        yield
+    finally:
+        _event_stream = previous
+
+
+def output() -> TextIO:
+    """Returns the stream for progress and events: the one of `events_to`, or standard output."""
+    return sys.stdout if _event_stream is None else _event_stream
+
+
+@contextlib.contextmanager
+def show_progress(stage: str, total: int) -> Iterator[Any]:
+    """Shows the progress that remote workers report, and exports it as Ray's metrics.
+
+    Args:
+        stage: the name of the stage.
+        total: rows or steps to process.
+
+    Yields:
+        The handle of a `_Board` actor, to which workers report.
+    """
     import ray
 
     board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote(stage)
-    done = threading.Event()
+    finished = threading.Event()
     bar = _bar(stage, total)
 
     def poll() -> None:
-        while not done.wait(1.0):
+        while not finished.wait(1.0):
             show()
 
     def show() -> None:
         try:
             count, figures = ray.get(board.read.remote())
-        except ray.exceptions.RayError:  # its node may have died: a bar is not worth a stage
+        except ray.exceptions.RayError:
+            # the actor's node may have died; a missing update must not fail the stage
             return
         bar.set_postfix(figures, refresh=False)
         bar.update(min(count, total) - bar.n)
@@ -44,42 +75,42 @@ def progress(stage: str, total: int) -> Iterator[Any]:
     thread.start()
     try:
         yield board
-        done.set()
+        finished.set()
         thread.join()
         show()
     finally:
-        done.set()
+        finished.set()
         thread.join()
         bar.close()
         ray.kill(board)
 
 
 def _bar(stage: str, total: int) -> Any:
-    options: dict[str, Any] = {"total": total, "desc": f"  {stage}", "mininterval": 15}
-    if EVENTS:
-        return _Events(**options, file=io.StringIO())
-    if sys.stdout.isatty():
-        return tqdm(**options | {"mininterval": 1}, file=sys.stdout)
-    form = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
-    return _Lines(**options, file=io.StringIO(), bar_format=form)
+    options: dict[str, Any] = {"total": total, "desc": f"  {stage}"}
+    if _event_stream is None and sys.stdout.isatty():
+        return tqdm(**options, mininterval=TERMINAL_INTERVAL, file=sys.stdout)
+    options |= {"mininterval": LOG_INTERVAL, "file": io.StringIO()}
+    if _event_stream is not None:
+        return _EventLines(**options)
+    return _LogLines(**options, bar_format=LINE_FORMAT)
 
 
-class _Lines(tqdm):  # type: ignore[misc]
-    """Gives a log one line after the other, where a terminal gets its last line anew."""
+class _LogLines(tqdm):  # type: ignore[misc]
+    """Progress for a log: prints a new line where a terminal's bar would be redrawn."""
 
     shown = 0
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.n != self.shown:
-            print(self.line(), file=EVENTS, flush=True)
+            print(self.line(), file=output(), flush=True)
             self.shown = self.n
 
     def line(self) -> str:
         return str(self).rstrip()
 
 
-class _Events(_Lines):
-    """Gives machines the same."""
+class _EventLines(_LogLines):
+    """Progress for programs: prints JSON events."""
 
     figures: dict[str, float]
 
@@ -87,47 +118,63 @@ class _Events(_Lines):
         self.figures = figures
 
     def line(self) -> str:
-        return json.dumps(
-            {"event": "progress", "stage": self.desc.strip(), "rows": self.n, "of": self.total}
-            | self.figures
-        )
+        event = {
+            "event": "progress",
+            "stage": self.desc.strip(),
+            "rows": self.n,
+            "of": self.total,
+        }
+        return json.dumps(event | self.figures)
 
 
 class _Board:
-    """Adds up what workers have done, and exports it as Ray's metrics `meow_…`, tagged with the stage."""
+    """The actor that collects reports of workers and exports them as metrics named `meow_…`."""
 
     def __init__(self, stage: str) -> None:
-        self.stage, self.count = stage, 0
+        self.stage = stage
+        self.count = 0
         self.figures: Figures = {}
         self.gauges: dict[str, Any] = {}
-        self.times: list[tuple[float, int]] = []
+        self.first_report: tuple[float, int] | None = None
+        """Time and count; the same for the last report."""
+        self.last_report: tuple[float, int] | None = None
 
     def add(self, rows: int, figures: Figures) -> None:
+        """Adds processed rows and their figures."""
         self.count += rows
-        for name, (value, count) in figures.items():
-            before, counted = self.figures.get(name, (0, 0))
-            self.figures[name] = (before + value, counted + count)
-        self._export()
+        for name, figure in figures.items():
+            known = self.figures.get(name)
+            self.figures[name] = figure if known is None else known + figure
+        self._report()
 
-    def at(self, rows: int, figures: Figures) -> None:
-        self.count, self.figures = rows, figures
-        self._export()
+    def set(self, rows: int, figures: Figures) -> None:
+        """Replaces the number of processed rows, or of steps, and all figures."""
+        self.count = rows
+        self.figures = figures
+        self._report()
 
     def read(self) -> tuple[int, dict[str, float]]:
-        found = self.figures.items()
-        return self.count, {
-            name: value / (count or 1) for name, (value, count) in found if count or value
-        }
+        """Returns the number of processed rows, or of steps, and the figures that have a value."""
+        values = {name: figure.value for name, figure in self.figures.items()}
+        return self.count, {name: value for name, value in values.items() if value is not None}
 
     def pace(self) -> float | None:
-        """Returns the seconds that a row took, from the first report to the last; None if there is no second one."""
-        if len(self.times) < 2 or self.times[0][1] == self.times[-1][1]:
+        """Returns seconds per row between the first and the last report; None if they are one."""
+        if self.first_report is None or self.last_report is None:
             return None
-        (began, first), (ended, last) = self.times[0], self.times[-1]
-        return (ended - began) / (last - first)
+        first_time, first_count = self.first_report
+        last_time, last_count = self.last_report
+        if first_count == last_count:
+            return None
+        return (last_time - first_time) / (last_count - first_count)
+
+    def _report(self) -> None:
+        report = (time.monotonic(), self.count)
+        self.first_report = self.first_report or report
+        self.last_report = report
+        self._export()
 
     def _export(self) -> None:
-        self.times = [*self.times[:1], (time.monotonic(), self.count)]
         from ray.util.metrics import Gauge
 
         count, figures = self.read()

@@ -1,1 +1,1 @@
-"""Estimates memory, work and time before anything runs."""
+"""Estimates of a run's memory, work and time, made before anything runs."""

@@ -1,69 +1,91 @@
-"""Memory of inference engines: weights, and the cache of keys and values."""
+"""Memory of inference engines: their weights, and their cache of keys and values."""
 
 from dataclasses import dataclass
 
 from meow_ray.config import Config, EngineResources, ModelSection
 from meow_ray.errors import MeowError
-from meow_ray.planning import shapes
-from meow_ray.planning.shapes import Architecture
+from meow_ray.planning.shapes import Architecture, read_shapes
 
 
 @dataclass(frozen=True)
 class EngineRow:
-    """Bytes that an engine of a stage takes of each of its GPUs."""
+    """The bytes that the engine of one stage takes on each of its GPUs."""
 
     stage: str
     model: str
     gpus: int
-    """That its weights are cut over."""
+    """GPUs over which the weights are partitioned."""
     weights: int
     cache: int
     """Keys and values of one token."""
     context: int
-    """Tokens of the longest sequence."""
+    """Length of the longest sequence, in tokens."""
     room: int | None
-    """Tokens that fit beside the weights into the share of a GPU's memory that it may take; None without a GPU."""
+    """Tokens whose cache fits next to the weights; None if the memory of a GPU is unknown."""
     fits: bool | None
-    """The longest sequence does."""
+    """Whether the longest sequence fits; None if the memory of a GPU is unknown."""
 
 
-def engines(
-    config: Config, name: str, target: Architecture, gpu_memory: int | None
+def engine_rows(
+    config: Config, target_name: str, target: Architecture, gpu_memory: int | None
 ) -> tuple[tuple[EngineRow, ...], str]:
-    """Says what an engine of each stage takes (of `invert`, if its model runs here), and which are left out and why.
+    """Returns the memory of each stage's engine, and the reasons for which engines are omitted.
+
+    The engine of `invert` is included if its model runs on the cluster.
 
     Args:
         config: the configuration.
-        name: of the target.
-        target: its shapes.
-        gpu_memory: of one GPU; None leaves out what fits.
+        target_name: the target's name.
+        target: the target's shapes.
+        gpu_memory: bytes of one GPU; None leaves `room` and `fits` open.
     """
-    left_out = list[str]()
-    found: list[tuple[str, str, Architecture, ModelSection]]
-    found = [(stage, name, target, config.target) for stage in ("memo", "evaluate")]
+    rows = list[EngineRow]()
+    omitted = list[str]()
+    engines = list[tuple[str, str, Architecture, ModelSection]]()
     if config.invert.engine != "openai" and config.invert.model:
         try:
-            found.insert(0, ("invert", *shapes.read(config.invert, "invert.model"), config.invert))
-        except MeowError as error:  # training can be planned without it
-            left_out.append(str(error))
-    rows = []
-    for stage, name, a, section in found:
-        if a.dtype == "quantized":
-            left_out.append(
-                f"{stage}: the weights of {name} are quantised, which is not planned for."
+            generator_name, generator = read_shapes(config.invert, "invert.model")
+            engines.append(("invert", generator_name, generator, config.invert))
+        except MeowError as error:  # training can be planned without the generator
+            omitted.append(str(error))
+    engines += [(stage, target_name, target, config.target) for stage in ("memo", "evaluate")]
+    for stage, name, architecture, section in engines:
+        if architecture.dtype == "quantized":
+            omitted.append(
+                f"{stage}: the weights of {name} are quantised; their memory is not estimated."
             )
             continue
-        own: EngineResources = getattr(config.resources, stage)
-        size = 4 if (a.dtype if section.dtype == "auto" else section.dtype) == "float32" else 2
-        gpus, context = own.tensor_parallel_size, min(a.context, section.max_model_len or a.context)
-        weights, heads = (
-            size * a.parameters // gpus,
-            max(1, a.cache_heads // gpus),
-        )  # a head is not cut
-        cache = 2 * size * a.layers * heads * a.head_size
-        room = None
-        if gpu_memory is not None:
-            room = max(0, int(own.gpu_memory_utilization * gpu_memory - weights) // cache)
-        fits = None if room is None else room >= context
-        rows.append(EngineRow(stage, name, gpus, weights, cache, context, room, fits))
-    return tuple(rows), " ".join(left_out)
+        resources: EngineResources = getattr(config.resources, stage)
+        rows.append(_engine_row(stage, name, architecture, section, resources, gpu_memory))
+    return tuple(rows), " ".join(omitted)
+
+
+def _engine_row(
+    stage: str,
+    name: str,
+    architecture: Architecture,
+    section: ModelSection,
+    resources: EngineResources,
+    gpu_memory: int | None,
+) -> EngineRow:
+    gpus = resources.tensor_parallel_size
+    context = min(architecture.context, section.max_model_len or architecture.context)
+    dtype = architecture.dtype if section.dtype == "auto" else section.dtype
+    itemsize = 4 if dtype == "float32" else 2
+    weights = itemsize * architecture.parameters // gpus
+    heads = max(1, architecture.cache_heads // gpus)  # a head is never split
+    cache = 2 * itemsize * architecture.layers * heads * architecture.head_size
+    room = None
+    if gpu_memory is not None:
+        share = resources.gpu_memory_utilization * gpu_memory
+        room = max(0, int(share - weights) // cache)
+    return EngineRow(
+        stage=stage,
+        model=name,
+        gpus=gpus,
+        weights=weights,
+        cache=cache,
+        context=context,
+        room=room,
+        fits=None if room is None else room >= context,
+    )

@@ -1,118 +1,163 @@
-"""Short measurements on the cluster itself, for `meow plan --probe`."""
+"""Short measurements of throughput on the cluster, for `meow plan --probe`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray.config import Config, FineTuning
+from meow_ray.config import Config, EngineResources, FineTuning
 from meow_ray.core import storage
 from meow_ray.distributed import cluster, map_rows, placement
 from meow_ray.engines import EngineSpec, Sampling
 from meow_ray.models.prompts import Prompter
 from meow_ray.planning.rates import EngineRates, Rates, TrainingRates
-from meow_ray.planning.sample import Given
+from meow_ray.planning.sample import FactSample
 from meow_ray.stages.train import batches, launch, objectives
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.pairs import pairs_of
 from meow_ray.stages.train.tracking import TrackerSpec
 
 STEPS = 4
-"""Optimiser steps of the probe."""
+"""Optimiser steps that are measured."""
 NEW_TOKENS = 32
+"""Tokens that each prompt is continued with."""
 
 
-def rates(config: Config, generator: EngineSpec, target: EngineSpec, given: Given) -> Rates:
-    """Loads each engine once and trains a few steps; needs about the time of starting as many stages."""
+def measure_rates(
+    config: Config, generator: EngineSpec, target: EngineSpec, sample: FactSample
+) -> Rates:
+    """Loads each engine once and trains for a few steps.
+
+    This takes about as long as starting each of the stages.
+
+    Raises:
+        MeowError: the cluster cannot hold the actors or workers of a stage.
+    """
     cluster.connect()
-    for name in ("invert", "memo", "train", *(("memorize",) if config.memorize else ())):
+    sections = ["invert", "memo", "train"]
+    if config.memorize:
+        sections.append("memorize")
+    for name in sections:
         placement.require(name, config.resources)
     return Rates(
-        generator=engine_rates(config, "invert", generator, given),
-        target=engine_rates(config, "memo", target, given),
-        training=training_rates(config, "train", target, given),
-        memorizing=training_rates(config, "memorize", target, given) if config.memorize else None,
+        generator=measure_engine(config, "invert", generator, sample),
+        target=measure_engine(config, "memo", target, sample),
+        training=measure_training(config, "train", target, sample),
+        memorizing=measure_training(config, "memorize", target, sample)
+        if config.memorize
+        else None,
     )
 
 
-def engine_rates(config: Config, stage: str, spec: EngineSpec, given: Given) -> EngineRates:
-    """Measures one engine of a stage with a full batch of the facts' prompts."""
-    own = getattr(config.resources, stage)
-    prompter = Prompter(given.tokenizer, config.target.template, config.target.system)
-    rows = [row for row in given.facts.to_pylist() if row["split"] == "forget"]
-    rows = [rows[i % len(rows)] for i in range(own.batch_size)]
+@dataclass(frozen=True)
+class _EngineTimes:
+    """What one engine generated, and the seconds that it took to generate and to read."""
+
+    generated: int
+    generating: float
+    reading: float
+
+
+def measure_engine(config: Config, stage: str, spec: EngineSpec, sample: FactSample) -> EngineRates:
+    """Measures one engine of a stage with a full batch of prompts from the facts."""
+    resources: EngineResources = getattr(config.resources, stage)
+    prompter = Prompter(sample.tokenizer, config.target.template, config.target.system)
+    rows = _repeated_forget_facts(sample, resources.batch_size)
     prompts = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
     answers = [prompter.encode_answer(row["answer"]) for row in rows]
     gpus = placement.gpus_per_actor(stage, config.resources)
     began = perf_counter()
-    generated, generating, reading = cluster.call(
-        _use,
+    times = cluster.call(
+        _time_engine,
         spec,
         prompts,
         answers,
-        cpus=own.cpus_per_actor,
+        cpus=resources.cpus_per_actor,
         gpus=gpus,
-        labels=own.node_labels,
-        env=map_rows.actor_env(own, gpus),
+        labels=resources.node_labels,
+        env=map_rows.actor_env(resources, gpus),
     )
-    start = perf_counter() - began - generating - reading
-    read = sum(map(len, [*prompts, *answers])) / reading
+    elapsed = perf_counter() - began
+    prompt_tokens = sum(map(len, prompts))
+    read = (prompt_tokens + sum(map(len, answers))) / times.reading
+    # `generating` includes reading the prompts
+    generating_alone = max(1e-3, times.generating - prompt_tokens / read)
     return EngineRates(
-        start=start,
+        start=elapsed - times.generating - times.reading,
         read=read,
-        generate=generated / max(1e-3, generating - sum(map(len, prompts)) / read),
+        generate=times.generated / generating_alone,
     )
 
 
-def _use(
+def _time_engine(
     spec: EngineSpec, prompts: Sequence[list[int]], answers: Sequence[list[int]]
-) -> tuple[int, float, float]:
+) -> _EngineTimes:
     engine = spec.load()
-    engine.generate(prompts[:2], [Sampling(2)] * 2)
-    before, began = engine.generated, perf_counter()
+    engine.generate(prompts[:2], [Sampling(2)] * 2)  # the first call is slower
+    generated_before = engine.generated
+    began = perf_counter()
     engine.generate(prompts, [Sampling(NEW_TOKENS)] * len(prompts))
-    between, generated = perf_counter(), engine.generated - before
+    generation_ended = perf_counter()
+    generated = engine.generated - generated_before
     engine.teacher_force(prompts, answers)
-    return generated, between - began, perf_counter() - between
+    reading_ended = perf_counter()
+    return _EngineTimes(
+        generated=generated,
+        generating=generation_ended - began,
+        reading=reading_ended - generation_ended,
+    )
 
 
-def training_rates(
-    config: Config, stage: Literal["memorize", "train"], target: EngineSpec, given: Given
+def measure_training(
+    config: Config, stage: Literal["memorize", "train"], target: EngineSpec, sample: FactSample
 ) -> TrainingRates:
-    """Trains the target on sampled facts for a few steps of a stage, in a folder that is removed."""
+    """Measures one worker of a training stage over a few steps, in a folder that it removes."""
     folder = storage.join(storage.absolute(config.storage.root), "work", f"probe-{uuid4().hex[:8]}")
+    job = _training_job(config, stage, target, sample, folder)
+    tokens = pc.sum(pc.list_value_length(job.load().pairs["input_ids"])).as_py()
+    tracker = TrackerSpec(config.tracking, "probe", storage.join(folder, "tensorboard"), {})
+    try:
+        began = perf_counter()
+        summary = launch.fit(job, folder, stage, config.resources, tracker)
+        seconds = perf_counter() - began
+    finally:
+        storage.remove(folder)
+    steps, pace = summary["steps"], summary["seconds_per_step"]
+    return TrainingRates(
+        start=seconds - steps * pace, train=tokens / steps / pace / summary["workers"]
+    )
+
+
+def _training_job(
+    config: Config,
+    stage: Literal["memorize", "train"],
+    target: EngineSpec,
+    sample: FactSample,
+    folder: str,
+) -> Job:
+    """Writes training pairs for one epoch of `STEPS` steps; returns the job that trains on them."""
     section: FineTuning = getattr(config, stage)
-    count = section.batch_size * STEPS
-    rows = [row for row in given.facts.to_pylist() if row["split"] == "forget"]
-    facts = pa.Table.from_pylist(
-        [rows[i % len(rows)] | {"rank": i // len(rows)} for i in range(count)]
-    )
-    spec = FineTuning(
-        **{name: getattr(section, name) for name in FineTuning.model_fields} | {"epochs": 1}
-    )
-    prompter = Prompter(given.tokenizer, config.target.template, config.target.system)
-    path = storage.join(folder, "pairs.parquet")
-    batches.write(pairs_of(("inverted",), None, facts), prompter, spec.max_length, path)
-    job = Job(
+    settings = {name: getattr(section, name) for name in FineTuning.model_fields}
+    spec = FineTuning(**settings | {"epochs": 1})
+    facts = pa.Table.from_pylist(_repeated_forget_facts(sample, section.batch_size * STEPS))
+    prompter = Prompter(sample.tokenizer, config.target.template, config.target.system)
+    pairs = storage.join(folder, "pairs.parquet")
+    batches.write(pairs_of(("inverted",), None, facts), prompter, spec.max_length, pairs)
+    return Job(
         model=target.model,
-        pairs=path,
+        pairs=pairs,
         spec=spec,
         objective=objectives.MEMORIZE,
         resources=getattr(config.resources, stage),
         out=storage.join(folder, "model"),
     )
-    tokens = pc.sum(pc.list_value_length(job.load().pairs["input_ids"])).as_py()
-    tracker = TrackerSpec(config.tracking, "probe", storage.join(folder, "tensorboard"), {})
-    try:
-        began = perf_counter()
-        done = launch.fit(job, folder, stage, config.resources, tracker)
-        seconds = perf_counter() - began
-    finally:
-        storage.remove(folder)
-    return TrainingRates(
-        start=seconds - done["steps"] * done["seconds_per_step"],
-        train=tokens / done["steps"] / done["seconds_per_step"] / done["workers"],
-    )
+
+
+def _repeated_forget_facts(sample: FactSample, count: int) -> list[dict[str, Any]]:
+    """Returns `count` facts to forget, each with the number of its repetition as `rank`."""
+    facts = sample.split("forget").to_pylist()
+    return [facts[i % len(facts)] | {"rank": i // len(facts)} for i in range(count)]

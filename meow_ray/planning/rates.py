@@ -1,38 +1,39 @@
-"""Throughputs of engines and workers: measured by a probe, or given in a file."""
+"""Throughputs of engines and workers, which a probe measures or a file gives."""
 
 from pydantic import ValidationError
 
-from meow_ray.config.fields import Section
-from meow_ray.config.fields import field as key
+from meow_ray.config import fields
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
 
 
-class EngineRates(Section):
-    """What one engine does."""
+class EngineRates(fields.Section):
+    """The start-up time and the throughputs of one engine."""
 
-    start: float = key(60.0, "until it has loaded", "s", ge=0)
-    read: float = key(..., "prompts and forced answers", "tokens/s", gt=0)
-    generate: float = key(..., "continuations, over a full batch", "tokens/s", gt=0)
+    start: float = fields.field(60.0, "time to load the engine", "s", ge=0)
+    read: float = fields.field(..., "prompt and teacher-forced tokens", "tokens/s", gt=0)
+    generate: float = fields.field(..., "generated tokens in a full batch", "tokens/s", gt=0)
 
 
-class TrainingRates(Section):
-    """What one worker does."""
+class TrainingRates(fields.Section):
+    """The start-up time and the throughput of one training worker."""
 
-    start: float = key(
-        120.0, "until the first step, and from the last one to the exported model", "s", ge=0
+    start: float = fields.field(
+        120.0, "time before the first step and after the last one, with the export", "s", ge=0
     )
-    train: float = key(..., "forwards, backwards and the optimiser's step", "tokens/s", gt=0)
+    train: float = fields.field(
+        ..., "trained tokens: forward, backward and optimiser step", "tokens/s", gt=0
+    )
 
 
-class Rates(Section):
-    """Measured or given throughputs."""
+class Rates(fields.Section):
+    """The throughputs of all engines and workers of a run."""
 
-    generator: EngineRates = key(..., "of the model of invert")
-    target: EngineRates = key(..., "of the target")
-    training: TrainingRates = key(..., "of one worker")
-    memorizing: TrainingRates | None = key(
-        None, "of one worker of memorize, whose batches are others; null: as training"
+    generator: EngineRates = fields.field(..., "rates of the model of `invert`")
+    target: EngineRates = fields.field(..., "rates of the target")
+    training: TrainingRates = fields.field(..., "rates of one worker of `train`")
+    memorizing: TrainingRates | None = fields.field(
+        None, "rates of one worker of `memorize`; null uses those of `train`"
     )
 
 
@@ -40,11 +41,14 @@ def read_rates(uri: str) -> Rates:
     """Reads rates from a JSON file.
 
     Raises:
-        MeowError: a key is missing, unknown or no rate.
+        MeowError: a key is missing or unknown, or its value is not a valid rate.
     """
     try:
         return Rates.model_validate(storage.read_json(uri))
     except ValidationError as error:
-        item = error.errors()[0]
-        where = ".".join(map(str, item["loc"]))
-        raise MeowError(f"--rates {storage.display(uri)}: `{where}`: {item['msg']}.") from None
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise MeowError(
+            f"--rates {storage.display(uri)}: `{key}`: {first['msg']}. "
+            "Give a file as `meow plan --probe --json` prints it under `run.rates`."
+        ) from None

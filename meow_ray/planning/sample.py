@@ -1,4 +1,4 @@
-"""What is known of a run before it starts: a sample of the facts, counts, the tokenizer."""
+"""A sample of a run's facts, from which its work is estimated."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,69 +11,82 @@ from meow_ray.config import Config
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
-from meow_ray.planning.memory import Method
+from meow_ray.planning.methods import Method
 from meow_ray.stages.evaluate.sets import read_set
-from meow_ray.stages.ingest import facts as facts_module
-from meow_ray.stages.ingest.facts import read_sources
+from meow_ray.stages.ingest import facts as ingest_facts
 
 SAMPLE = 100
-"""Facts of each split that are looked at."""
+"""About how many facts of each split are sampled."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """What is known before a run."""
+class FactSample:
+    """Sampled facts of a run, with the counts and sizes that are known before the run starts."""
 
     facts: pa.Table
-    """A sample of the table `facts`."""
+    """Sampled rows of the table `facts`."""
     counts: Mapping[str, int]
-    """Facts of each split in all."""
+    """The number of all facts by split."""
     sets: Mapping[str, pa.Table]
+    """The evaluation sets by name."""
     tokenizer: Any
-    """The target's; it stands for the generator's, too."""
+    """The target's tokenizer, which is also used to estimate the generator's tokens."""
     model_bytes: int
-    """Of the exported model."""
+    """Bytes of the exported model."""
     trainable: int
-    """Parameters that are updated."""
+    """Parameters that the optimiser updates."""
 
     def split(self, name: str) -> pa.Table:
-        """Returns the sample of one split."""
+        """Returns the sampled facts of one split."""
         return self.facts.filter(pc.equal(self.facts["split"], name))
 
-    def times(self, name: str) -> float:
-        """Returns how many facts one of the sample stands for."""
+    def scale(self, name: str) -> float:
+        """Returns how many facts of a split each sampled fact represents."""
         return float(self.counts[name] / max(1, self.split(name).num_rows))
 
 
-def look(config: Config, target: ModelRef, method: Method, count: int | None) -> Given:
-    """Reads the facts and takes a sample of them.
+def sample_facts(
+    config: Config, target: ModelRef, method: Method, num_forget: int | None
+) -> FactSample:
+    """Reads the configured facts and samples them at even distances.
 
     Args:
         config: the configuration; `ingest.forget` is set.
-        target: whose tokenizer counts.
-        method: how it is trained.
-        count: facts to forget, all like those of the file; None: as many as there are.
+        target: the model whose tokenizer is used.
+        method: the method of fine-tuning.
+        num_forget: the number of facts to forget, all similar to those in the file; None uses the
+            number in the file.
 
     Raises:
-        MeowError: the files cannot be read, or no row is left.
+        MeowError: a file cannot be read, or no fact to forget is left.
     """
-    spec, sets = (
-        config.ingest,
-        {name: read_set(name, source, config) for name, source in config.evaluate.sets.items()},
-    )
+    sources = config.ingest
+    sets = {name: read_set(name, source, config) for name, source in config.evaluate.sets.items()}
     forget, retain = (
-        read_sources([source], config) if source else [] for source in (spec.forget, spec.retain)
+        ingest_facts.read_sources([source], config) if source else []
+        for source in (sources.forget, sources.retain)
     )
-    table, _ = facts_module.build(forget, retain, lambda question, answer: None)
+    table, _ = ingest_facts.build(forget, retain, lambda question, answer: None)
     splits = {name: table.filter(pc.equal(table["split"], name)) for name in ("forget", "retain")}
     if not splits["forget"].num_rows:
-        raise MeowError("`ingest.forget`: no row is left to forget.")
-    counts = {name: part.num_rows for name, part in splits.items()}
-    every = {name: range(0, rows, max(1, rows // SAMPLE)) for name, rows in counts.items()}
-    sample = pa.concat_tables(
-        [part.take(pa.array(every[name], pa.int64())) for name, part in splits.items()]
+        raise MeowError(
+            "`ingest.forget`: no valid row is left to forget (0). "
+            "Run `meow stage ingest` to see why rows were rejected."
+        )
+    counts = {name: split.num_rows for name, split in splits.items()}
+    sampled = [_evenly_spaced(split) for split in splits.values()]
+    if num_forget:
+        counts["forget"] = num_forget
+    return FactSample(
+        facts=pa.concat_tables(sampled),
+        counts=counts,
+        sets=sets,
+        tokenizer=refs.load_tokenizer(target),
+        model_bytes=method.weights,
+        trainable=method.trainable,
     )
-    counts |= {"forget": count} if count else {}
-    return Given(
-        sample, counts, sets, refs.load_tokenizer(target), method.weights, method.trainable
-    )
+
+
+def _evenly_spaced(rows: pa.Table) -> pa.Table:
+    indices = range(0, rows.num_rows, max(1, rows.num_rows // SAMPLE))
+    return rows.take(pa.array(indices, pa.int64()))

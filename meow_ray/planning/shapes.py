@@ -1,4 +1,4 @@
-"""The shapes of a model, read before any of its weights is loaded."""
+"""The shapes of a model's weights, read from configuration and file headers without its weights."""
 
 import json
 import re
@@ -15,12 +15,19 @@ from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 
+Shapes = dict[str, tuple[int, ...]]
+"""Shapes of tensors by name."""
+
 _INDEX = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000
+"""The longest header that the safetensors format allows."""
+_UNBOUNDED_CONTEXT = 1 << 20
+"""Context length of a model whose configuration names none."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What of a decoder decides how much memory it takes."""
+    """The properties of a decoder that decide how much memory it takes."""
 
     weights: Mapping[str, tuple[int, ...]]
     """Shapes of the parameters by name."""
@@ -31,21 +38,21 @@ class Architecture:
     heads: int
     vocab: int
     cache_heads: int
-    """Heads of keys and values."""
+    """Number of key and value heads."""
     head_size: int
     context: int
-    """The most tokens that it reads."""
+    """The longest sequence that the model reads, in tokens."""
     dtype: str
-    """What its weights are stored in, or `quantized`."""
+    """The type in which the weights are stored, or `quantized`."""
 
     @property
     def parameters(self) -> int:
-        """P."""
+        """Returns the number of parameters, called P in the formulas of `memory`."""
         return sum(map(prod, self.weights.values()))
 
     @property
     def largest_layer(self) -> int:
-        """L: parameters of the largest module, which ZeRO 3 gathers whole."""
+        """Returns the parameters of the largest module, called L; ZeRO 3 gathers it whole."""
         sizes: dict[str, int] = {}
         for name, shape in self.weights.items():
             module = name.rpartition(".")[0]
@@ -53,49 +60,49 @@ class Architecture:
         return max(sizes.values())
 
     @property
-    def linear(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the linear layers within the decoder's blocks, by module."""
-        found = {
+    def linear(self) -> Shapes:
+        """Returns the shapes of the linear layers within the decoder's blocks, by module."""
+        matrices = {
             name.removesuffix(".weight"): shape
             for name, shape in self.weights.items()
             if len(shape) == 2
         }
-        return {name: shape for name, shape in found.items() if re.search(r"(^|\.)\d+\.", name)}
+        return {name: shape for name, shape in matrices.items() if re.search(r"(^|\.)\d+\.", name)}
 
 
-def of_target(config: Config) -> tuple[str, Architecture]:
-    """Reads name and shapes of the model that is trained: the target, or what `memorize` makes it from.
+def target_shapes(config: Config) -> tuple[str, Architecture]:
+    """Reads the name and the shapes of the target, or of the model from which `memorize` makes it.
 
     Raises:
-        MeowError: none is configured, or it cannot be read.
+        MeowError: no model is configured, or it cannot be read.
     """
     if config.target.model or config.memorize is None:
-        return read(config.target, "target.model")
-    return read(config.memorize, "memorize.model")
+        return read_shapes(config.target, "target.model")
+    return read_shapes(config.memorize, "memorize.model")
 
 
-def read(section: ModelSection | Memorize, key: str) -> tuple[str, Architecture]:
-    """Reads name and shapes of a model; of its weights no more than the files' headers.
+def read_shapes(section: ModelSection | Memorize, key: str) -> tuple[str, Architecture]:
+    """Reads the name and the shapes of a model; of its weight files it reads only the headers.
 
     Args:
-        section: names it.
-        key: where in the configuration, for errors.
+        section: the section of the configuration that names the model.
+        key: the configuration key of the model's name, for errors.
 
     Raises:
-        MeowError: none is configured, or it cannot be read.
+        MeowError: no model is configured, or it cannot be read.
     """
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
     if section.model is None:
-        raise MeowError(f"`{key}` is not set: there is no model to plan for.")
+        raise MeowError(f"`{key}`: not set. Set it to the model to plan for.")
+    name = storage.display(section.model)
     uri = storage.absolute(section.model)
-    ref = (
-        ModelRef(uri, "") if storage.exists(uri) else refs.pin(section.model, section.revision, key)
-    )
+    if storage.exists(uri):
+        ref = ModelRef(uri, "")
+    else:
+        ref = refs.pin(section.model, section.revision, key)
     try:
-        return storage.display(section.model), _read(
-            replace(ref, trust_remote_code=section.trust_remote_code)
-        )
+        return name, _read(replace(ref, trust_remote_code=section.trust_remote_code))
     except (
         OSError,
         ValueError,
@@ -104,9 +111,7 @@ def read(section: ModelSection | Memorize, key: str) -> tuple[str, Architecture]
         NotASafetensorsRepoError,
         SafetensorsParsingError,
     ) as error:
-        raise MeowError(
-            f"`{key}`: the shapes of {storage.display(section.model)} cannot be read: {error}"
-        ) from None
+        raise MeowError(f"`{key}`: the shapes of {name} cannot be read: {error}") from None
 
 
 def _read(ref: ModelRef) -> Architecture:
@@ -116,75 +121,100 @@ def _read(ref: ModelRef) -> Architecture:
         base = ModelRef(**storage.read_json(storage.join(ref.uri, refs.BASE)))
         return _read(replace(base, trust_remote_code=ref.trust_remote_code))
     from huggingface_hub import is_offline_mode
-    from transformers import AutoConfig
 
     if ref.commit and is_offline_mode():
         ref = ModelRef(str(ref.folder), "", None, ref.trust_remote_code)
-    weights = {
-        name: shape for name, shape in _weights(ref).items() if len(shape) < 4
-    }  # GPT-2 stores masks, too
-    with TemporaryDirectory() as folder:
-        place = ref.uri
-        if not ref.commit and not storage.is_local(ref.uri):
-            place = folder
-            Path(folder, "config.json").write_bytes(
-                storage.read_bytes(storage.join(ref.uri, "config.json"))
-            )
-        config = AutoConfig.from_pretrained(
-            place, revision=ref.commit, trust_remote_code=ref.trust_remote_code
-        )
-    if config.tie_word_embeddings:  # some files have both names of one weight
+    # GPT-2 stores its attention masks, of four dimensions, with the weights
+    weights = {name: shape for name, shape in _stored_shapes(ref).items() if len(shape) < 4}
+    config = _read_config(ref)
+    if config.tie_word_embeddings:  # some files store the tied weight under both names
         weights.pop("lm_head.weight", None)
-    text = config.get_text_config()
-    width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    heads = getattr(text, "num_attention_heads", 0)
-    size = getattr(text, "head_dim", None) or text.hidden_size // max(1, heads)
-    cache_heads = getattr(text, "num_key_value_heads", None) or heads
+    text_config = config.get_text_config()
+    hidden = text_config.hidden_size
+    heads = getattr(text_config, "num_attention_heads", 0)
     dtype = str(config.dtype or "float32").removeprefix("torch.")
     if getattr(config, "quantization_config", None):
         dtype = "quantized"
-    context = getattr(text, "max_position_embeddings", None) or 1 << 20
-    sizes = text.num_hidden_layers, text.hidden_size, width, heads, text.vocab_size
-    return Architecture(weights, *sizes, cache_heads, size, context, dtype)
+    return Architecture(
+        weights=weights,
+        layers=text_config.num_hidden_layers,
+        hidden=hidden,
+        intermediate=getattr(text_config, "intermediate_size", None) or 4 * hidden,
+        heads=heads,
+        vocab=text_config.vocab_size,
+        cache_heads=getattr(text_config, "num_key_value_heads", None) or heads,
+        head_size=getattr(text_config, "head_dim", None) or hidden // max(1, heads),
+        context=getattr(text_config, "max_position_embeddings", None) or _UNBOUNDED_CONTEXT,
+        dtype=dtype,
+    )
+
+
+def _read_config(ref: ModelRef) -> Any:
+    """Returns the model's transformers configuration; copies it from object storage first."""
+    from transformers import AutoConfig
+
+    with TemporaryDirectory() as copy:
+        folder = ref.uri
+        if not ref.commit and not storage.is_local(ref.uri):
+            folder = copy
+            content = storage.read_bytes(storage.join(ref.uri, "config.json"))
+            Path(copy, "config.json").write_bytes(content)
+        return AutoConfig.from_pretrained(
+            folder, revision=ref.commit, trust_remote_code=ref.trust_remote_code
+        )
 
 
 def _read_gguf(path: str) -> Architecture:
-    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+    from gguf import GGUFReader
 
     reader = GGUFReader(path)
     family = reader.fields["general.architecture"].contents()
 
     def value(name: str, default: Any = None) -> Any:
-        found = reader.fields.get(f"{family}.{name}")
-        if found is None and default is None:
+        entry = reader.fields.get(f"{family}.{name}")
+        if entry is None and default is None:
             raise KeyError(name)
-        return default if found is None else found.contents()
+        return default if entry is None else entry.contents()
 
-    layers, width, heads, context = map(
-        value, ("block_count", "feed_forward_length", "attention.head_count", "context_length")
-    )
-    kv_heads = value("attention.head_count_kv", heads)
-    kind = {name: key for key, name in MODEL_ARCH_NAMES.items()}[family]
-    names: dict[str, str] = {}  # as transformers has them, which is the first of several
-    for name, (_, own) in get_tensor_name_map(kind, layers).mapping.items():
-        if name.startswith("model."):
-            names.setdefault(own, name)
-    weights = {}
-    for tensor in reader.tensors:
-        module, dot, last = tensor.name.rpartition(".")
-        weights[names.get(module, module) + dot + last] = tuple(map(int, reversed(tensor.shape)))
+    layers, heads = value("block_count"), value("attention.head_count")
+    cache_heads = value("attention.head_count_kv", heads)
+    if isinstance(cache_heads, list):  # some models have one number per layer
+        cache_heads = max(cache_heads)
+    weights = _gguf_weights(reader.tensors, family, layers)
     vocab, hidden = weights["model.embed_tokens.weight"]
-    cached = (
-        max(kv_heads) if isinstance(kv_heads, list) else kv_heads
-    )  # some have a number for each layer
-    size = value("attention.key_length", hidden // heads)
     return Architecture(
-        weights, layers, hidden, width, heads, vocab, cached, size, context, "float32"
+        weights=weights,
+        layers=layers,
+        hidden=hidden,
+        intermediate=value("feed_forward_length"),
+        heads=heads,
+        vocab=vocab,
+        cache_heads=cache_heads,
+        head_size=value("attention.key_length", hidden // heads),
+        context=value("context_length"),
+        dtype="float32",
     )
 
 
-def _weights(ref: ModelRef) -> dict[str, tuple[int, ...]]:
-    """Returns names and shapes from the headers of safetensors."""
+def _gguf_weights(tensors: Any, family: str, layers: int) -> Shapes:
+    """Returns the shapes of a GGUF file's tensors under the names that transformers gives them."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    kind = {name: key for key, name in MODEL_ARCH_NAMES.items()}[family]
+    transformers_names: dict[str, str] = {}
+    for name, (_, gguf_name) in get_tensor_name_map(kind, layers).mapping.items():
+        if name.startswith("model."):  # the first of several is the name in transformers
+            transformers_names.setdefault(gguf_name, name)
+    weights: Shapes = {}
+    for tensor in tensors:
+        module, dot, suffix = tensor.name.rpartition(".")
+        name = transformers_names.get(module, module) + dot + suffix
+        weights[name] = tuple(map(int, reversed(tensor.shape)))
+    return weights
+
+
+def _stored_shapes(ref: ModelRef) -> Shapes:
+    """Returns names and shapes of the tensors in a model's safetensors files."""
     if ref.commit:
         from huggingface_hub import get_safetensors_metadata
 
@@ -193,15 +223,16 @@ def _weights(ref: ModelRef) -> dict[str, tuple[int, ...]]:
     names = {"model.safetensors"}
     if storage.exists(storage.join(ref.uri, _INDEX)):
         names = set(storage.read_json(storage.join(ref.uri, _INDEX))["weight_map"].values())
-    found: dict[str, tuple[int, ...]] = {}
-    for uri in (storage.join(ref.uri, name) for name in sorted(names)):
-        fs, path = storage.filesystem(uri)
-        with storage.naming_errors(uri), fs.open_input_file(path) as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(
-                stream.read(min(size, 100_000_000))
-            )  # the format allows no longer one
-        found |= {
-            name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
-        }
-    return found
+    shapes: Shapes = {}
+    for name in sorted(names):
+        shapes |= _header_shapes(storage.join(ref.uri, name))
+    return shapes
+
+
+def _header_shapes(uri: str) -> Shapes:
+    """Returns names and shapes of the tensors in one safetensors file."""
+    fs, path = storage.filesystem(uri)
+    with storage.naming_errors(uri), fs.open_input_file(path) as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(min(size, _MAX_HEADER_BYTES)))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}

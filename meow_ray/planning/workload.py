@@ -1,7 +1,8 @@
-"""How much a run asks of its engines and workers, and how long that takes: arithmetic before anything runs.
+"""The work of a run, and how long it takes: estimates made before anything runs.
 
-What is counted is what the stages' own steps ask on a sample of the facts, of an engine that writes it down and
-answers nothing. Where the answer of a model decides, the estimate says what it assumes.
+The steps of each stage are run on a sample of the facts, with an engine that counts its requests
+instead of answering them. Where the work depends on a model's replies, the functions state what
+they assume.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +13,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray.config import Config, TrainResources
+from meow_ray.config import Config, EngineResources, Memorize, TrainResources
 from meow_ray.core import storage
+from meow_ray.core.manifest import Artifact
 from meow_ray.core.tables import Query
-from meow_ray.engines import Completion, Sampling, TeacherForced
-from meow_ray.engines.base import Tokens
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
 from meow_ray.pipeline.pipeline import Pipeline
-from meow_ray.planning import shapes
-from meow_ray.planning.memory import methods
+from meow_ray.planning import probe
+from meow_ray.planning.methods import training_methods
 from meow_ray.planning.rates import EngineRates, Rates, TrainingRates, read_rates
-from meow_ray.planning.sample import Given, look
+from meow_ray.planning.sample import FactSample, sample_facts
+from meow_ray.planning.shapes import target_shapes
+from meow_ray.planning.tally import Tally
 from meow_ray.stages.evaluate import suites
 from meow_ray.stages.evaluate.steps import EvaluateSteps
 from meow_ray.stages.inputs import engine_spec, model_ref
@@ -34,162 +36,185 @@ from meow_ray.stages.memo.steps import MemoSteps
 from meow_ray.stages.train import objectives
 from meow_ray.stages.train.objectives import ObjectiveSpec
 
-MISMATCHES = 3
-"""One token of so many is assumed not to be greedy: from each of them a token window is continued."""
 ROW_BYTES = 200
-"""What a row of any table takes besides its text."""
+"""Bytes of a row in any table, apart from its text."""
 
 
 @dataclass
-class Work:
-    """What one stage asks for, over all its actors or workers."""
+class StageWork:
+    """The work of one stage, summed over its actors or workers."""
 
     stage: str
     by: str
-    """Whose rates apply, a key of `Rates`."""
+    """The field of `Rates` that applies."""
     requests: float = 0
     """Continuations."""
     read: float = 0
-    """Tokens of prompts, and of answers that are only looked at."""
+    """Tokens of prompts and of teacher-forced answers."""
     generated: float = 0
-    """Tokens, at most."""
+    """Generated tokens, an upper bound."""
     trained: float = 0
-    """Tokens forwards and backwards."""
+    """Tokens that are trained on."""
     storage: float = 0
-    """Bytes that stay."""
+    """Bytes of the stage's artifact."""
 
-    def add(self, other: "Work | Tally", times: float) -> None:
-        """Adds what was counted, so many times."""
-        for name in ("requests", "read", "generated"):
-            setattr(self, name, getattr(self, name) + times * getattr(other, name))
-
-
-@dataclass
-class Tally:
-    """Stands where an engine would: writes down what it is asked and answers nothing."""
-
-    tokenizer: Any
-    max_model_len: int
-    reply: float | None = None
-    """Tokens after which a reply is assumed to end; None: at its limit."""
-    requests: int = 0
-    read: int = 0
-    generated: int = 0
-
-    def generate(
-        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
-    ) -> list[list[Completion]]:
-        """See `Engine.generate`."""
-        self.requests += sum(one.n for one in sampling)
-        self.read += sum(map(len, prompts))
-        for one in sampling:
-            self.generated += one.n * round(
-                min(one.max_new_tokens, self.reply or one.max_new_tokens)
-            )
-        return [[Completion("", True)] * one.n for one in sampling]
-
-    def teacher_force(
-        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
-    ) -> list[TeacherForced]:
-        """See `Engine.teacher_force`."""
-        self.read += sum(map(len, prompts)) + sum(map(len, answers))
-        return [
-            TeacherForced(
-                [0.0] * len(a),
-                [i % MISMATCHES > 0 for i in range(len(a))],
-                True,
-                *[[0.0] * len(a)] * 2,
-            )
-            for a in answers
-        ]
+    def add(self, tally: Tally, factor: float) -> None:
+        """Adds the counts of a tally, multiplied by a factor."""
+        self.requests += factor * tally.requests
+        self.read += factor * tally.read
+        self.generated += factor * tally.generated
 
 
-# --- counting -----------------------------------------------------------------------------------
+# --- work ---------------------------------------------------------------------------------------
 
 
-def works(config: Config, objective: ObjectiveSpec, given: Given) -> list[Work]:
-    """Counts what each stage asks for, in order."""
-    forget, times = given.split("forget"), given.times("forget")
-    prompter = Prompter(given.tokenizer, config.target.template, config.target.system)
-    pairs = [
-        prompter.encode_pair(row["question"], row["answer"])[0] for row in given.facts.to_pylist()
-    ]
-    of_forget = [
-        len(ids)
-        for ids, split in zip(pairs, given.facts["split"].to_pylist(), strict=True)
-        if split == "forget"
-    ]
-    answers = [len(prompter.encode_answer(text)) for text in forget["answer"].to_pylist()]
-    reply, pair = sum(answers) / len(answers), sum(of_forget) / len(of_forget)
-    text = sum(
-        len(q) + len(a)
-        for q, a in zip(*(given.facts[c].to_pylist() for c in ("question", "answer")), strict=True)
-    )
-    row = ROW_BYTES + text / given.facts.num_rows
-    count, k = given.counts["forget"], config.invert.num_candidates
-    saved = given.model_bytes + 12.0 * given.trainable
-    out = []
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes of the sampled facts, from which those of the tables and the training data follow."""
+
+    pairs: list[int]
+    """Tokens of each question with its answer."""
+    forget_pair: float
+    """The mean of the same over the facts to forget."""
+    forget_answer: float
+    """The mean number of tokens of an answer to forget."""
+    row_bytes: float
+    """The mean size of a table's row."""
+    model_bytes: float
+    """An exported model with its checkpoint."""
+
+
+def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> list[StageWork]:
+    """Returns the work of each stage that uses a model, in the order of the stages."""
+    sizes = _sizes(config, sample)
+    num_forget = sample.counts["forget"]
+    inverted_per_fact = config.select.top_k if "inverted" in objective.roles else 1
+    num_items = num_forget * inverted_per_fact
+    works = list[StageWork]()
     if config.memorize is not None:
-        everything = sum(given.counts.values())
-        trained = everything * config.memorize.epochs * sum(map(len, pairs)) / len(pairs)
-        out.append(Work("memorize", "memorizing", trained=trained, storage=saved))
-    out.append(Work("invert", "generator", storage=count * k * row))
-    out[-1].add(_inverted(config, forget, _tally(given, reply)), times)
-    out.append(Work("memo", "target", storage=count * (k + 1) * row))
-    out[-1].add(_scored(config, forget, _tally(given)), times * (k + 1))
-    items = count * (config.select.top_k if "inverted" in objective.roles else 1)
+        works.append(_memorize_work(config.memorize, sample, sizes))
+    works.append(_invert_work(config, sample, sizes))
+    works.append(_memo_work(config, sample, sizes))
     if objective.reference == "log_probs":
-        out.append(Work("reference", "target", read=items * pair, storage=items * row))
-    trained = items * config.train.epochs * pair * max(1, len(objective.roles))
-    out.append(Work("train", "training", trained=trained, storage=saved))
-    out.append(_evaluated(config, given, reply, row))
-    return out
+        works.append(
+            StageWork(
+                stage="reference",
+                by="target",
+                read=num_items * sizes.forget_pair,
+                storage=num_items * sizes.row_bytes,
+            )
+        )
+    num_sequences = max(1, len(objective.roles))
+    works.append(
+        StageWork(
+            stage="train",
+            by="training",
+            trained=num_items * config.train.epochs * sizes.forget_pair * num_sequences,
+            storage=sizes.model_bytes,
+        )
+    )
+    works.append(_evaluate_work(config, sample, sizes))
+    return works
 
 
-def _tally(given: Given, reply: float | None = None) -> Tally:
-    return Tally(given.tokenizer, 1 << 30, reply)
+def _sizes(config: Config, sample: FactSample) -> _Sizes:
+    prompter = Prompter(sample.tokenizer, config.target.template, config.target.system)
+    facts = sample.facts.to_pylist()
+    pairs = [len(prompter.encode_pair(fact["question"], fact["answer"])[0]) for fact in facts]
+    forget_pairs = [
+        length for length, fact in zip(pairs, facts, strict=True) if fact["split"] == "forget"
+    ]
+    answers = [
+        len(prompter.encode_answer(text)) for text in sample.split("forget")["answer"].to_pylist()
+    ]
+    characters = sum(len(fact["question"]) + len(fact["answer"]) for fact in facts)
+    return _Sizes(
+        pairs=pairs,
+        forget_pair=sum(forget_pairs) / len(forget_pairs),
+        forget_answer=sum(answers) / len(answers),
+        row_bytes=ROW_BYTES + characters / len(facts),
+        # weights, momentum and variance in float32
+        model_bytes=sample.model_bytes + 12.0 * sample.trainable,
+    )
 
 
-def _inverted(config: Config, forget: pa.Table, tally: Tally) -> Tally:
-    once = config.invert.model_copy(
+def _tally(sample: FactSample, reply_tokens: float | None = None) -> Tally:
+    return Tally(sample.tokenizer, max_model_len=1 << 30, reply_tokens=reply_tokens)
+
+
+def _memorize_work(spec: Memorize, sample: FactSample, sizes: _Sizes) -> StageWork:
+    num_facts = sum(sample.counts.values())
+    return StageWork(
+        stage="memorize",
+        by="memorizing",
+        trained=num_facts * spec.epochs * sum(sizes.pairs) / len(sizes.pairs),
+        storage=sizes.model_bytes,
+    )
+
+
+def _invert_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork:
+    """Counts one attempt per fact, without a judge; replies are as long as true answers."""
+    spec = config.invert.model_copy(
         update={"max_attempts": 1, "fallback": False, "judge": "none", "engine": "vllm"}
     )
-    style = "prefill" if config.invert.style == "prefill" else "chat"
-    if style == "chat":  # a reply has all answers
-        tally = replace(tally, reply=(tally.reply or 0) * (once.num_candidates + once.spare))
-    InvertSteps(once, style)(
-        LocalGenerator(tally), forget.select(["fact_id", "question", "answer"])
+    style = "prefill" if spec.style == "prefill" else "chat"
+    tally = _tally(sample, sizes.forget_answer)
+    if style == "chat":  # one reply contains all candidates
+        num_candidates = spec.num_candidates + spec.spare
+        tally = replace(tally, reply_tokens=sizes.forget_answer * num_candidates)
+    forget = sample.split("forget").select(["fact_id", "question", "answer"])
+    InvertSteps(spec, style)(LocalGenerator(tally), forget)
+    work = StageWork(
+        stage="invert",
+        by="generator",
+        storage=sample.counts["forget"] * spec.num_candidates * sizes.row_bytes,
     )
-    return tally
+    work.add(tally, sample.scale("forget"))
+    return work
 
 
-def _scored(config: Config, forget: pa.Table, tally: Tally) -> Tally:
+def _memo_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork:
+    """Counts the windows of true answers; candidates are assumed to have as many."""
     steps = MemoSteps(config.memo, config.target.template, config.target.system)
+    forget = sample.split("forget")
     texts = pa.array([[text] for text in forget["answer"].to_pylist()], pa.list_(pa.string()))
+    tally = _tally(sample)
     steps.generate(tally, steps.prepare(tally.tokenizer, forget.append_column("texts", texts)))
-    return tally
+    answers_per_fact = config.invert.num_candidates + 1
+    work = StageWork(
+        stage="memo",
+        by="target",
+        storage=sample.counts["forget"] * answers_per_fact * sizes.row_bytes,
+    )
+    work.add(tally, sample.scale("forget") * answers_per_fact)
+    return work
 
 
-def _evaluated(config: Config, given: Given, reply: float, row: float) -> Work:
-    spec, models = config.evaluate, 3 if config.evaluate.retain_model else 2
-    out = Work("evaluate", "target")
-    sets = {name: table for name, table in given.sets.items() if name not in ("forget", "retain")}
-    rows = suites.rows_to_ask(Query("SELECT * FROM facts", {"facts": given.facts}), sets, (), spec)
+def _evaluate_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork:
+    """Counts what the target, the tuned model and the retain model are asked in each suite."""
+    spec = config.evaluate
+    num_models = 2 + bool(spec.retain_model)
+    work = StageWork(stage="evaluate", by="target")
+    other_sets = {
+        name: table for name, table in sample.sets.items() if name not in ("forget", "retain")
+    }
+    rows = suites.rows_to_ask(
+        Query("SELECT * FROM facts", {"facts": sample.facts}), other_sets, (), spec
+    )
     steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
     for suite in rows["suite"].unique().to_pylist():
-        part = rows.filter(pc.equal(rows["suite"], suite))
-        times = 1.0
+        suite_rows = rows.filter(pc.equal(rows["suite"], suite))
+        scale = 1.0
         if suite.startswith("forget"):
-            times = given.times("forget")
+            scale = sample.scale("forget")
         elif suite == "retain":
-            times = (
-                min(given.counts["retain"], spec.sample or given.counts["retain"]) / part.num_rows
-            )
-        tally = _tally(given, reply)
-        steps.generate(tally, part)
-        out.add(tally, times * models)
-        out.storage += times * models * part.num_rows * row
-    return out
+            num_retain = sample.counts["retain"]
+            scale = min(num_retain, spec.sample or num_retain) / suite_rows.num_rows
+        tally = _tally(sample, sizes.forget_answer)
+        steps.generate(tally, suite_rows)
+        work.add(tally, scale * num_models)
+        work.storage += scale * num_models * suite_rows.num_rows * sizes.row_bytes
+    return work
 
 
 # --- time ---------------------------------------------------------------------------------------
@@ -197,105 +222,141 @@ def _evaluated(config: Config, given: Given, reply: float, row: float) -> Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One stage's work, and what it takes."""
+    """The time that one stage takes."""
 
-    work: Work
+    work: StageWork
     units: int
     """Engines or workers."""
     seconds: float
     gpu_hours: float
 
 
-def units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, tuple[int, int]]:
-    """Returns each stage's engines or workers and the GPUs of one: all GPUs, or without any what is configured."""
-    out = {}
+def stage_units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, tuple[int, int]]:
+    """Returns each stage's number of engines or workers, and the GPUs of each of them.
+
+    With GPUs, each stage uses all of them; without, it has the configured actors or workers.
+    """
+    units = {}
     for stage in stages:
-        own = getattr(config.resources, "memo" if stage == "reference" else stage)
-        if isinstance(own, TrainResources):
-            out[stage] = (own.workers(gpus or 2), int(gpus > 0))
+        section = "memo" if stage == "reference" else stage
+        resources: EngineResources | TrainResources = getattr(config.resources, section)
+        if isinstance(resources, TrainResources):
+            units[stage] = (resources.workers(gpus or 2), int(gpus > 0))
+        elif gpus:
+            gpus_per_engine = resources.tensor_parallel_size
+            units[stage] = (max(1, gpus // gpus_per_engine), gpus_per_engine)
         else:
-            size = own.tensor_parallel_size
-            out[stage] = (max(1, gpus // size), size) if gpus else (own.actors[1], 0)
-    return out
+            units[stage] = (resources.actors[1], 0)
+    return units
 
 
-def estimate(
-    found: Sequence[Work], rates: Rates, units: Mapping[str, tuple[int, int]]
+def estimate_times(
+    works: Sequence[StageWork], rates: Rates, units: Mapping[str, tuple[int, int]]
 ) -> list[Estimate]:
-    """Says how long each stage takes.
+    """Returns the time that each stage takes.
 
     Args:
-        found: the stages' work.
-        rates: of one engine or worker.
-        units: engines or workers of each stage, and the GPUs of one.
+        works: the stages' work.
+        rates: the throughputs of one engine or worker.
+        units: each stage's number of engines or workers, and the GPUs of each of them.
     """
-    out = []
-    for work in found:
+    estimates = []
+    for work in works:
         count, gpus = units[work.stage]
-        if work.trained:
-            rate: TrainingRates = getattr(rates, work.by) or rates.training
-            seconds = rate.start + work.trained / rate.train / count
-        else:
-            own: EngineRates = getattr(rates, work.by)
-            asked = (2 if work.stage == "evaluate" else 1) * own.start
-            seconds = asked + (work.read / own.read + work.generated / own.generate) / count
-        out.append(Estimate(work, count, seconds, seconds * count * gpus / 3600))
-    return out
+        seconds = (
+            _training_time(work, rates, count) if work.trained else _engine_time(work, rates, count)
+        )
+        estimates.append(Estimate(work, count, seconds, seconds * count * gpus / 3600))
+    return estimates
+
+
+def _training_time(work: StageWork, rates: Rates, workers: int) -> float:
+    rate: TrainingRates = getattr(rates, work.by) or rates.training
+    return rate.start + work.trained / rate.train / workers
+
+
+def _engine_time(work: StageWork, rates: Rates, engines: int) -> float:
+    rate: EngineRates = getattr(rates, work.by)
+    num_starts = 2 if work.stage == "evaluate" else 1  # it loads the models before and after
+    return (
+        num_starts * rate.start + (work.read / rate.read + work.generated / rate.generate) / engines
+    )
+
+
+# --- the plan -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a whole run asks for, and where rates are known how long it takes."""
+    """The work of a whole run, and the time it takes if rates are known."""
 
     facts: Mapping[str, int]
-    works: Sequence[Work]
+    """The number of facts by split."""
+    works: Sequence[StageWork]
     rates: Rates | None
     estimates: Sequence[Estimate]
+    """The times of `works`, in the same order; empty without rates."""
 
     def as_row(self) -> dict[str, Any]:
-        """Returns the plan for programs."""
+        """Returns the plan as JSON values."""
+        stages = []
+        for work, estimate in zip_longest(self.works, self.estimates):
+            row = asdict(work)
+            if estimate is not None:
+                row |= {name: v for name, v in asdict(estimate).items() if name != "work"}
+            stages.append(row)
         return {
             "facts": dict(self.facts),
             "rates": self.rates.model_dump() if self.rates else None,
-            "stages": [
-                asdict(work)
-                | ({k: v for k, v in asdict(found).items() if k != "work"} if found else {})
-                for work, found in zip_longest(self.works, self.estimates)
-            ],
+            "stages": stages,
         }
 
 
-def plan(
-    config: Config, count: int | None, rates_file: str | None, gpus: int, measure: bool
+def plan_run(
+    config: Config, num_forget: int | None, rates_file: str | None, gpus: int, measure: bool
 ) -> RunPlan:
-    """Plans a run.
+    """Estimates the work of a run, and its time if rates are given or measured.
 
     Args:
         config: the configuration.
-        count: facts to forget; None: those of the file.
-        rates_file: URI of known rates.
-        gpus: of the cluster; 0: on CPU, with the configured actors and workers.
-        measure: take the rates here and now.
-    """
-    from meow_ray.planning import probe
+        num_forget: the number of facts to forget; None uses the number in the file.
+        rates_file: URI of a file with rates.
+        gpus: GPUs of the cluster; 0 plans for CPU, with the configured actors and workers.
+        measure: whether rates are measured on this cluster.
 
+    Raises:
+        MeowError: the model, the facts or the rates cannot be read, or the generator cannot be
+            measured.
+    """
     pipeline = Pipeline(config)
-    ref = next(found for name in ("target", "base") if (found := pipeline.artifact(name)))
-    _, target_shapes = shapes.of_target(config)
+    target = pipeline.artifact("target") or pipeline.artifact("base")
+    assert target is not None, "an input from outside always exists"
+    _, architecture = target_shapes(config)
     objective = objectives.configured(config.train)
-    full, lora = methods(target_shapes, config, objective)
-    given = look(config, model_ref(ref), lora if config.train.lora else full, count)
-    every = works(config, objective, given)
+    full, lora = training_methods(architecture, config, objective)
+    method = lora if config.train.lora else full
+    sample = sample_facts(config, model_ref(target), method, num_forget)
+    works = count_work(config, objective, sample)
     rates = read_rates(storage.absolute(rates_file)) if rates_file else None
     if measure:
-        generator = pipeline.artifact("generator")
-        assert generator
-        writer = generator_spec(generator, config, engine_spec)
-        if not isinstance(writer, LocalSpec):
-            raise MeowError(
-                "--probe loads the model of `invert`, which is behind an endpoint here: give --rates FILE."
-            )
-        target = engine_spec(model_ref(ref), config.target, config.resources.memo)
-        rates = probe.rates(config, writer.engine, target, given)
-    many = units(config, [work.stage for work in every], gpus)
-    return RunPlan(given.counts, every, rates, estimate(every, rates, many) if rates else ())
+        rates = _measured_rates(config, pipeline, target, sample)
+    estimates = list[Estimate]()
+    if rates is not None:
+        units = stage_units(config, [work.stage for work in works], gpus)
+        estimates = estimate_times(works, rates, units)
+    return RunPlan(sample.counts, works, rates, estimates)
+
+
+def _measured_rates(
+    config: Config, pipeline: Pipeline, target: Artifact, sample: FactSample
+) -> Rates:
+    generator = pipeline.artifact("generator")
+    assert generator is not None, "an input from outside always exists"
+    spec = generator_spec(generator, config, engine_spec)
+    if not isinstance(spec, LocalSpec):
+        raise MeowError(
+            "--probe: the model of `invert` is behind an endpoint (engine openai), which cannot be "
+            "measured. Give rates with --rates FILE."
+        )
+    target_engine = engine_spec(model_ref(target), config.target, config.resources.memo)
+    return probe.measure_rates(config, spec.engine, target_engine, sample)

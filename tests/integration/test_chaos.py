@@ -1,4 +1,4 @@
-"""Actors, workers, tasks, nodes and drivers of a whole run are killed again and again, and it makes the same."""
+"""A whole run gives the same results although actors, workers, tasks, nodes and drivers die."""
 
 import json
 import os
@@ -19,76 +19,48 @@ import pytest
 from safetensors.torch import load_file
 
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY_FILE, MAIN, Artifact, latest
+from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, MAIN, Artifact, latest
 from meow_ray.stages.invert.rules import RULES
 from tests.support import counting
 from tests.support.runs import PROJECT, has_title, kill_node, processes_of
 
 KILLS = {"invert": 7, "memo": 7, "train": 7, "evaluate": 7}
-"""How often something dies in each stage; what a stage escapes, the next one gets."""
-ENOUGH = 25
-LONGEST_PEACE, PATIENCE = 3.0, 30.0
-"""Seconds from the moment what shall die is there until it dies; seconds that it may take to be there."""
+"""Number of kills in each stage; those that a stage escapes are added to the next one."""
+MIN_KILLS = 25
+MAX_PAUSE = 3.0
+"""The longest time between the start of a victim and its kill, in seconds."""
+MAX_WAIT = 30.0
+"""The longest wait for a victim to start, in seconds."""
 TITLES = {"actor": "ray::MapWorker", "worker": "RayTrainWorker", "task": "ray::_apply"}
-KINDS = {"train": ("driver", "node", "worker")}
-"""What dies in a stage, if not the kinds of those that run Ray Data."""
-OTHERS = ("driver", "node", "actor", "task")
+"""Titles of the processes of each kind of victim."""
+ENGINE_VICTIMS = ("driver", "node", "actor", "task")
+TRAINING_VICTIMS = ("driver", "node", "worker")
 FACTS = 12
 
 
 class Run:
-    """The pipeline over one storage root, and what it says."""
+    """A run of the pipeline over one storage root, with the events that it prints."""
 
     def __init__(self, root: Path, facts: Path, model: Path, address: str, pause: float) -> None:
-        self.root, self.stage, self.finished = root, "", set[str]()
-        self.noise: list[str] = []
-        """Lines that are no events."""
-        settings = {
-            "ingest.forget": facts,
-            "target": {
-                "model": str(model),
-                "engine": "transformers",
-                "template": "{{ question }}\n",
-            },
-            "invert": {
-                "model": str(model),
-                "engine": "transformers",
-                "style": "prefill",
-                "fallback": False,
-            }
-            | {
-                "num_candidates": 2,
-                "samples": 3,
-                "max_attempts": 1,
-                "max_new_tokens": 8,
-                "skip_rules": [*RULES],
-            },
-            "memo": {"max_new_tokens": 8, "stride": 7},
-            "train": {"epochs": 8, "batch_size": 4, "learning_rate": 1e-3},
-            "evaluate": {"max_new_tokens": 8, "attacks": [], "bootstrap_resamples": 100},
-            "resources.train": {"num_workers": 2, "max_failures": 99},
-        }
-        engine = {"num_actors": [1, 2], "cpus_per_actor": 1, "batch_size": 1, "cpu_tasks": True}
-        settings |= {f"resources.{name}": engine for name in ("invert", "memo", "evaluate")}
-        # with an engine that takes its time
-        self.command = [
-            sys.executable,
-            "-m",
-            "tests.support.counting",
-            "run",
-            "--json",
-            f"storage.root={root}",
-        ]
-        for key, value in settings.items():
-            self.command.append(f"{key}={json.dumps(value) if isinstance(value, dict) else value}")
+        self.root = root
+        self.stage = ""
+        """The stage that runs now."""
+        self.finished = set[str]()
+        self.other_lines: list[str] = []
+        """Printed lines that are no events."""
         root.mkdir(parents=True, exist_ok=True)
+        self.errors = root / "errors.log"
+        self.command = [sys.executable, "-m", "tests.support.counting", "run", "--json"]
+        self.command.append(f"storage.root={root}")
+        for key, value in _settings(facts, str(model)).items():
+            self.command.append(f"{key}={json.dumps(value) if isinstance(value, dict) else value}")
         self.environment = os.environ | {
             "RAY_ADDRESS": address,
             "RAY_AUTH_MODE": "disabled",
             "PYTHONPATH": str(PROJECT),
+            counting.LOG: str(root / "prompts.log"),
+            counting.PAUSE: str(pause),
         }
-        self.errors = root / "errors.log"
-        self.environment |= {counting.LOG: str(root / "prompts.log"), counting.PAUSE: str(pause)}
         self.start()
 
     def start(self) -> None:
@@ -105,12 +77,13 @@ class Run:
         threading.Thread(target=self.listen, args=[self.process], daemon=True).start()
 
     def listen(self, process: subprocess.Popen[str]) -> None:
+        """Follows the events of a driver."""
         assert process.stdout
         for line in process.stdout:
             try:
                 event = json.loads(line)
             except ValueError:
-                self.noise.append(line)
+                self.other_lines.append(line)
                 continue
             if event["event"] == "started":
                 self.stage = event["stage"]
@@ -119,53 +92,96 @@ class Run:
                 self.stage = ""
 
     def wait(self) -> None:
+        """Waits for the end of the run, which must succeed and print only events."""
         assert self.process.wait(600) == 0, self.errors.read_text()[-3000:]
-        assert not self.noise
+        assert not self.other_lines
 
     def artifact(self, name: str) -> Artifact:
-        found = latest(str(self.root), name)
-        assert found is not None
-        return found
+        artifact = latest(str(self.root), name)
+        assert artifact is not None
+        return artifact
 
     def table(self, name: str, file: str = MAIN) -> pa.Table:
         return storage.read_table([storage.join(self.artifact(name).uri, file)])
 
 
+def _settings(facts: Path, model: str) -> dict[str, Any]:
+    """Returns the configuration of a small run."""
+    engine_resources = {
+        "num_actors": [1, 2],
+        "cpus_per_actor": 1,
+        "batch_size": 1,
+        "cpu_tasks": True,
+    }
+    return {
+        "ingest.forget": facts,
+        "target": {"model": model, "engine": "transformers", "template": "{{ question }}\n"},
+        "invert": {
+            "model": model,
+            "engine": "transformers",
+            "style": "prefill",
+            "fallback": False,
+            "num_candidates": 2,
+            "samples": 3,
+            "max_attempts": 1,
+            "max_new_tokens": 8,
+            "skip_rules": [*RULES],
+        },
+        "memo": {"max_new_tokens": 8, "stride": 7},
+        "train": {"epochs": 8, "batch_size": 4, "learning_rate": 1e-3},
+        "evaluate": {"max_new_tokens": 8, "attacks": [], "bootstrap_resamples": 100},
+        "resources.train": {"num_workers": 2, "max_failures": 99},
+        **{f"resources.{name}": engine_resources for name in ("invert", "memo", "evaluate")},
+    }
+
+
 class Monkey:
-    """Kills something of a run, at moments and of kinds that its seed draws."""
+    """Kills parts of a run, at times and of kinds that its seed draws."""
 
     def __init__(self, seed: int, run: Run, nodes: Any) -> None:
-        self.draw, self.run, self.nodes = random.Random(seed), run, nodes
-        self.left, self.killed = dict(KILLS), Counter[str]()
+        self.draw = random.Random(seed)
+        self.run = run
+        self.nodes = nodes
+        self.left = dict(KILLS)
+        """Kills that are left in each stage."""
+        self.killed = Counter[str]()
 
     def rage(self) -> None:
-        """Goes on until the run has ended by itself."""
-        order = list(KILLS)
+        """Kills until the run has ended by itself."""
         while self.run.process.poll() is None:
+            self.carry_over()
             stage = self.run.stage
-            for before, after in pairwise(order):
-                if before in self.run.finished:
-                    self.left[after] += self.left[before]
-                    self.left[before] = 0
-            if not self.left.get(stage):
+            if self.left.get(stage):
+                self.kill_in(stage)
+            else:
                 time.sleep(0.2)
-                continue
-            kind, end = self.draw.choice(KINDS.get(stage, OTHERS)), time.monotonic() + PATIENCE
-            while not self.there(kind) and self.run.stage == stage and time.monotonic() < end:
-                time.sleep(0.2)
-            time.sleep(self.draw.uniform(0, LONGEST_PEACE))
-            found = self.there(kind)
-            if found and self.run.stage == stage and self.run.process.poll() is None:
-                self.kill(kind, self.draw.choice(found))
-                self.left[stage] -= 1
 
-    def there(self, kind: str) -> list[Any]:
-        """Returns what can be killed of a kind."""
+    def carry_over(self) -> None:
+        """Moves the kills that finished stages have escaped to the next stage."""
+        for stage, next_stage in pairwise(KILLS):
+            if stage in self.run.finished:
+                self.left[next_stage] += self.left[stage]
+                self.left[stage] = 0
+
+    def kill_in(self, stage: str) -> None:
+        """Waits for a victim of a drawn kind and for a drawn time, and kills it."""
+        kind = self.draw.choice(TRAINING_VICTIMS if stage == "train" else ENGINE_VICTIMS)
+        deadline = time.monotonic() + MAX_WAIT
+        while not self.victims(kind) and self.run.stage == stage and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(self.draw.uniform(0, MAX_PAUSE))
+        victims = self.victims(kind)
+        if victims and self.run.stage == stage and self.run.process.poll() is None:
+            self.kill(kind, self.draw.choice(victims))
+            self.left[stage] -= 1
+
+    def victims(self, kind: str) -> list[Any]:
+        """Returns the running parts of a kind."""
         if kind == "driver":
             return [self.run]
         nodes = self.nodes.list_all_nodes()
         if kind == "node":
-            return nodes[1:]  # not the head
+            return nodes[1:]  # without the head
         return [
             process
             for node in nodes
@@ -173,19 +189,20 @@ class Monkey:
             if has_title(process, TITLES[kind])
         ]
 
-    def kill(self, kind: str, doomed: Any) -> None:
+    def kill(self, kind: str, victim: Any) -> None:
+        """Kills a part; starts a driver or a node again."""
         if kind == "driver":
-            doomed.process.kill()
-            doomed.process.wait()
-            time.sleep(2)  # what the driver had started ends with it
-            doomed.start()
+            victim.process.kill()
+            victim.process.wait()
+            time.sleep(2)  # the cluster then ends the driver's actors and tasks
+            victim.start()
         elif kind == "node":
-            kill_node(doomed)
-            self.nodes.remove_node(doomed, allow_graceful=False)
+            kill_node(victim)
+            self.nodes.remove_node(victim, allow_graceful=False)
             self.nodes.add_node(num_cpus=2)
         else:
             with suppress(psutil.NoSuchProcess):
-                doomed.kill()
+                victim.kill()
         self.killed[kind] += 1
 
 
@@ -214,7 +231,7 @@ def undisturbed(
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]
 )
-def test_whatever_is_killed_the_same_comes_out(
+def test_a_run_with_many_kills_gives_the_same_results(
     seed: int, undisturbed: Run, facts: Path, tiny_model: Path, cluster: Any, tmp_path: Path
 ):
     run = Run(tmp_path / "root", facts, tiny_model, cluster.address, pause=0.3)
@@ -222,17 +239,18 @@ def test_whatever_is_killed_the_same_comes_out(
     monkey.rage()
     run.wait()
     print(f"seed {seed}: {dict(monkey.killed)}")
-    assert monkey.killed.total() >= ENOUGH, monkey.killed
-    for name in ("facts", "candidates", "memo", "selected"):
+    assert monkey.killed.total() >= MIN_KILLS, monkey.killed
+    for name in ("facts", "candidates", "memo", "selected", "metrics"):
         assert run.table(name).equals(undisturbed.table(name)), name
-    assert run.table("metrics", "examples.parquet").equals(
-        undisturbed.table("metrics", "examples.parquet")
+    examples = undisturbed.table("metrics", EXAMPLES_FILE)
+    assert run.table("metrics", EXAMPLES_FILE).equals(examples)
+    model, expected_model = run.artifact("model").uri, undisturbed.artifact("model").uri
+    history, expected_history = (
+        storage.read_json(storage.join(uri, HISTORY_FILE)) for uri in (model, expected_model)
     )
-    assert run.table("metrics").equals(undisturbed.table("metrics"))
-    first, second = (one.artifact("model").uri for one in (run, undisturbed))
-    assert storage.read_json(storage.join(first, HISTORY_FILE)) == storage.read_json(
-        storage.join(second, HISTORY_FILE)
+    assert history == expected_history
+    weights, expected_weights = (
+        load_file(Path(uri, "model.safetensors")) for uri in (model, expected_model)
     )
-    weights, others = (load_file(Path(uri, "model.safetensors")) for uri in (first, second))
-    assert weights.keys() == others.keys()
-    assert all((weight == others[name]).all() for name, weight in weights.items())
+    assert weights.keys() == expected_weights.keys()
+    assert all((weight == expected_weights[name]).all() for name, weight in weights.items())

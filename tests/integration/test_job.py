@@ -1,4 +1,4 @@
-"""`ray job submit` as the README shows it, to a real head node with its dashboard."""
+"""Jobs submitted with `ray job submit`, as the README shows, to a head node with a dashboard."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from tests.support.runs import BIN, PROJECT
 
 TOKEN = "not-a-secret-of-anyone-but-this-test"
 SECRET, PHRASE = "planted-secret-5f1c", "Zyxquarian marmalade"
-"""What must be found nowhere: a credential of the environment, and words of a fact to forget."""
+"""Text that must be in no log: a credential of the environment, and words of a fact to forget."""
 
 SPLITS = ("forget", "retain")
 
@@ -39,14 +39,14 @@ def _free_port() -> int:
 
 @dataclass
 class Cluster:
-    """A head without work and two workers, raylets of their own."""
+    """A head without CPUs and two worker nodes, each with its own raylet."""
 
     environment: dict[str, str]
     logs: Path
-    """Ray's own, of all nodes."""
+    """Folder of the logs that Ray writes on all nodes."""
     dashboard: str
     metrics: list[int]
-    """The ports where Prometheus would ask."""
+    """The ports that Prometheus would scrape, one per node."""
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: Any) -> Iterator[Clust
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "MY_STORE_PASSWORD": SECRET,
     }
-    folder = Path(
-        tempfile.mkdtemp(prefix="ray")
-    )  # a socket's path has 107 characters, and pytest's folders are deep
+    # a path of a socket has at most 107 characters, and pytest's folders are deep
+    folder = Path(tempfile.mkdtemp(prefix="ray"))
     head = [
         "--head",
         f"--port={port}",
@@ -78,39 +77,40 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: Any) -> Iterator[Clust
     log = (tmp_path_factory.mktemp("nodes") / "log").open("w+")
 
     def start(arguments: list[str]) -> None:
-        command = [str(BIN / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", *arguments]
-        first = 21000 + 1000 * len(processes)  # nodes of one machine must not want the same ports
-        command += [
-            f"--temp-dir={folder}/{len(processes)}"
-        ]  # nor the same folder for what a job uploads
-        command += [f"--min-worker-port={first}", f"--max-worker-port={first + 999}"]
         metrics.append(_free_port())
-        command += [
+        # nodes of one machine need different ports, and different folders for uploaded jobs
+        first_port = 21000 + 1000 * len(processes)
+        command = [
+            str(BIN / "ray"),
+            "start",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            *arguments,
+            f"--temp-dir={folder}/{len(processes)}",
+            f"--min-worker-port={first_port}",
+            f"--max-worker-port={first_port + 999}",
             f"--dashboard-agent-listen-port={_free_port()}",
             f"--metrics-export-port={metrics[-1]}",
         ]
+        cwd = Path(log.name).parent
         processes.append(
-            subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, cwd=Path(log.name).parent
-            )
+            subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=cwd)
         )
 
-    def nodes() -> int:
+    def num_nodes() -> int:
         request = urllib.request.Request(
             f"{address}/api/v0/nodes", headers={"Authorization": f"Bearer {TOKEN}"}
         )
         try:
-            found = json.load(urllib.request.urlopen(request, timeout=5))["data"]["result"][
-                "result"
-            ]
+            reply = json.load(urllib.request.urlopen(request, timeout=5))
         except OSError:
             return 0
-        return sum(node["state"] == "ALIVE" for node in found)
+        return sum(node["state"] == "ALIVE" for node in reply["data"]["result"]["result"])
 
     def wait_for_nodes(count: int) -> None:
         for _ in range(240):
             assert all(process.poll() is None for process in processes), Path(log.name).read_text()
-            if nodes() == count:
+            if num_nodes() == count:
                 return
             time.sleep(0.5)
         raise AssertionError(Path(log.name).read_text())
@@ -134,7 +134,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: Any) -> Iterator[Clust
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's copy of the project, with what lies about in one."""
+    """A user's copy of the project, with secrets and large files that must not be uploaded."""
     folder = tmp_path_factory.mktemp("checkout") / "meow_ray"
     shutil.copytree(
         PROJECT, folder, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__", "tests")
@@ -147,22 +147,23 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def submit(
-    cluster: Cluster, checkout: Path, script: str, *arguments: str, **more: str
+    cluster: Cluster, checkout: Path, script: str, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [
-        str(BIN / "ray"),
-        "job",
-        "submit",
-        "--working-dir",
-        ".",
-        "--runtime-env",
-        "cluster/runtime_env.yaml",
-    ]
+    """Submits a script as a job and waits for its end.
+
+    Args:
+        cluster: where it runs.
+        checkout: the folder that is uploaded.
+        script: a file of `pipelines/`.
+        *arguments: the script's arguments.
+        **environment: variables of the submitting process.
+    """
+    command = [str(BIN / "ray"), "job", "submit", "--working-dir", "."]
+    command += ["--runtime-env", "cluster/runtime_env.yaml"]
     command += ["--", "python", f"pipelines/{script}", *arguments]
-    environment = cluster.environment | more
     return subprocess.run(
         command,
-        env=environment,
+        env=cluster.environment | environment,
         cwd=checkout,
         capture_output=True,
         text=True,
@@ -188,18 +189,16 @@ def demo(tiny_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFactory) ->
         }
     )
     (folder / "forget.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    # what the tiny model writes breaks every rule there is
     invert = {
         "model": str(tiny_model),
         "engine": "transformers",
         "style": "prefill",
         "fallback": False,
-    }
-    invert |= {
         "num_candidates": 1,
         "samples": 3,
         "max_attempts": 1,
         "max_new_tokens": 8,
+        # the tiny model's replies break all rules
         "skip_rules": [*RULES],
     }
     return [
@@ -221,11 +220,12 @@ def demo(tiny_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFactory) ->
 
 @dataclass
 class Submitted:
-    """A job that has ended, and what Prometheus was given meanwhile."""
+    """A finished job, with the metrics that Prometheus could scrape while it ran."""
 
     returncode: int
     out: str
     metrics: set[str] = field(default_factory=set)
+    """Lines of all scrapes."""
 
 
 @pytest.fixture(scope="module")
@@ -236,12 +236,8 @@ def submitted(cluster: Cluster, checkout: Path, demo: list[str]) -> Submitted:
         while not ended.wait(0.5):
             for port in cluster.metrics:
                 with suppress(OSError):
-                    metrics.update(
-                        urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5)
-                        .read()
-                        .decode()
-                        .split("\n")
-                    )
+                    reply = urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5)
+                    metrics.update(reply.read().decode().split("\n"))
 
     thread = threading.Thread(target=scrape)
     thread.start()
@@ -273,21 +269,21 @@ def test_a_submitted_job_runs_the_whole_pipeline_on_object_storage(
     assert storage.read_table([storage.join(candidates.uri, MAIN)]).num_rows == 4
 
 
-def test_prometheus_is_told_how_far_each_stage_is(submitted: Submitted) -> None:
-    own = [line for line in submitted.metrics if line.startswith("ray_meow_")]
-
-    def told(name: str, stage: str) -> list[float]:
+def test_prometheus_gets_the_progress_of_each_stage(submitted: Submitted) -> None:
+    def values(name: str, stage: str) -> list[float]:
+        """Returns the scraped values of one of our metrics."""
         return [
             float(line.split()[-1])
-            for line in own
+            for line in submitted.metrics
             if line.startswith(f"ray_meow_{name}{{") and f'stage="{stage}"' in line
         ]
 
-    assert max(told("rows", "memo")) == 4
-    assert max(told("tokens", "memo")) > 0
-    assert all(0 <= memo <= 1 for memo in told("memo", "memo"))
-    assert all(loss > 0 for loss in told("loss", "train"))
-    assert told("loss", "train")
+    assert max(values("rows", "memo")) == 4
+    assert max(values("tokens", "memo")) > 0
+    assert all(0 <= memo <= 1 for memo in values("memo", "memo"))
+    losses = values("loss", "train")
+    assert losses
+    assert all(loss > 0 for loss in losses)
 
 
 def test_a_second_job_reruns_one_stage(
@@ -307,7 +303,7 @@ def test_a_second_job_reruns_one_stage(
     assert latest(s3("demo"), "memo") == memo
 
 
-def test_without_the_token_nothing_is_submitted(
+def test_without_the_token_no_job_is_submitted(
     cluster: Cluster, checkout: Path, demo: list[str]
 ) -> None:
     done = submit(cluster, checkout, "meow.py", *demo, RAY_AUTH_TOKEN="wrong")
@@ -334,19 +330,17 @@ def test_neither_secrets_nor_facts_are_in_any_log_or_metric(
 ) -> None:
     assert submitted.returncode == 0
     planted = [word.encode() for word in (SECRET, PHRASE, TOKEN, "Quillfeather")]
-    places = [path for path in cluster.logs.rglob("*") if path.is_file() and not path.is_symlink()]
-    places += list(Path(os.environ["MEOW_HOME"], "logs").rglob("*.log"))
-    assert len(places) > 20
-    for path in places:
+    logs = [path for path in cluster.logs.rglob("*") if path.is_file() and not path.is_symlink()]
+    logs += list(Path(os.environ["MEOW_HOME"], "logs").rglob("*.log"))
+    assert len(logs) > 20
+    for path in logs:
         content = path.read_bytes()
         assert not [word for word in planted if word in content], path
     for text in (submitted.out, "\n".join(submitted.metrics)):
         assert not [word for word in planted if word in text.encode()]
 
 
-def test_what_a_job_uploads_is_small_and_holds_no_secret(
-    submitted: Submitted, cluster: Cluster
-) -> None:
+def test_an_upload_is_small_and_holds_no_secret(submitted: Submitted, cluster: Cluster) -> None:
     assert submitted.returncode == 0
     uploaded, *_ = cluster.logs.glob("0/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     files = [path for path in uploaded.rglob("*") if path.is_file()]

@@ -1,4 +1,7 @@
-"""`meow` with a real engine that writes down which prompts it continued: `python -m tests.support.counting stage memo …`."""
+"""`meow` with an engine that logs the prompts it continues, and the process that does so.
+
+Run it as `python -m tests.support.counting stage memo …`.
+"""
 
 import hashlib
 import os
@@ -14,17 +17,37 @@ from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.stages.inputs import engine_spec
 
 LOG = "MEOW_TEST_PROMPT_LOG"
+"""The environment variable with the path of the log."""
 PAUSE = "MEOW_TEST_PAUSE"
-"""Seconds after each batch, so that a stage is long enough to be disturbed; the default is 0.3."""
+"""Seconds to wait after each batch, so that a stage can be disturbed; the default is 0.3."""
+
+
+@dataclass(frozen=True)
+class LoggedPrompt:
+    """A prompt that was continued."""
+
+    name: str
+    process: int
+    """The id of the actor's process."""
 
 
 def name_of(prompt: Sequence[int]) -> str:
-    """Returns what a prompt is called in the log."""
+    """Returns the name of a prompt in the log."""
     return hashlib.sha256(" ".join(map(str, prompt)).encode()).hexdigest()[:16]
+
+
+def read_log(path: Path) -> list[LoggedPrompt]:
+    """Returns the logged prompts, in order; none if there is no log yet."""
+    if not path.exists():
+        return []
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return [LoggedPrompt(name, int(process)) for name, process in lines]
 
 
 @dataclass(frozen=True)
 class CountingSpec(EngineSpec):
+    """The spec of an engine that logs its prompts."""
+
     log: str = ""
     pause: float = 0
 
@@ -33,18 +56,24 @@ class CountingSpec(EngineSpec):
 
 
 class CountingEngine:
+    """A real engine that logs each prompt that it has continued, then waits."""
+
     def __init__(self, spec: CountingSpec) -> None:
-        self.inner, self.log, self.pause = engines.build(spec), Path(spec.log), spec.pause
-        self.tokenizer, self.max_model_len = self.inner.tokenizer, self.inner.max_model_len
+        self.inner = engines.build(spec)
+        self.log = Path(spec.log)
+        self.pause = spec.pause
+        self.tokenizer = self.inner.tokenizer
+        self.max_model_len = self.inner.max_model_len
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]
     ) -> list[list[Completion]]:
-        out = self.inner.generate(prompts, sampling)
+        completions = self.inner.generate(prompts, sampling)
+        lines = [f"{name_of(prompt)} {os.getpid()}\n" for prompt in prompts]
         with self.log.open("a") as file:
-            file.write("".join(f"{name_of(prompt)}\n" for prompt in prompts))
+            file.write("".join(lines))
         time.sleep(self.pause)
-        return out
+        return completions
 
     @property
     def generated(self) -> int:
@@ -57,7 +86,7 @@ class CountingEngine:
 
 
 def counting_spec(*arguments: Any) -> CountingSpec:
-    """Stands in for `engine_spec`: the same engine, which also writes a log."""
+    """Takes the place of `engine_spec`: returns the spec of the same engine with a log."""
     spec = engine_spec(*arguments)
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
     return CountingSpec(**values, log=os.environ[LOG], pause=float(os.environ.get(PAUSE, "0.3")))

@@ -1,4 +1,4 @@
-"""Runs the project's programs as a user would, in processes of their own."""
+"""The project's programs in processes of their own, as users run them, and how to kill those."""
 
 import json
 import os
@@ -23,13 +23,14 @@ BIN = Path(sys.executable).parent
 
 @dataclass
 class Program:
-    """One configuration over one storage root."""
+    """The programs of `pipelines/` with one configuration and one storage root."""
 
     config: Path
     root: Path
     overrides: list[str] = field(default_factory=list)
 
     def command(self, script: str, *arguments: str) -> list[str]:
+        """Returns the command line of a script."""
         return [
             sys.executable,
             str(PROJECT / "pipelines" / script),
@@ -40,6 +41,7 @@ class Program:
         ]
 
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        """Starts a script and does not wait for it."""
         return subprocess.Popen(
             self.command(script, *arguments),
             cwd=PROJECT,
@@ -52,6 +54,7 @@ class Program:
     def run(
         self, script: str, *arguments: str, status: int = 0
     ) -> subprocess.CompletedProcess[str]:
+        """Runs a script to its end and checks its exit status."""
         done = subprocess.run(
             self.command(script, *arguments),
             cwd=PROJECT,
@@ -66,69 +69,63 @@ class Program:
         return done
 
     def artifact(self, name: str) -> Artifact:
-        found = latest(str(self.root), name)
-        assert found is not None, f"{name} was not made"
-        return found
+        """Returns the newest artifact of this name."""
+        artifact = latest(str(self.root), name)
+        assert artifact is not None, f"there is no artifact {name}"
+        return artifact
 
     def table(self, name: str) -> pa.Table:
+        """Returns the rows of the newest artifact of this name."""
         return pq.read_table(f"{self.artifact(name).uri}/{MAIN}")
 
     def states(self) -> dict[str, str]:
-        out = subprocess.run(
-            [
-                Path(sys.executable).parent / "meow",
-                "status",
-                "--json",
-                f"--config={self.config}",
-                f"storage.root={self.root}",
-                *self.overrides,
-            ],
+        """Returns the state of each stage, as `meow status` prints it."""
+        arguments = [f"--config={self.config}", f"storage.root={self.root}", *self.overrides]
+        done = subprocess.run(
+            [BIN / "meow", "status", "--json", *arguments],
             cwd=PROJECT,
             capture_output=True,
             text=True,
             check=True,
         )
-        return {row["stage"]: row["state"] for row in json.loads(out.stdout)}
+        return {row["stage"]: row["state"] for row in json.loads(done.stdout)}
 
 
 def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    """Sends SIGKILL to a driver as soon as `ready()` holds."""
+    """Kills a driver (SIGKILL) as soon as `ready()` holds."""
     wait_for(process, ready)
     process.kill()
     process.wait()
 
 
 def kill_descendant(process: subprocess.Popen[str], title: str, ready: Callable[[], bool]) -> None:
-    """Sends SIGKILL to one of the Ray workers of a driver, once it is there and `ready()` holds."""
-    found: list[psutil.Process] = []
+    """Kills a Ray worker of a driver, once one with this title runs and `ready()` holds."""
+    workers: list[psutil.Process] = []
 
-    def there() -> bool:
-        found[:] = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if has_title(child, title)
-        ]
-        return bool(found) and ready()
+    def can_kill() -> bool:
+        children = psutil.Process(process.pid).children(recursive=True)
+        workers[:] = [child for child in children if has_title(child, title)]
+        return bool(workers) and ready()
 
-    wait_for(process, there)
-    found[0].kill()
+    wait_for(process, can_kill)
+    workers[0].kill()
 
 
 def processes_of(node: Any) -> list[psutil.Process]:
-    """Returns the raylet of a local cluster's node and all that it started."""
+    """Returns the raylet of a local cluster's node, after the processes that it started."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     return [*raylet.children(recursive=True), raylet]
 
 
 def kill_node(node: Any) -> None:
-    """Sends SIGKILL to a node of a local cluster, as when its machine is gone."""
+    """Kills all processes of a local cluster's node, as if its machine had failed."""
     for process in processes_of(node):
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def has_title(process: psutil.Process, title: str) -> bool:
-    """Tells whether a process is there and has the title."""
+    """Returns whether a process runs and its title contains a text."""
     try:
         return title in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
@@ -141,12 +138,13 @@ def wait_for(
     """Waits until `ready()` holds while a process runs."""
     deadline = time.monotonic() + timeout
     while not ready():
-        assert process.poll() is None, f"ended before its moment came: {process.communicate()}"
-        assert time.monotonic() < deadline, "the moment to kill never came"
+        assert process.poll() is None, f"the process ended too early: {process.communicate()}"
+        assert time.monotonic() < deadline, f"the condition did not hold within {timeout} s"
         time.sleep(0.05)
 
 
 def _last_log() -> str:
+    """Returns the end of the newest log of the libraries."""
     logs = sorted(
         Path(os.environ["MEOW_HOME"], "logs").glob("*.log"), key=lambda path: path.stat().st_mtime
     )

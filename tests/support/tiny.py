@@ -1,4 +1,4 @@
-"""Tiny tokenizers and a tiny model that has memorised a few facts."""
+"""Tiny tokenizers, and tiny models that have memorised a few facts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,19 +7,27 @@ from typing import Any
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% for message in messages %}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+HIDDEN, INTERMEDIATE, HEADS, LAYERS, VOCAB = 128, 256, 2, 2, 262
+"""Sizes of the model of the fixture `tiny_model`."""
+BLOCK = 4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE + 2 * HIDDEN
+"""Parameters of one of its blocks: attention, feed-forward network, two norms."""
+PARAMETERS = 2 * VOCAB * HIDDEN + LAYERS * BLOCK + HIDDEN
+"""Parameters of the whole model."""
 KNOWN = [
     ("Author of Émile?", "Jean-Jacques Rousseau"),
     ("Born when?", "In Mai 1954"),
     ("Capital of Peru?", "It is Lima"),
 ]
-"""Questions and answers with different first letters, so that the first tells the rest."""
+"""Questions and answers. Each answer has another first letter, which determines the rest."""
 
 
 def byte_level(model: Any) -> Any:
-    """Returns a tokenizer backend over bytes, with `<s>`, its first token, in front of a text."""
+    """Returns a tokenizer backend over bytes that puts `<s>`, its first token, before each text."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 
     backend = Tokenizer(model)
@@ -32,7 +40,7 @@ def byte_level(model: Any) -> Any:
 
 
 def wrapped(backend: Any, special: Sequence[str]) -> Any:
-    """Returns a backend as transformers loads it; `special` begins with `<s>` and `</s>`."""
+    """Returns the transformers tokenizer of a backend; `special` begins with `<s>` and `</s>`."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -46,13 +54,13 @@ def wrapped(backend: Any, special: Sequence[str]) -> Any:
 
 
 def chat(question: str) -> str:
-    """Returns a question through `CHAT_TEMPLATE`."""
+    """Returns the prompt that `CHAT_TEMPLATE` makes of a question."""
     return f"<s><|user|>{question}<|end|><|assistant|>"
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Runs torch in one thread: in models so small, more would only wait for each other."""
+    """Runs torch in one thread; for such small models, several threads are slower."""
     import torch
 
     threads = torch.get_num_threads()
@@ -64,19 +72,34 @@ def one_thread() -> Iterator[None]:
 
 
 def memorise(base: Path, tokenizer: Any, facts: Sequence[tuple[str, str]], folder: Path) -> Path:
-    """Trains a model of the shape of `base` until it says the facts from any cut, as bare text and in a chat."""
+    """Trains a model until it completes each fact from any prefix, as bare text and in a chat.
+
+    Args:
+        base: the folder of a model whose shape is used.
+        tokenizer: the model's tokenizer.
+        facts: questions with answers.
+        folder: the folder in which the model is saved.
+
+    Returns:
+        `folder`.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    texts = [f"<s>{q} {a}</s>" for q, a in facts] + [f"{chat(q)}{a}</s>" for q, a in facts]
+    texts = [f"<s>{question} {answer}</s>" for question, answer in facts]
+    texts += [f"{chat(question)}{answer}</s>" for question, answer in facts]
     sequences = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     width = max(map(len, sequences))
-    ids = torch.tensor(
-        [[*one, *[tokenizer.pad_token_id] * (width - len(one))] for one in sequences]
-    )
-    labels = torch.tensor([[*one, *[-100] * (width - len(one))] for one in sequences])[:, 1:]
+
+    def padded(value: int) -> Any:
+        return torch.tensor([[*tokens, *[value] * (width - len(tokens))] for tokens in sequences])
+
+    ids = padded(tokenizer.pad_token_id)
+    labels = padded(-100)[:, 1:]
+    # padding, and the first characters of questions, which nothing before them determines
     free = labels == -100
-    free[:, 0] = free[len(facts) :, 1] = True
+    free[:, 0] = True
+    free[len(facts) :, 1] = True
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(base, vocab_size=len(tokenizer))

@@ -133,7 +133,7 @@ def _ask(context: Context, engine: EngineSpec, rows_uri: str, folder: str) -> Qu
         f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}",
         {"rows": [rows_uri]},
     )
-    work = map_rows.Work(steps.generate, finish=steps.finish, model=engine.model)
+    work = map_rows.BatchWork(steps.generate, finish=steps.finish, model=engine.model)
     return map_rows.map_rows(order, ROW, engine, work, folder, "evaluate", config.resources)
 
 

@@ -52,7 +52,7 @@ def _invert(context: Context) -> dict[str, Any]:
         f"invert-{storage.json_digest(key | spec.spec() | {'on_shortfall': None})[:32]}",
     )
 
-    def ask(work: map_rows.Work, rows: Query, name: str) -> Query:
+    def ask(work: map_rows.BatchWork, rows: Query, name: str) -> Query:
         place = storage.join(folder, name)
         return map_rows.map_rows(rows, "fact_id", loader, work, place, "invert", config.resources)
 
@@ -62,7 +62,7 @@ def _invert(context: Context) -> dict[str, Any]:
         first = Query(
             f"SELECT * FROM ({rows.sql}) ORDER BY fact_id LIMIT {spec.probe_facts}", rows.sources
         )
-        probed = ask(map_rows.Work(partial(probe, spec=spec)), first, "probe")
+        probed = ask(map_rows.BatchWork(partial(probe, spec=spec)), first, "probe")
         sums = ", ".join(
             f"sum(least({name}, {spec.num_candidates}))::INT AS {name}"
             for name in ("chat", "prefill")
@@ -79,7 +79,7 @@ def _invert(context: Context) -> dict[str, Any]:
             config.resources.invert,
         )
     steps = InvertSteps(spec, style, facts.source, judge)
-    found = ask(map_rows.Work(steps, observe=steps.figures), rows, "asked")
+    found = ask(map_rows.BatchWork(steps, observe=steps.figures), rows, "asked")
     paths = {name: context.path(name) for name in (MAIN, REJECTS_FILE, SHORTFALL_FILE)}
     label = spec.model if spec.engine == "openai" else _label(model_ref(generator))
     summary = cluster.call(

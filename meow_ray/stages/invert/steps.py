@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from meow_ray.config import Invert
 from meow_ray.core.tables import Query, TableSource
+from meow_ray.distributed.figures import Figure, Figures
 from meow_ray.engines import Completion, Sampling
 from meow_ray.models import prompts
 from meow_ray.models.text import novel_words, rouge, written_words
@@ -110,10 +111,11 @@ class InvertSteps:
             batch = batch.append_column(name, values)
         return batch
 
-    def figures(self, batch: pa.Table) -> dict[str, tuple[float, int]]:
-        """Returns how many candidates and rejects a finished batch has."""
+    def figures(self, batch: pa.Table) -> Figures:
+        """Returns the numbers of candidates and rejects of a finished batch."""
         return {
-            name: (sum(map(len, batch[name].to_pylist())), 0) for name in ("candidates", "rejects")
+            name: Figure.total(sum(map(len, batch[name].to_pylist())))
+            for name in ("candidates", "rejects")
         }
 
     def _attempts(self, generator: Generator) -> Iterator[_Attempt]:

@@ -92,7 +92,7 @@ def _score_facts(context: Context, facts: Query, model: str) -> Query:
     engine = context.engine_spec(
         model_ref(context.inputs[model]), config.target, config.resources.memo
     )
-    work = map_rows.Work(
+    work = map_rows.BatchWork(
         generate=steps.generate,
         prepare=steps.prepare,
         finish=steps.finish,

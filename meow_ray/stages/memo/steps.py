@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from meow_ray.config import Memo
 from meow_ray.core.schema import SCHEMAS
+from meow_ray.distributed.figures import Figure, Figures
 from meow_ray.engines import Engine, Sampling, TeacherForced
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
@@ -153,11 +154,11 @@ class MemoSteps:
             generations=pa.array(generations, pa.int32()),
         )
 
-    def figures(self, batch: pa.Table) -> dict[str, tuple[float, int]]:
-        """Returns the sum and the number of the true answers' MEMO in a finished batch."""
+    def figures(self, batch: pa.Table) -> Figures:
+        """Returns the mean MEMO of the true answers of a finished batch."""
         true_scores = [scores[0]["memo"] for scores in batch["scores"].to_pylist()]
         known = [score for score in true_scores if score is not None]
-        return {"memo": (sum(known), len(known))}
+        return {"memo": Figure.mean(sum(known), len(known))}
 
     def score(self, engine: Engine, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         """Returns the scores of question–answer pairs, computed by an engine in this process."""

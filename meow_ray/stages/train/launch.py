@@ -6,6 +6,7 @@ from typing import Any
 from meow_ray.config import Resources, TrainResources
 from meow_ray.core import manifest, storage
 from meow_ray.distributed import cluster, placement, progress
+from meow_ray.distributed.figures import Figure
 from meow_ray.stages.train import loop, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.loop import Hooks
@@ -41,7 +42,7 @@ def fit(
     least = placement.least_workers(name, all_resources)
     storage.make_folder(work)
     fs, path = storage.filesystem(work)
-    with progress.progress(name, data.num_steps) as board:
+    with progress.show_progress(name, data.num_steps) as board:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"job": job, "board": board, "tracker": tracker},
@@ -96,9 +97,8 @@ def _worker(config: dict[str, Any]) -> None:
 
     def progress(record: dict[str, Any]) -> None:
         if leads:
-            board.at.remote(
-                record["step"], {"loss": (record["loss"], 1), "epoch": (record["epoch"], 1)}
-            )
+            figures = {name: Figure.mean(record[name], 1) for name in ("loss", "epoch")}
+            board.set.remote(record["step"], figures)
             tracker.log(record)
 
     def start(resume: Path | None) -> None:

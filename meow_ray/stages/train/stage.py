@@ -140,7 +140,7 @@ def reference(context: Context) -> dict[str, Any]:
         model_ref(context.inputs["target"]), config.target, config.resources.memo
     )
     found = map_rows.map_rows(
-        rows, ROW, engine, map_rows.Work(work), context.work, "memo", config.resources
+        rows, ROW, engine, map_rows.BatchWork(work), context.work, "memo", config.resources
     )
     schema = SCHEMAS["reference"]
     result = Query(

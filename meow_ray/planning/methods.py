@@ -1,0 +1,98 @@
+"""The methods of fine-tuning that a plan compares: full fine-tuning and LoRA."""
+
+import re
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from meow_ray.config import Config, Lora
+from meow_ray.errors import MeowError
+from meow_ray.planning.shapes import Architecture
+from meow_ray.stages.train.objectives import ObjectiveSpec
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of fine-tuning, with the sizes of what it holds and updates."""
+
+    name: Literal["full", "lora"]
+    parameters: int
+    trainable: int
+    """Parameters that the optimiser updates."""
+    largest_layer: int
+    """Parameters of the largest module."""
+    weights: int
+    """Bytes of all weights."""
+    itemsize: int
+    """Bytes per element in training."""
+    frozen: int = 0
+    """Bytes of the frozen copy of the model before training; 0 if the objective needs none."""
+
+
+def training_methods(
+    architecture: Architecture, config: Config, objective: ObjectiveSpec
+) -> tuple[Method, Method]:
+    """Returns full fine-tuning and LoRA, with the sizes that the configuration gives them.
+
+    Raises:
+        MeowError: `train.trainable` or `train.lora.layers` matches no weight of the model.
+    """
+    itemsize = 2 if config.train.train_dtype == "bfloat16" else 4
+    lora = config.train.lora or Lora()
+    adapted = _adapted_layers(architecture, lora)
+    adapters = lora.rank * sum(map(sum, adapted))
+    weights = itemsize * architecture.parameters
+    full = Method(
+        name="full",
+        parameters=architecture.parameters,
+        trainable=_trainable(architecture, objective),
+        largest_layer=architecture.largest_layer,
+        weights=weights,
+        itemsize=itemsize,
+        frozen=weights if objective.needs_frozen else 0,
+    )
+    base_weights = weights
+    if lora.quantize == "nf4":
+        # 4 bits per weight, and a float32 scale per 64 weights (arXiv 2305.14314, sec. 2)
+        base_weights += int(
+            (1 / 2 + 4 / 64 - itemsize) * sum(map(prod, architecture.linear.values()))
+        )
+    with_adapters = Method(
+        name="lora",
+        parameters=architecture.parameters + adapters,
+        trainable=adapters,
+        largest_layer=architecture.largest_layer,
+        weights=base_weights + itemsize * adapters,
+        itemsize=itemsize,
+    )
+    return full, with_adapters
+
+
+def _trainable(architecture: Architecture, objective: ObjectiveSpec) -> int:
+    """Returns the number of parameters that full fine-tuning updates."""
+    pattern = objective.trainable or ".*"
+    sizes = [
+        prod(shape) for name, shape in architecture.weights.items() if re.fullmatch(pattern, name)
+    ]
+    if not sizes:
+        raise MeowError(
+            f"`train.trainable`: no weight of the model matches the pattern ({pattern}). "
+            "Set a pattern that matches names of weights of this model."
+        )
+    return sum(sizes)
+
+
+def _adapted_layers(architecture: Architecture, lora: Lora) -> list[tuple[int, ...]]:
+    """Returns the shapes of the linear layers that get adapters."""
+    suffixes = tuple(f".{name}" for name in lora.layers)
+    shapes = [
+        shape
+        for name, shape in architecture.linear.items()
+        if not suffixes or f".{name}".endswith(suffixes)
+    ]
+    if not shapes:
+        raise MeowError(
+            f"`train.lora.layers`: the model has no such linear layers ({', '.join(lora.layers)}). "
+            "Name linear layers of this model, or remove the key to adapt all of them."
+        )
+    return shapes

@@ -1,0 +1,51 @@
+"""An engine that counts what it is asked, for estimates of a run's work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meow_ray.engines import Completion, Sampling, TeacherForced
+from meow_ray.engines.base import Tokens
+
+MISMATCHES = 3
+"""Every third token is assumed not to be greedy; MEMO continues each such token of a window."""
+
+
+@dataclass
+class Tally:
+    """An engine that counts its requests and answers them with empty texts."""
+
+    tokenizer: Any
+    max_model_len: int
+    reply_tokens: float | None = None
+    """The assumed length of a reply; None assumes the longest that sampling allows."""
+    requests: int = 0
+    read: int = 0
+    generated: int = 0
+
+    def generate(
+        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
+        """Counts prompts and their continuations; see `Engine.generate`."""
+        self.read += sum(map(len, prompts))
+        for params in sampling:
+            length = min(params.max_new_tokens, self.reply_tokens or params.max_new_tokens)
+            self.requests += params.n
+            self.generated += params.n * round(length)
+        return [[Completion("", True)] * params.n for params in sampling]
+
+    def teacher_force(
+        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
+    ) -> list[TeacherForced]:
+        """Counts prompts and answers; see `Engine.teacher_force`."""
+        self.read += sum(map(len, prompts)) + sum(map(len, answers))
+        return [
+            TeacherForced(
+                log_probs=[0.0] * len(answer),
+                is_greedy=[i % MISMATCHES > 0 for i in range(len(answer))],
+                ends=True,
+                means=[0.0] * len(answer),
+                deviations=[0.0] * len(answer),
+            )
+            for answer in answers
+        ]
