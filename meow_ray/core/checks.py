@@ -69,7 +69,11 @@ def check_columns(columns: pa.Schema, artifact: str, where: str) -> None:
         MeowError: a column is missing, comes twice, or is of another kind (text, integer, floating
             point) than the schema's.
     """
-    schema = SCHEMAS[artifact]
+    check_columns_of(columns, artifact, SCHEMAS[artifact], where)
+
+
+def check_columns_of(columns: pa.Schema, artifact: str, schema: pa.Schema, where: str) -> None:
+    """Checks the columns of a table against the given schema; see `check_columns`."""
     _check_names(columns, artifact, schema, where)
     lower_names = [name.casefold() for name in columns.names]
     for field in schema:

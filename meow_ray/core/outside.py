@@ -1,11 +1,14 @@
 """Inputs from outside the pipeline: models, data files, and tables that were made elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from meow_ray.config import Config
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import MAIN, Artifact
+from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.tables import TableSource
 
 LARGE = 100_000
@@ -40,7 +43,7 @@ def adopt_table(name: str, uri: str, verify: bool) -> Artifact:
     Of a table with `LARGE` rows or more, only the columns are checked here.
 
     Args:
-        name: name of an artifact with a schema, such as `candidates`.
+        name: name of an artifact of `core.schema`, such as `candidates`.
         uri: the file or folder.
         verify: read the files even if their digests are remembered.
 
@@ -48,16 +51,25 @@ def adopt_table(name: str, uri: str, verify: bool) -> Artifact:
         MeowError: there is no such file, a column is missing or of another type, or two rows have
             the same key.
     """
-    uri = storage.absolute(uri)
-    where = storage.display(uri)
-    files = main_files(uri)
-    table: TableSource = files
-    if tables.count_rows(files) >= LARGE:
-        checks.check_columns(tables.columns(files), name, where)
-    else:
-        table = checks.conform(storage.read_table(files), name, where)
-    digest = storage.content_digest(uri, verify=verify)
-    return Artifact(name=name, uri=uri, digest=digest, value=table)
+    return table_adopter(SCHEMAS[name], KEYS[name])(name, uri, verify)
+
+
+def table_adopter(schema: pa.Schema, key: Sequence[str]) -> Adopt:
+    """Returns the same for a stage that declares a table of its own: its schema and its key."""
+
+    def adopt(name: str, uri: str, verify: bool) -> Artifact:
+        uri = storage.absolute(uri)
+        where = storage.display(uri)
+        files = main_files(uri)
+        table: TableSource = files
+        if tables.count_rows(files) >= LARGE:
+            checks.check_columns_of(tables.columns(files), name, schema, where)
+        else:
+            table = checks.conform_to(storage.read_table(files), name, schema, key, where)
+        digest = storage.content_digest(uri, verify=verify)
+        return Artifact(name=name, uri=uri, digest=digest, value=table)
+
+    return adopt
 
 
 def main_files(uri: str) -> list[str]:

@@ -43,7 +43,8 @@ class Run:
     Attributes:
         config: the configuration of the run.
         artifacts: what the stages made, by name: `facts`, `candidates`, `memo`, `selected`,
-            `model`, `metrics`, `report`.
+            `model`, `metrics`, `report`. After several rounds, `candidates` and `memo` are those
+            of the last round, and `selected` holds the inverted facts of all rounds.
     """
 
     config: Config
@@ -122,11 +123,12 @@ def run(
     artifacts: dict[str, Artifact] = {}
     with plain_user_errors():
         for part in parts_of_run(settings, inputs, verify=verify, **options):
-            part.pipeline.run(part.stages, force=force, on_event=on_event, label=part.label)
-            for step in part.pipeline.stages:
-                artifact = part.pipeline.artifact(step.artifact)
-                if artifact is not None:
-                    artifacts[step.artifact] = artifact
+            states = part.pipeline.run(
+                part.stages, force=force, on_event=on_event, label=part.label
+            )
+            artifacts |= {s.stage.artifact: s.artifact for s in states if s.artifact}
+        # what the last part was given: the user's inputs, and the selection of all rounds
+        artifacts |= part.pipeline.made_elsewhere()
     return Run(settings, artifacts)
 
 
@@ -276,7 +278,7 @@ def evaluate_model(
         "facts": _in_memory("facts", _facts_table(forget, retain)),
         "selected": _in_memory("selected", SCHEMAS["selected"].empty_table()),
     }
-    inputs = {**options.pop("inputs", {}), "target": model, "model": model}
+    inputs = {**(options.pop("inputs", None) or {}), "target": model, "model": model}
     metrics = run_stage("evaluate", settings, inputs=inputs, given=given, **options).table
     of_model = metrics.filter(pc.equal(metrics["model"], "after"))
     return of_model.drop_columns(["model"])

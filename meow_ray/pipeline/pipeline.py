@@ -91,9 +91,9 @@ class Pipeline:
                 known = ", ".join(sorted(self._adopt))
                 raise MeowError(f"--input {name}: no artifact has that name. Choose from {known}.")
         self._artifacts: dict[str, Artifact | None] = dict(given or {})
-        made_elsewhere = {*self.overrides, *self._artifacts}
+        self._elsewhere = [*self.overrides, *self._artifacts]
         self.producers = {
-            step.artifact: step for step in self.stages if step.artifact not in made_elsewhere
+            step.artifact: step for step in self.stages if step.artifact not in self._elsewhere
         }
 
     # --- questions about the pipeline, which run nothing ------------------------------------------
@@ -111,6 +111,11 @@ class Pipeline:
         if name not in self._artifacts:
             self._artifacts[name] = self._find(name)
         return self._artifacts[name]
+
+    def made_elsewhere(self) -> dict[str, Artifact]:
+        """Returns the artifacts that this pipeline was given instead of making them."""
+        artifacts = {name: self.artifact(name) for name in self._elsewhere}
+        return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
 
     def _find(self, name: str) -> Artifact | None:
         if name in self.overrides:

@@ -13,9 +13,9 @@ import pytest
 
 import meow_ray
 from meow_ray.config import Config
-from meow_ray.core import checks, storage
+from meow_ray.core import storage
 from meow_ray.core.manifest import Artifact
-from meow_ray.core.outside import OutsideInput
+from meow_ray.core.outside import OutsideInput, table_adopter
 from meow_ray.core.schema import SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.errors import MeowError
@@ -25,13 +25,6 @@ from tests.support.world import World
 
 COUNTS = pa.schema([("fact_id", pa.string()), ("num_stop_words", pa.int32())])
 KEY = ("fact_id",)
-
-
-def adopt_counts(name: str, uri: str, verify: bool) -> Artifact:
-    """Takes the table from `--input counts=URI`."""
-    uri = storage.absolute(uri)
-    table = checks.conform_to(storage.read_table([uri]), name, COUNTS, KEY, storage.display(uri))
-    return Artifact(name, uri, storage.content_digest(uri, verify=verify), value=table)
 
 
 def count_stop_words(context: Context) -> dict[str, Any]:
@@ -62,7 +55,7 @@ def stage_reading(path: Path) -> Stage:
         run=count_stop_words,
         schema=COUNTS,
         key=KEY,
-        adopt=adopt_counts,
+        adopt=table_adopter(COUNTS, KEY),
     )
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import meow_ray
 from meow_ray.core import schema, storage
 from meow_ray.core.manifest import MAIN
 from meow_ray.core.stage import Context, Stage
@@ -178,3 +179,13 @@ def test_artifacts_that_each_round_makes_cannot_be_given(world: RoundsWorld, nam
     )
     with pytest.raises(MeowError, match=f"^{re.escape(message)}$"):
         world.run("pipeline.rounds=2", inputs={name: "mine.parquet"})
+
+
+def test_a_run_in_python_holds_the_last_round_and_the_selection_of_all(world: RoundsWorld):
+    config = load_config(None, [*world.settings, "pipeline.rounds=2"])
+    run = meow_ray.run(config, stages=world.stages, on_event=str)
+    facts = {name: set(run.table(name)["fact_id"].to_pylist()) for name in ("facts", "candidates")}
+    ids = {answer: fact_id("Q", answer) for answer in FACTS}
+    assert facts["candidates"] == {ids["B"], ids["C"]}
+    assert facts["candidates"] < facts["facts"]
+    assert set(run.table("selected")["fact_id"].to_pylist()) == set(ids.values())
