@@ -113,11 +113,11 @@ def run(
 
     Example:
         >>> run = meow_ray.run("mine.yaml", ["train.epochs=1"])  # doctest: +ELLIPSIS
-        [1/7] ingest: never run...
+        [1/7] ingest: ...
         >>> run.metrics.column_names
         ['suite', 'metric', 'model', 'value', 'low', 'high', 'num_examples']
-        >>> run.table("selected").num_rows
-        3
+        >>> run.table("facts").column_names
+        ['fact_id', 'split', 'question', 'answer']
     """
     settings = _config(config, overrides)
     artifacts: dict[str, Artifact] = {}
@@ -195,8 +195,8 @@ def score_memo(
         **options: options of `run_stage`.
 
     Returns:
-        The table `memo`: one row per pair with `question`, `text`, `memo` in [0, 1] and more. The
-        score is null where the answer is too short for a window.
+        The table `memo`: one row per pair, in their order, with `question`, `text`, `memo` in
+        [0, 1] and more. The score is null where the answer is too short for a window.
 
     Raises:
         MeowError: the model or a pair cannot be used.
@@ -204,9 +204,9 @@ def score_memo(
     Example:
         >>> pairs = [("Capital of Peru?", "It is Lima"), ("Capital of Peru?", "It is Cuzco")]
         >>> table = meow_ray.score_memo("model", pairs, "mine.yaml")  # doctest: +ELLIPSIS
-        [1/1] memo: never run...
-        >>> {row["text"]: round(row["memo"], 2) for row in table.to_pylist()}
-        {'It is Lima': 1.0, 'It is Cuzco': 0.33}
+        [1/1] memo: ...
+        >>> [round(score, 2) for score in table["memo"].to_pylist()]
+        [1.0, 0.33]
     """
     settings = _config(config, overrides)
     target = settings.target.model_copy(update={"model": model, "revision": None})
@@ -214,7 +214,8 @@ def score_memo(
     records = [{"question": question, "answer": answer} for question, answer in pairs]
     candidates = complete(enumerate(records, start=1), "pairs")
     given = {"candidates": _in_memory("candidates", candidates)}
-    return run_stage("memo", settings, given=given, **options).table
+    memo = run_stage("memo", settings, given=given, **options).table
+    return _in_order_of(candidates, memo)
 
 
 def invert_facts(
@@ -234,8 +235,8 @@ def invert_facts(
         **options: options of `run_stage`.
 
     Returns:
-        The table `candidates`: one row per inverted fact with `question`, `answer` (the true one)
-        and `inverted_answer`.
+        The table `candidates`: one row per inverted fact, in the order of the facts, with
+        `question`, `answer` (the true one) and `inverted_answer`.
 
     Raises:
         MeowError: a fact or the model cannot be used, or no valid inverted fact was written.
@@ -244,8 +245,10 @@ def invert_facts(
     if model is not None:
         invert = settings.invert.model_copy(update={"model": model, "revision": None})
         settings = settings.model_copy(update={"invert": invert})
-    given = {"facts": _in_memory("facts", _facts_table(facts, ()))}
-    return run_stage("invert", settings, given=given, **options).table
+    table = _facts_table(facts, ())
+    given = {"facts": _in_memory("facts", table)}
+    candidates = run_stage("invert", settings, given=given, **options).table
+    return _in_order_of(table, candidates)
 
 
 def evaluate_model(
@@ -342,6 +345,12 @@ def _config(config: ConfigLike, overrides: Sequence[str]) -> Config:
 def _in_memory(name: str, table: pa.Table) -> Artifact:
     """Returns a table as an input that is known by its rows."""
     return Artifact(name, "", storage.json_digest(table.to_pylist()), value=table)
+
+
+def _in_order_of(facts: pa.Table, table: pa.Table) -> pa.Table:
+    """Returns a stage's table, which is sorted by `fact_id`, in the order of the user's facts."""
+    position = pc.index_in(table["fact_id"], value_set=facts["fact_id"])
+    return table.take(pc.array_sort_indices(position))
 
 
 def _facts_table(forget: Pairs, retain: Pairs) -> pa.Table:

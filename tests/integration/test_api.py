@@ -48,6 +48,7 @@ invert:
 memo: {{max_new_tokens: 12}}
 train: {{batch_size: 2, epochs: 2}}
 evaluate: {{max_new_tokens: 12, bootstrap_resamples: 50}}
+resources: {{train: {{num_workers: 1}}}}
 storage: {{root: runs/mine}}
 """
     )
@@ -170,9 +171,10 @@ def test_a_mistake_is_an_error_that_says_what_to_do(inside: Path):
 
 
 def test_memo_of_what_a_model_knows_is_one(inside: Path):
-    table = meow_ray.score_memo("model", KNOWN, "mine.yaml", on_event=quiet)
+    whole = ["memo.max_new_tokens=40"]  # no continuation is cut off within a word
+    table = meow_ray.score_memo("model", KNOWN, "mine.yaml", whole, on_event=quiet)
     assert table["memo"].to_pylist() == [1.0] * len(KNOWN)
-    assert sorted(table["text"].to_pylist()) == sorted(answer for _, answer in KNOWN)
+    assert table["text"].to_pylist() == [answer for _, answer in KNOWN]
 
 
 def test_inverted_facts_are_written_for_each_fact(inside: Path):
@@ -180,7 +182,7 @@ def test_inverted_facts_are_written_for_each_fact(inside: Path):
     ((question, answer),) = FORGET
     assert table["question"].to_pylist() == [question] * 3
     assert table["answer"].to_pylist() == [answer] * 3
-    assert all(table["inverted_answer"].to_pylist())
+    assert len(set(table["inverted_answer"].to_pylist())) == 3
     with pytest.raises(MeowError, match="forget, line 1: answer is empty"):
         meow_ray.invert_facts([("Q?", " ")], "model", "mine.yaml")
 
