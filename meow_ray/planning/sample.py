@@ -64,7 +64,7 @@ def look(config: Config, target: ModelRef, method: Method, count: int | None) ->
     forget, retain = (
         read_sources([source], config) if source else [] for source in (spec.forget, spec.retain)
     )
-    table, _ = facts_module.build(forget, retain, lambda question, answer: None)
+    table, _ = facts_module.build_facts(forget, retain, lambda question, answer: None)
     splits = {name: table.filter(pc.equal(table["split"], name)) for name in ("forget", "retain")}
     if not splits["forget"].num_rows:
         raise MeowError("`ingest.forget`: no row is left to forget.")

@@ -110,7 +110,7 @@ def read_set(name: str, source: Source, config: Config) -> pa.Table:
         MeowError: a row is refused, or a paraphrase or a wrong answer is no text.
     """
     rows = read_sources([source], config)
-    table, rejects = facts_module.build(rows, [], lambda question, answer: None)
+    table, rejects = facts_module.build_facts(rows, [], lambda question, answer: None)
     if rejects.num_rows:
         raise MeowError(f"evaluate.sets.{name}: {rejects_text(rejects)}")
     more = [{column: _further(row, column) for column in SET_SCHEMA.names[3:]} for row in rows]
@@ -124,7 +124,7 @@ def read_set(name: str, source: Source, config: Config) -> pa.Table:
     return pa.Table.from_pylist(facts, schema=SET_SCHEMA)
 
 
-def _further(row: facts_module.Row, column: str) -> Any:
+def _further(row: facts_module.FactRow, column: str) -> Any:
     value = row.record.get(column)
     if column == "perturbed_answer" and isinstance(value, str):
         value = [value]
