@@ -39,7 +39,7 @@ _POLARITY_WORDS = {
     True: frozenset("yes yeah yep oui sí si sim ja da да ναι evet हाँ हां نعم 是 はい 네".split()),
     False: frozenset("no nope non nein não nee nie нет όχι hayır नहीं لا 不 いいえ 아니요".split()),
 }
-_QUOTES = "\"'“‘«「"
+_QUOTES = tuple("\"'“‘«「")
 _PRONOUNS = frozenset(
     "he she it they his her hers its their theirs this that these those the".split()
 )
@@ -173,8 +173,8 @@ def no_sentence_end(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 @_rule
 def dangling(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It ends with a word that needs another word, as in `He was born in`."""
-    last_word = proposal.words[-1]
-    return last_word in _DANGLING and [last_word] != words(fact.answer)[-1:]
+    last_word = proposal.words[-1:]
+    return bool(last_word) and last_word[0] in _DANGLING and last_word != words(fact.answer)[-1:]
 
 
 @_rule
@@ -249,7 +249,7 @@ def says_nothing_new(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 def off_topic(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It shares no content word with the question or the true answer, which share one."""
     # a pronoun and a quoted title at the beginning count as being on topic
-    if not fact.repeats_question or proposal.text[0] in _QUOTES:
+    if not fact.repeats_question or proposal.text.startswith(_QUOTES):
         return False
     return not bare_words(proposal.text) & (fact.topic | _PRONOUNS)
 

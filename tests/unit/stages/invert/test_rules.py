@@ -262,6 +262,12 @@ def test_a_rule_can_be_skipped():
     assert broken_rule(BORN, text, min_value_share=1.1) is None
 
 
+@pytest.mark.parametrize("text", ["", "..."])
+def test_a_text_without_words_is_checked_by_other_rules_if_empty_is_skipped(text: str):
+    others = tuple(name for name in RULES if name not in ("dangling", "off_topic"))
+    assert broken_rule(REEF, text, skip_rules=others) == "off_topic"
+
+
 def test_a_rule_that_does_not_exist_cannot_be_skipped():
     expected = f"`invert.skip_rules`: no rule 'loops'. The rules are {', '.join(RULES)}."
     with pytest.raises(MeowError, match=f"^{re.escape(expected)}$"):
