@@ -1,1 +1,1 @@
-"""From a model's name to its files and tokenizer, and from a question to its tokens."""
+"""Models: pinning a model by name, loading its tokenizer, writing prompts, comparing texts."""

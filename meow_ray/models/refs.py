@@ -1,4 +1,4 @@
-"""From a model's name to a folder of safetensors on this node."""
+"""Models by reference: pinning a name to content, and providing its files on this machine."""
 
 import json
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from meow_ray.core import local_cache, storage
 from meow_ray.errors import MeowError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+"""Suffixes of weights that can run code when they are loaded."""
 UNUSED = (
     "*.bin",
     "*.pt",
@@ -25,34 +26,39 @@ UNUSED = (
     "*.gguf",
     "original/*",
 )
-"""Files of a hub model that are not fetched: weights in other forms."""
-ADAPTER, BASE = "adapter_config.json", "base.json"
-"""Stand in the folder of a LoRA adapter: PEFT's configuration, and the model that it belongs to."""
+"""Files of a hub model that are not downloaded: weights in other formats."""
+ADAPTER = "adapter_config.json"
+"""File of PEFT's configuration in the folder of a LoRA adapter."""
+BASE = "base.json"
+"""File in the folder of a LoRA adapter that names its base model."""
+MOST_TOKENS = 1 << 20
+"""The context length of a model that declares none."""
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model pinned by content: what it is, wherever it lies."""
+    """A model that is identified by its content."""
 
     uri: str
-    """A folder, a .gguf file, or a hub name."""
+    """URI of a folder or a .gguf file, or a hub name."""
     digest: str
+    """Hash of the files; for a hub model its name and commit."""
     commit: str | None = None
-    """The hub's commit, for a hub name."""
+    """The commit of a hub model; None for files."""
     trust_remote_code: bool = False
 
     @property
     def folder(self) -> Path:
-        """A local folder with the model.
+        """A local folder with the model in safetensors.
 
-        Hub and remote models are fetched once a node; GGUF is converted, an adapter merged into its base once.
+        A hub model or a remote folder is downloaded once per machine. A GGUF file is converted once
+        and a LoRA adapter is merged into its base model once.
         """
         if self.commit:
             from huggingface_hub import snapshot_download
 
-            return Path(
-                snapshot_download(self.uri, revision=self.commit, ignore_patterns=list(UNUSED))
-            )
+            path = snapshot_download(self.uri, revision=self.commit, ignore_patterns=list(UNUSED))
+            return Path(path)
         if self.uri.endswith(".gguf"):
             return _converted(self.uri, self.digest)
         folder = storage.local_copy(self.uri, self.digest)
@@ -67,23 +73,33 @@ def pin(
     trust_remote_code: bool = False,
     verify: bool = False,
 ) -> ModelRef:
-    """Pins a model folder, .gguf file or hub name; `key` is the configuration key that names it.
+    """Returns a reference to the present content of a model.
+
+    Args:
+        model: a folder, a .gguf file, or a hub name.
+        revision: branch, tag or commit of a hub model; None for its main branch.
+        key: the configuration key that names the model, for error messages.
+        trust_remote_code: whether code of the model's repository may run.
+        verify: whether files are hashed again even if their size and time are unchanged.
 
     Raises:
-        MeowError: there is no such model, it has no weights, or only pickled ones.
+        MeowError: there is no such model, or it has no safetensors.
     """
     uri = storage.absolute(model)
-    looks_like_path = (
-        not storage.is_local(model) or model.startswith((".", "/", "~")) or model.endswith(".gguf")
-    )
+    is_gguf = model.endswith(".gguf")
     if storage.exists(uri):
-        if not model.endswith(".gguf"):
+        if not is_gguf:
             _check_folder(uri, model, key)
-        return ModelRef(uri, storage.content_digest(uri, verify=verify), None, trust_remote_code)
+        digest = storage.content_digest(uri, verify=verify)
+        return ModelRef(uri, digest, commit=None, trust_remote_code=trust_remote_code)
+    looks_like_path = not storage.is_local(model) or model.startswith((".", "/", "~")) or is_gguf
     if looks_like_path or model.count("/") != 1:
-        raise MeowError(f"`{key}`: there is no model at {storage.display(model)}.")
-    commit = _commit(model, revision, key)
-    return ModelRef(model, f"{model}@{commit}", commit, trust_remote_code)
+        raise MeowError(
+            f"`{key}`: there is no model at {storage.display(model)}. "
+            "Name a model folder, a .gguf file or a hub model."
+        )
+    commit = _hub_commit(model, revision, key)
+    return ModelRef(model, f"{model}@{commit}", commit=commit, trust_remote_code=trust_remote_code)
 
 
 @cache
@@ -98,37 +114,37 @@ def load_tokenizer(ref: ModelRef) -> Any:
 
 
 @cache
-def load_config(ref: ModelRef) -> Any:
-    """Loads a model's configuration."""
+def load_model_config(ref: ModelRef) -> Any:
+    """Loads a model's `config.json` as a configuration of transformers."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(ref.folder, trust_remote_code=ref.trust_remote_code)
 
 
 def context_length(ref: ModelRef, limit: int | None) -> int:
-    """Returns how many tokens a model reads: its own limit, or a lower one from the configuration."""
-    own = getattr(load_config(ref), "max_position_embeddings", None)
-    return min(x for x in (own, limit, 1 << 20) if x)
+    """Returns how many tokens a model may read: its own limit, or `limit` if that is lower."""
+    declared = getattr(load_model_config(ref), "max_position_embeddings", None)
+    return min(length for length in (declared, limit, MOST_TOKENS) if length)
 
 
 def stored_dtype(ref: ModelRef) -> str:
-    """Returns the dtype that a model is stored with, such as `bfloat16`."""
-    dtype = getattr(load_config(ref), "dtype", None)
+    """Returns the dtype of a model's stored weights, such as `bfloat16`."""
+    dtype = getattr(load_model_config(ref), "dtype", None)
     return str(dtype).removeprefix("torch.") if dtype else "float32"
 
 
 def forward_parameters(model: Any) -> set[str]:
-    """Returns the names of what a model's forward pass takes."""
+    """Returns the names of the parameters of a model's forward pass."""
     return set(signature(type(model).forward).parameters)
 
 
 def write_base(base: ModelRef, adapter: Path) -> None:
-    """Notes beside an adapter which model it belongs to."""
+    """Records in the folder of an adapter which base model it belongs to."""
     (adapter / BASE).write_text(json.dumps(asdict(base)))
 
 
 def merged(base: ModelRef, adapter: Path) -> Any:
-    """Loads a model and merges a LoRA adapter into it, in float32 on the CPU."""
+    """Loads a model with a LoRA adapter merged into it, in float32 on the CPU."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -143,7 +159,7 @@ def merged(base: ModelRef, adapter: Path) -> Any:
 
 
 def _merged_once(adapter: Path, ref: ModelRef) -> Path:
-    """Merges an adapter into its base in this machine's cache, once."""
+    """Returns a folder in this machine's cache with an adapter merged into its base model."""
 
     def merge(folder: Path) -> None:
         import torch
@@ -164,62 +180,72 @@ def _in_cache(name: str, make: Callable[[Path], None]) -> Path:
 
 def _check_folder(uri: str, model: str, key: str) -> None:
     files = storage.list_files(uri)
+    where = f"`{key}`: {storage.display(model)}"
     if ADAPTER in files and BASE not in files:
         raise MeowError(
-            f"`{key}`: {storage.display(model)} is a LoRA adapter without {BASE}, which names its base model; "
-            "merge it first."
+            f"{where} is a LoRA adapter without {BASE}, the file that names its base model. "
+            "Merge the adapter into its base model first."
         )
     if "config.json" not in files and ADAPTER not in files:
         raise MeowError(
-            f"`{key}`: {storage.display(model)} is no model folder, config.json is missing."
+            f"{where} is not a model folder (config.json is missing). "
+            "Name a folder of a Hugging Face model."
         )
     if any(name.endswith(".safetensors") for name in files):
         return
     pickled = [name for name in files if name.endswith(PICKLED)]
     if pickled:
         raise MeowError(
-            f"`{key}`: {storage.display(model)} has pickled weights ({pickled[0]}), which can run code when loaded; "
-            "convert them to safetensors first."
+            f"{where} has pickled weights ({pickled[0]}), which can run code when they are loaded. "
+            "Convert them to safetensors first."
         )
-    raise MeowError(f"`{key}`: {storage.display(model)} has no weights (*.safetensors).")
+    raise MeowError(f"{where} has no weights. Name a folder with *.safetensors files.")
 
 
-def _commit(model: str, revision: str | None, key: str) -> str:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+def _hub_commit(model: str, revision: str | None, key: str) -> str:
+    """Returns the commit of a hub model; without a network, that of its copy on this machine."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         info = HfApi().model_info(model, revision=revision)
-        if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
-            raise MeowError(
-                f"`{key}`: the hub model {model} has no safetensors; pickled weights are not loaded."
-            )
-        return str(info.sha)
     except GatedRepoError:
         raise MeowError(
-            f"`{key}`: {model} is gated; accept its terms on the hub and set HF_TOKEN."
+            f"`{key}`: the hub model {model} is gated. "
+            "Accept its terms on the hub and set HF_TOKEN."
         ) from None
     except RepositoryNotFoundError:
         raise MeowError(
-            f"`{key}`: there is neither a folder nor a hub model {model} (private ones need HF_TOKEN)."
+            f"`{key}`: there is neither a folder nor a hub model {model}. "
+            "Check the name; a private model needs HF_TOKEN."
         ) from None
-    except MeowError:
-        raise
-    except Exception:  # noqa: BLE001 - whatever the hub's HTTP library raises when nothing answers
-        try:  # offline: what this machine has fetched before
-            return Path(snapshot_download(model, revision=revision, local_files_only=True)).name
-        except (LocalEntryNotFoundError, OSError):
-            raise MeowError(
-                f"`{key}`: there is no folder {model}, and the hub cannot be reached to look for a model of that name."
-            ) from None
+    except Exception:  # noqa: BLE001 - the hub's HTTP library raises errors of many types
+        return _downloaded_commit(model, revision, key)
+    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or ()):
+        raise MeowError(
+            f"`{key}`: the hub model {model} has no safetensors; pickled weights are not loaded. "
+            "Use a model with safetensors, or convert it first."
+        )
+    return str(info.sha)
+
+
+def _downloaded_commit(model: str, revision: str | None, key: str) -> str:
+    """Returns the commit of a hub model that this machine has downloaded before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(model, revision=revision, local_files_only=True)
+    except (LocalEntryNotFoundError, OSError):
+        raise MeowError(
+            f"`{key}`: there is no folder {model}, and the hub cannot be reached to look for a "
+            "model of that name. Check the name and the network."
+        ) from None
+    return Path(folder).name
 
 
 def _converted(uri: str, digest: str) -> Path:
-    """Converts a GGUF file to a Hugging Face folder in float32, once."""
+    """Returns a folder in this machine's cache with a GGUF file as float32 safetensors."""
 
     def convert(folder: Path) -> None:
         import torch

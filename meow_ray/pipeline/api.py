@@ -354,13 +354,13 @@ def _in_order_of(facts: pa.Table, table: pa.Table) -> pa.Table:
 
 
 def _facts_table(forget: Pairs, retain: Pairs) -> pa.Table:
-    def rows(split: str, pairs: Pairs) -> list[facts_module.Row]:
+    def rows(split: str, pairs: Pairs) -> list[facts_module.FactRow]:
         return [
-            facts_module.Row(file=split, line=number, question=question, answer=answer)
+            facts_module.FactRow(file=split, line=number, question=question, answer=answer)
             for number, (question, answer) in enumerate(pairs, start=1)
         ]
 
-    table, rejects = facts_module.build(
+    table, rejects = facts_module.build_facts(
         rows("forget", forget), rows("retain", retain), lambda question, answer: None
     )
     if rejects.num_rows:

@@ -66,7 +66,7 @@ def sample_facts(
         ingest_facts.read_sources([source], config) if source else []
         for source in (sources.forget, sources.retain)
     )
-    table, _ = ingest_facts.build(forget, retain, lambda question, answer: None)
+    table, _ = ingest_facts.build_facts(forget, retain, lambda question, answer: None)
     splits = {name: table.filter(pc.equal(table["split"], name)) for name in ("forget", "retain")}
     if not splits["forget"].num_rows:
         raise MeowError(

@@ -268,14 +268,14 @@ def test_a_stage_without_its_inputs_says_what_to_do(program: Program, tmp_path: 
 def test_a_real_small_model_writes_valid_inverted_facts_through_vllm(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     from meow_ray.pipeline.pipeline import load_config
-    from meow_ray.stages.ingest.facts import build, read
+    from meow_ray.stages.ingest.facts import build_facts, read_rows
     from meow_ray.stages.invert.rules import Fact, Proposal, fault
 
     demo = PROJECT / "pipelines/configs/demo.yaml"
     config = load_config(demo)
     assert config.ingest.forget is not None
-    rows = read(config.ingest.forget, ("question",), ("answer",))[:3]
-    facts, _ = build(rows, [], lambda question, answer: None)
+    rows = read_rows(config.ingest.forget, ("question",), ("answer",))[:3]
+    facts, _ = build_facts(rows, [], lambda question, answer: None)
     pq.write_table(facts, tmp_path / "facts.parquet")
     on_demo = Program(demo, tmp_path / "root")
     on_demo.run("stage.py", "invert", f"--input=facts={tmp_path}/facts.parquet")

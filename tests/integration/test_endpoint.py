@@ -1,4 +1,4 @@
-"""The endpoint way against a real vLLM server, directly and through a proxy that fails."""
+"""Tests of endpoints: a real vLLM server, asked directly and through a proxy that fails."""
 
 import json
 import os
@@ -35,9 +35,9 @@ SECRET = "Zorblax"
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -83,60 +83,67 @@ def _is_up(port: int) -> bool:
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes requests on to a server, after it has failed `failures` times at each, every time in another way."""
+    """A proxy that fails `failures` times for each request, then forwards it to a server.
 
-    WAYS = ("rate", "error", "silence", "cut", "half", "garbage", "html")
+    The failures take turns in their kind.
+    """
+
+    KINDS = ("rate", "error", "silence", "cut", "half", "garbage", "html")
 
     def __init__(self, upstream: int, failures: int) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.upstream, self.failures = upstream, failures
         self.seen: Counter[bytes] = Counter()
         self.passed: Counter[bytes] = Counter()
-        self.ways: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
         self.lock = threading.Lock()
 
-    def way(self, body: bytes) -> str | None:
-        """Returns how to fail this time."""
+    def failure(self, body: bytes) -> str | None:
+        """Returns the kind of failure for a request; None forwards it."""
         with self.lock:
             self.seen[body] += 1
             if self.seen[body] > self.failures:
                 self.passed[body] += 1
                 return None
-            way = self.WAYS[sum(self.ways.values()) % len(self.WAYS)]
-            self.ways[way] += 1
-            return way
+            kind = self.KINDS[self.failed.total() % len(self.KINDS)]
+            self.failed[kind] += 1
+            return kind
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers a request of the proxy."""
+
     server: Proxy
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        way = self.server.way(body)
-        if way is None:
-            upstream = HTTPConnection("127.0.0.1", self.server.upstream, timeout=120)
-            upstream.request(
-                "POST", self.path, body, {k: v for k, v in self.headers.items() if k != "Host"}
-            )
-            reply = upstream.getresponse()
-            self._send(reply.status, reply.read(), reply.headers["Content-Type"])
-        elif way == "rate":
+        failure = self.server.failure(body)
+        if failure is None:
+            self._forward(body)
+        elif failure == "rate":
             self._send(429, b'{"error": {"message": "slow down"}}', retry_after="0.1")
-        elif way == "error":
+        elif failure == "error":
             self._send(500, b"it broke")
-        elif way == "silence":
+        elif failure == "silence":
             time.sleep(3)
             self.close_connection = True
-        elif way == "cut":
+        elif failure == "cut":
             self.close_connection = True
-        elif way == "half":
+        elif failure == "half":
             self._send(200, b'{"id": "x", "choices": [', length=1000)
             self.close_connection = True
-        elif way == "garbage":
+        elif failure == "garbage":
             self._send(200, b'{"id": "x", "choices": [{]')
         else:
             self._send(200, b"<html>all is well</html>", "text/html")
+
+    def _forward(self, body: bytes) -> None:
+        headers = {name: value for name, value in self.headers.items() if name != "Host"}
+        upstream = HTTPConnection("127.0.0.1", self.server.upstream, timeout=120)
+        upstream.request("POST", self.path, body, headers)
+        reply = upstream.getresponse()
+        self._send(reply.status, reply.read(), reply.headers["Content-Type"])
 
     def _send(
         self,
@@ -160,19 +167,25 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def proxy(request: pytest.FixtureRequest, server: int) -> Iterator[Proxy]:
-    found = Proxy(server, getattr(request, "param", 1))
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    """A proxy for the server; the test's parameter is the number of failures."""
+    started = Proxy(server, getattr(request, "param", 1))
+    thread = threading.Thread(target=started.serve_forever, daemon=True)
     thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
+    yield started
+    started.shutdown()
+    started.server_close()
     thread.join()
 
 
 def spec_of(port: int, **options: Any) -> EndpointSpec:
-    return EndpointSpec(
-        f"http://127.0.0.1:{port}/v1", MODEL, **{"api_key": KEY, "timeout": 60, **options}
-    )
+    """Returns the spec of the test's endpoint at a port."""
+    settings = {
+        "base_url": f"http://127.0.0.1:{port}/v1",
+        "model": MODEL,
+        "api_key": KEY,
+        "timeout": 60,
+    }
+    return EndpointSpec(**settings | options)
 
 
 def asks(count: int = 14) -> list[Ask]:
@@ -181,6 +194,7 @@ def asks(count: int = 14) -> list[Ask]:
 
 @pytest.fixture(scope="module")
 def direct(server: int) -> list[Any]:
+    """The replies of the server without a proxy."""
     return spec_of(server).load().ask(asks())
 
 
@@ -192,10 +206,12 @@ def test_messages_are_answered_in_their_order(direct: list[Any], server: int):
     assert one_by_one == direct[:3]
 
 
-def test_every_failure_is_survived_and_no_reply_is_lost_or_doubled(direct: list[Any], proxy: Proxy):
+def test_each_kind_of_failure_is_survived_and_no_reply_is_lost_or_doubled(
+    direct: list[Any], proxy: Proxy
+):
     assert spec_of(proxy.server_port, timeout=1.5).load().ask(asks()) == direct
-    assert set(proxy.ways) == set(Proxy.WAYS)
-    assert sorted(proxy.passed.values()) == [1] * len(direct), "each message was passed on once"
+    assert set(proxy.failed) == set(Proxy.KINDS)
+    assert sorted(proxy.passed.values()) == [1] * len(direct), "each message is forwarded once"
 
 
 def test_a_reply_follows_its_schema(server: int):
@@ -208,126 +224,139 @@ def test_a_reply_follows_its_schema(server: int):
             assert len(json.loads(completions[0].text)["answers"]) == 2
 
 
-def test_several_replies_come_to_one_message(server: int):
+def test_a_message_gets_as_many_replies_as_it_asks_for(server: int):
     replies = spec_of(server).load().ask([Ask("Hi?", Sampling(5, temperature=1.0, n=3))])
     assert replies[0] is not None
     assert len(replies[0]) == 3
 
 
-def test_a_message_that_the_endpoint_refuses_is_none_and_the_others_stay(
-    server: int, direct: list[Any]
-):
-    long = Ask("x" * 600, Sampling(5))
-    assert spec_of(server).load().ask([asks()[0], long, asks()[1]]) == [direct[0], None, direct[1]]
+def test_a_refused_message_is_none_and_the_others_are_answered(server: int, direct: list[Any]):
+    first, second, *_ = asks()
+    too_long = Ask("x" * 600, Sampling(5))
+    replies = spec_of(server).load().ask([first, too_long, second])
+    assert replies == [direct[0], None, direct[1]]
 
 
 @pytest.mark.parametrize("proxy", [10**9], indirect=True)
 @pytest.mark.parametrize(
-    ("way", "said"),
+    ("failure", "behaviour"),
     [
         ("rate", "answers HTTP 429"),
         ("error", "answers HTTP 500"),
         ("silence", "does not answer within 0.5 s"),
         ("cut", "cannot be reached"),
-        ("garbage", "answers with something that is no chat completion"),
+        ("garbage", "answers with something other than a chat completion"),
     ],
 )
-def test_an_endpoint_that_stays_down_is_named_without_the_facts(
-    proxy: Proxy, way: str, said: str, monkeypatch: pytest.MonkeyPatch
+def test_the_error_about_an_endpoint_that_stays_down_quotes_no_facts(
+    proxy: Proxy, failure: str, behaviour: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Proxy, "WAYS", (way,))
-    with pytest.raises(MeowError, match=said) as caught:
+    monkeypatch.setattr(Proxy, "KINDS", (failure,))
+    with pytest.raises(MeowError) as caught:
         spec_of(proxy.server_port, timeout=0.5, max_retries=1).load().ask(asks(3))
-    text = str(caught.value)
-    assert f"http://127.0.0.1:{proxy.server_port}/v1 (model tiny)" in text
-    assert "Facts that are finished are kept: run again to go on." in text
-    assert SECRET not in text
-    assert KEY not in text
+    assert str(caught.value) == (
+        f"The endpoint http://127.0.0.1:{proxy.server_port}/v1 (model tiny) {behaviour}. "
+        "A failed request is retried 1 times. "
+        "Finished facts are stored: correct the cause and run the same command again."
+    )
     assert caught.value.__cause__ is None
     assert max(proxy.seen.values()) == 2
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "behaviour"),
     [
         (
             {"api_key": "another", "api_key_env": "MY_KEY"},
-            r"refuses the key \(HTTP 401\), which is read from MY_KEY",
+            r"refuses the key from MY_KEY \(HTTP 401\)",
         ),
         ({"model": "unknown"}, "does not know this path or model"),
     ],
 )
-def test_a_wrong_key_or_model_is_named(server: int, options: dict[str, Any], said: str):
-    spec = EndpointSpec(
-        **{"base_url": f"http://127.0.0.1:{server}/v1", "model": MODEL, "api_key": KEY} | options
-    )
-    with pytest.raises(MeowError, match=said) as caught:
-        spec.load().ask(asks(2))
+def test_the_error_names_a_wrong_key_or_model(server: int, options: dict[str, Any], behaviour: str):
+    with pytest.raises(MeowError, match=behaviour) as caught:
+        spec_of(server, **options).load().ask(asks(2))
     assert "another" not in str(caught.value)
 
 
-def test_nobody_listens():
+def test_a_port_without_a_server_cannot_be_reached():
     with pytest.raises(MeowError, match="cannot be reached"):
         spec_of(free_port(), max_retries=0).load().ask(asks(1))
 
 
-def test_messages_that_are_all_refused_are_an_error(server: int):
+def test_it_is_an_error_if_all_messages_are_refused(server: int):
     with pytest.raises(MeowError, match="answers HTTP 400"):
         spec_of(server).load().ask([Ask("x" * 600, Sampling(5))])
 
 
-def test_the_key_is_not_in_what_is_printed():
+def test_a_printed_spec_does_not_show_the_key():
     assert KEY not in repr(spec_of(1))
 
 
 def show(program: Program, *arguments: str) -> str:
+    """Returns what `meow show candidates` prints."""
     command = [
         Path(sys.executable).parent / "meow",
         "show",
         "candidates",
-        f"--config={program.config}",
         *arguments,
+        f"--config={program.config}",
+        f"storage.root={program.root}",
     ]
-    done = subprocess.run(
-        [*command, f"storage.root={program.root}"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout
+
+
+def endpoint_program(folder: Path, model: Path, port: int) -> Program:
+    """Returns a run of five facts whose generator is the endpoint at a port."""
+    facts = [
+        {"question": f"Who is {SECRET} {i}?", "answer": f"It is {SECRET} {i}."} for i in range(5)
+    ]
+    (folder / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    (folder / "config.yaml").write_text(
+        f"target: {{model: {model}}}\n"
+        f"ingest: {{forget: {folder}/facts.jsonl}}\n"
+        "invert:\n"
+        "  engine: openai\n"
+        f"  base_url: http://127.0.0.1:{port}/v1\n"
+        f"  model: {MODEL}\n"
+        "  chat_prompt: 'Invert {{ answer }}'\n"
+        "  max_new_tokens: 12\n"
+        "  num_candidates: 2\n"
+        f"  skip_rules: [{', '.join(RULES)}]\n"
+        "resources: {invert: {timeout: 20, batch_size: 2}}\n"
+    )
+    return Program(folder / "config.yaml", folder / "root")
 
 
 def test_the_stage_writes_candidates_of_an_endpoint_that_fails_at_times(
     proxy: Proxy, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    facts = [
-        {"question": f"Who is {SECRET} {i}?", "answer": f"It is {SECRET} {i}."} for i in range(5)
-    ]
-    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    (tmp_path / "config.yaml").write_text(
-        f"target: {{model: {tiny_model}}}\ningest: {{forget: {tmp_path}/facts.jsonl}}\n"
-        f"invert:\n  engine: openai\n  base_url: http://127.0.0.1:{proxy.server_port}/v1\n  model: {MODEL}\n"
-        f"  chat_prompt: 'Invert {{{{ answer }}}}'\n  max_new_tokens: 12\n  num_candidates: 2\n"
-        f"  skip_rules: [{', '.join(RULES)}]\n"
-        "resources: {invert: {timeout: 20, batch_size: 2}}\n"
-    )
-    program = Program(tmp_path / "config.yaml", tmp_path / "root")
+    program = endpoint_program(tmp_path, tiny_model, proxy.server_port)
     program.run("meow.py", "--until=invert")
-    found = program.artifact("candidates")
-    assert found.manifest is not None
-    assert (found.manifest.summary["style"], found.manifest.summary["facts"]) == ("chat", 5)
+
+    artifact = program.artifact("candidates")
+    assert artifact.manifest is not None
+    assert artifact.manifest.summary["style"] == "chat"
+    assert artifact.manifest.summary["facts"] == 5
+
     rows = program.table("candidates").to_pylist()
     assert {row["generator"] for row in rows} == {MODEL}
     keys = [(row["fact_id"], row["candidate_id"]) for row in rows]
     assert keys == sorted(set(keys))
-    short = pq.read_table(storage.join(found.uri, SHORTFALL_FILE)).to_pylist()
-    assert len({fact for fact, _ in keys} | {row["fact_id"] for row in short}) == 5
-    assert set(pq.read_table(storage.join(found.uri, REJECTS_FILE))["reason"].to_pylist()) <= {
-        "duplicate"
-    }
-    shown = json.loads(show(program, "--json", "--rejected"))
-    assert (shown["candidates"], shown["memo_gap"]) == (len(rows), None)
-    assert all(
-        set(row) == {"fact_id", "number", "attempt", "style", "reason"} for row in shown["rejected"]
-    )
+    shortfall = pq.read_table(storage.join(artifact.uri, SHORTFALL_FILE)).to_pylist()
+    facts = {fact_id for fact_id, _ in keys} | {row["fact_id"] for row in shortfall}
+    assert len(facts) == 5
+    rejects = pq.read_table(storage.join(artifact.uri, REJECTS_FILE))
+    assert set(rejects["reason"].to_pylist()) <= {"duplicate"}
+
+    figures = json.loads(show(program, "--json", "--rejected"))
+    assert figures["candidates"] == len(rows)
+    assert figures["memo_gap"] is None
+    for row in figures["rejected"]:
+        assert set(row) == {"fact_id", "number", "attempt", "style", "reason"}
     assert f"{len(rows)} inverted facts in style chat" in show(program)
-    for path in Path(tmp_path).rglob("*"):
+
+    for path in tmp_path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes()

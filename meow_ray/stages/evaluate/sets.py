@@ -146,7 +146,7 @@ def read_set(name: str, source: Source, config: Config) -> pa.Table:
             rows have one.
     """
     rows = read_sources([source], config)
-    table, rejects = facts_module.build(rows, [], lambda question, answer: None)
+    table, rejects = facts_module.build_facts(rows, [], lambda question, answer: None)
     if rejects.num_rows:
         raise MeowError(f"evaluate.sets.{name}: {rejects_text(rejects)}")
     facts = [
@@ -163,7 +163,7 @@ def read_set(name: str, source: Source, config: Config) -> pa.Table:
     return pa.Table.from_pylist(facts, schema=SET_SCHEMA)
 
 
-def _alternative(row: facts_module.Row, column: str) -> Any:
+def _alternative(row: facts_module.FactRow, column: str) -> Any:
     """Returns a text or a list of texts of a row, as the column's type asks; None if absent."""
     value = row.record.get(column)
     if value is None:

@@ -1,1 +1,1 @@
-"""Reads and checks the user's facts."""
+"""The stage `ingest`: reads and checks the user's facts."""

@@ -1,10 +1,10 @@
-"""Users' files to the facts table, and the rows that are refused."""
+"""The `facts` table: reading rows of users' files, checking them, and naming those that fail."""
 
 import hashlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -14,70 +14,90 @@ from meow_ray.core.schema import REJECTS_SCHEMA, SCHEMAS
 from meow_ray.errors import MeowError
 from meow_ray.stages.ingest.readers import read_source
 
+LengthCheck: TypeAlias = Callable[[str, str], str | None]
+"""Returns why a question and its answer are too long, or None if they are not."""
+
 
 @dataclass(frozen=True)
-class Row:
-    """One question with its answer, and where it stands."""
+class FactRow:
+    """A question and its answer, as read from one row of a file."""
 
     file: str
     line: int
     question: Any
     answer: Any
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """All that stands there."""
+    """All columns of the row."""
 
 
 def fact_id(question: str, answer: str) -> str:
-    """Returns the first 16 hex digits of sha256 over NFC question, U+001F, NFC answer."""
+    """Returns the first 16 hex digits of the SHA-256 of question, U+001F and answer, in NFC."""
     text = unicodedata.normalize("NFC", question) + "\x1f" + unicodedata.normalize("NFC", answer)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read(source: Source, questions: Sequence[str], answers: Sequence[str]) -> list[Row]:
-    """Reads the rows of a source; `questions` and `answers` are the names that the columns may have.
+def read_sources(sources: Sequence[Source], config: Config) -> list[FactRow]:
+    """Reads the rows of several sources, with the column names that `ingest` configures."""
+    spec = config.ingest
+    rows = []
+    for source in sources:
+        rows += read_rows(source, spec.question_columns, spec.answer_columns)
+    return rows
+
+
+def read_rows(source: Source, questions: Sequence[str], answers: Sequence[str]) -> list[FactRow]:
+    """Reads the rows of a file or dataset.
+
+    Args:
+        source: the file or dataset.
+        questions: possible names of the question's column; the first that a row has is used.
+        answers: possible names of the answer's column.
 
     Raises:
-        MeowError: the file cannot be read, is empty or malformed, or has none of the columns.
+        MeowError: the source cannot be read, is empty or malformed, or has none of the columns.
     """
-    records = read_source(source)
-    found: set[str] = set()
-    rows, name = [], storage.display(source.path)
-    for line, record in records:
+    name = storage.display(source.path)
+    rows: list[FactRow] = []
+    columns: set[str] = set()
+    for line, record in read_source(source):
         if not isinstance(record, dict):
             raise MeowError(
-                f"{name}, line {line}: expected an object with a question and an answer."
+                f"{name}, line {line}: expected an object with a question and an answer "
+                f"(got {type(record).__name__}). Write one object per fact."
             )
-        found.update(record)
-        rows.append(Row(name, line, _column(record, questions), _column(record, answers), record))
+        columns.update(record)
+        row = FactRow(
+            file=name,
+            line=line,
+            question=_first_column(record, questions),
+            answer=_first_column(record, answers),
+            record=record,
+        )
+        rows.append(row)
     if not rows:
-        raise MeowError(f"{name}: the file has no rows.")
-    for names in (questions, answers):
-        if not found & set(
-            names
-        ):  # what the columns are called instead may be facts: a file without a header
+        raise MeowError(f"{name}: the file has no rows. Add a row for each fact.")
+    for wanted in (questions, answers):
+        if not columns.intersection(wanted):
+            # the message does not list the columns: in a file without a header they are facts
             raise MeowError(
-                f"{name}: no column {' or '.join(names)} among its {len(found)}; "
-                "name yours in `ingest.question_columns` and `ingest.answer_columns`."
+                f"{name}: no column {' or '.join(wanted)} among its {len(columns)}. "
+                "Name yours in `ingest.question_columns` and `ingest.answer_columns`."
             )
     return rows
 
 
-def build(
-    forget: Sequence[Row], retain: Sequence[Row], too_long: Callable[[str, str], str | None]
+def build_facts(
+    forget: Sequence[FactRow], retain: Sequence[FactRow], too_long: LengthCheck
 ) -> tuple[pa.Table, pa.Table]:
-    """Checks every row and returns the `facts` table and the table of rejects.
-
-    `too_long` says, for a question and an answer, which limit they break, or None.
-    """
+    """Checks rows and returns the `facts` table and the table of rejected rows."""
     facts: dict[str, dict[str, str]] = {}
     rejects = []
     for split, rows in (("forget", forget), ("retain", retain)):
         for row in rows:
             reason, fact = _check(row, split, facts, too_long)
             if fact is None:
-                rejects.append(
-                    {"file": row.file, "line": row.line, "split": split, "reason": reason}
-                )
+                reject = {"file": row.file, "line": row.line, "split": split, "reason": reason}
+                rejects.append(reject)
             else:
                 facts[fact["fact_id"]] = fact
     return (
@@ -86,50 +106,49 @@ def build(
     )
 
 
+def rejects_text(rejects: pa.Table, most: int = 10) -> str:
+    """Returns a message that names rejected rows by file, line and reason, without their text."""
+    lines = [f"{rejects.num_rows} rows were rejected:"]
+    for row in rejects.slice(0, most).to_pylist():
+        lines.append(f"  {row['file']}, line {row['line']}: {row['reason']}")
+    if rejects.num_rows > most:
+        lines.append(f"  … and {rejects.num_rows - most} more")
+    return "\n".join(lines)
+
+
 def _check(
-    row: Row,
-    split: str,
-    facts: dict[str, dict[str, str]],
-    too_long: Callable[[str, str], str | None],
+    row: FactRow, split: str, facts: Mapping[str, Mapping[str, str]], too_long: LengthCheck
 ) -> tuple[str, dict[str, str] | None]:
-    for name, value in (("question", row.question), ("answer", row.answer)):
-        if value is None:
-            return f"{name} is missing", None
-        if not isinstance(value, str):
-            return f"{name} is not a text but {type(value).__name__}", None
-        if not value.strip():
-            return f"{name} is empty", None
-        if any("\ud800" <= c <= "\udfff" for c in value):
-            return f"{name} has half a surrogate pair", None
+    """Returns why a row is rejected and None, or an empty reason and its fact."""
+    reason = _text_fault("question", row.question) or _text_fault("answer", row.answer)
+    if reason:
+        return reason, None
     question = unicodedata.normalize("NFC", row.question).strip()
     answer = unicodedata.normalize("NFC", row.answer).strip()
     key = fact_id(question, answer)
     if key in facts:
-        where = "" if facts[key]["split"] == split else f" of the {facts[key]['split']} set"
+        earlier_split = facts[key]["split"]
+        where = "" if earlier_split == split else f" of the {earlier_split} set"
         return f"duplicate of fact {key}{where}", None
-    limit = too_long(question, answer)
-    if limit:
-        return limit, None
+    reason = too_long(question, answer)
+    if reason:
+        return reason, None
     return "", {"fact_id": key, "split": split, "question": question, "answer": answer}
 
 
-def _column(record: dict[str, Any], names: Sequence[str]) -> Any:
+def _text_fault(name: str, value: Any) -> str | None:
+    """Returns why a value cannot be a question or an answer, or None if it can."""
+    if value is None:
+        return f"{name} is missing"
+    if not isinstance(value, str):
+        return f"{name} is not a text but {type(value).__name__}"
+    if not value.strip():
+        return f"{name} is empty"
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        return f"{name} has half a surrogate pair"
+    return None
+
+
+def _first_column(record: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """Returns the value of the first column in `names` that a record has, or None."""
     return next((record[name] for name in names if name in record), None)
-
-
-def read_sources(sources: Sequence[Source], config: Config) -> list[Row]:
-    """Reads sources with the column names of `ingest`."""
-    spec = config.ingest
-    return [
-        row
-        for source in sources
-        for row in read(source, spec.question_columns, spec.answer_columns)
-    ]
-
-
-def rejects_text(rejects: pa.Table, most: int = 10) -> str:
-    """Names rejected rows by file, line and reason; no text of facts."""
-    rows = rejects.slice(0, most).to_pylist()
-    more = f"\n  … and {rejects.num_rows - most} more" if rejects.num_rows > most else ""
-    lines = "".join(f"\n  {row['file']}, line {row['line']}: {row['reason']}" for row in rows)
-    return f"{rejects.num_rows} rows were rejected:{lines}{more}"

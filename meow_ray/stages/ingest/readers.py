@@ -1,4 +1,8 @@
-"""Users' files: JSONL, JSON, CSV, Parquet, or a Hugging Face dataset."""
+"""Readers of users' files: JSONL, JSON, CSV, Parquet, and Hugging Face datasets.
+
+Each reader yields (line, row). A row is normally a dict; the caller checks that. Rows of Parquet
+files and datasets count from 1.
+"""
 
 import csv
 import gzip
@@ -20,71 +24,101 @@ def read_source(source: Source) -> Iterator[tuple[int, Any]]:
     """Reads a file or a Hugging Face dataset; yields (line, row).
 
     Raises:
-        MeowError: it cannot be read, is empty or malformed.
+        MeowError: it cannot be read, or it is empty or malformed.
     """
-    return (
-        read_records(storage.absolute(source.path)) if source.is_file else _dataset_records(source)
-    )
+    if source.is_file:
+        return read_records(storage.absolute(source.path))
+    return _dataset_records(source)
 
 
 def read_records(uri: str) -> Iterator[tuple[int, Any]]:
-    """Reads a JSONL, JSON, CSV or Parquet file, gzip too; yields (line, row) as they stand there.
+    """Reads a JSONL, JSON, CSV or Parquet file, also compressed by gzip; yields (line, row).
 
     Raises:
-        MeowError: the file cannot be read, is empty or malformed.
+        MeowError: the file cannot be read, or it is empty or malformed.
     """
-    content, name = storage.read_bytes(uri), storage.display(uri)
+    content = storage.read_bytes(uri)
+    name = storage.display(uri)
     if name.endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise MeowError(f"{name}: not a whole gzip file ({error}).") from None
+        content = _unzipped(name, content)
         name = name.removesuffix(".gz")
     if name.endswith(".parquet"):
         yield from _parquet_records(name, content)
         return
-    if not content.strip():
-        raise MeowError(f"{name}: the file is empty.")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise MeowError(f"{name}, line {line}: not UTF-8 text (byte {error.start}).") from None
-    if "\x00" in text:
-        raise MeowError(f"{name}: a binary file, not text.")
+    text = _decoded(name, content)
     if name.endswith(".csv"):
         yield from _csv_records(name, text)
     elif name.endswith(".json"):
         yield from _json_records(name, text)
     else:
-        for i, line_text in enumerate(text.split("\n"), start=1):
-            if line_text.strip():
-                yield i, _loads(line_text, name, i)
+        yield from _jsonl_records(name, text)
 
 
-def _loads(text: str, name: str, line: int) -> Any:
+def _unzipped(name: str, content: bytes) -> bytes:
     try:
-        return json.loads(text)
-    except ValueError as error:
-        where = line + getattr(error, "lineno", 1) - 1
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
         raise MeowError(
-            f"{name}, line {where}: malformed JSON ({getattr(error, 'msg', 'invalid')})."
+            f"{name}: not a whole gzip file ({error}). Compress the file again."
         ) from None
+
+
+def _decoded(name: str, content: bytes) -> str:
+    """Returns the text of a file."""
+    if not content.strip():
+        raise MeowError(f"{name}: the file is empty. Add a row for each fact.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise MeowError(
+            f"{name}, line {line}: not UTF-8 text (byte {error.start}). Save the file as UTF-8."
+        ) from None
+    if "\x00" in text:
+        raise MeowError(
+            f"{name}: a binary file, not text. Its suffix must name its format: "
+            f"{', '.join(FORMATS)}."
+        )
+    return text
+
+
+def _jsonl_records(name: str, text: str) -> Iterator[tuple[int, Any]]:
+    for line, line_text in enumerate(text.split("\n"), start=1):
+        if line_text.strip():
+            yield line, _loads(line_text, name, line)
 
 
 def _json_records(name: str, text: str) -> Iterator[tuple[int, Any]]:
     items = _loads(text, name, 1)
     if not isinstance(items, list):
         raise MeowError(
-            f"{name}: a .json file must hold an array of objects; one object a line is .jsonl."
+            f"{name}: a .json file must hold an array of objects. "
+            "Name a file with one object per line .jsonl."
         )
-    decoder, position, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
-    for item in items:  # a second walk over a text known to be valid, to learn each item's line
+    # the text is valid JSON; a second pass over it finds the line of each item
+    decoder = json.JSONDecoder()
+    position = text.index("[") + 1
+    line = 1
+    counted_to = 0
+    for item in items:
         while text[position] in " \t\r\n,":
             position += 1
-        line, counted = line + text.count("\n", counted, position), position
+        line += text.count("\n", counted_to, position)
+        counted_to = position
         yield line, item
-        position = decoder.raw_decode(text, position)[1]
+        _, position = decoder.raw_decode(text, position)
+
+
+def _loads(text: str, name: str, line: int) -> Any:
+    """Parses JSON text that begins at a line of a file."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        fault_line = line + getattr(error, "lineno", 1) - 1
+        reason = getattr(error, "msg", "invalid")
+        raise MeowError(
+            f"{name}, line {fault_line}: malformed JSON ({reason}). Correct this line."
+        ) from None
 
 
 def _csv_records(name: str, text: str) -> Iterator[tuple[int, Any]]:
@@ -93,12 +127,13 @@ def _csv_records(name: str, text: str) -> Iterator[tuple[int, Any]]:
         for record in reader:
             if None in record:
                 raise MeowError(
-                    f"{name}, line {reader.line_num}: more cells than the header has columns."
+                    f"{name}, line {reader.line_num}: more cells than the header has columns. "
+                    "Put cells that contain commas in quotes."
                 )
             yield reader.line_num, record
     except csv.Error as error:
         raise MeowError(
-            f"{name}, line {reader.reader.line_num}: malformed CSV ({error})."
+            f"{name}, line {reader.reader.line_num}: malformed CSV ({error}). Correct this line."
         ) from None
 
 
@@ -106,7 +141,11 @@ def _parquet_records(name: str, content: bytes) -> Iterator[tuple[int, Any]]:
     try:
         table = pq.read_table(io.BytesIO(content))
     except (pa.ArrowInvalid, OSError) as error:
-        raise MeowError(f"{name}: not a Parquet file ({str(error).splitlines()[0]}).") from None
+        reason = str(error).splitlines()[0]
+        raise MeowError(
+            f"{name}: not a Parquet file ({reason}). Its suffix must name its format: "
+            f"{', '.join(FORMATS)}."
+        ) from None
     yield from enumerate(table.to_pylist(), start=1)
 
 
@@ -115,8 +154,8 @@ def _dataset_records(source: Source) -> Iterator[tuple[int, Any]]:
         from datasets import load_dataset, load_from_disk
     except ImportError:
         raise MeowError(
-            f"{source.path}: not a file of type {', '.join(FORMATS)}, and reading a Hugging Face dataset needs "
-            "the package datasets."
+            f"{source.path}: not a file of type {', '.join(FORMATS)}, and Hugging Face datasets "
+            "need the package datasets. Install it, or name a file."
         ) from None
     try:
         if storage.exists(storage.join(source.path, "state.json")):
@@ -128,6 +167,7 @@ def _dataset_records(source: Source) -> Iterator[tuple[int, Any]]:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MeowError(
-            f"{source.path}: neither a file nor a Hugging Face dataset that can be loaded: {reason}"
+            f"{source.path}: neither a file nor a Hugging Face dataset that can be loaded "
+            f"({reason}). Check the path or the dataset's name."
         ) from None
     yield from enumerate(data, start=1)

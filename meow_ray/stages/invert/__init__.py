@@ -1,1 +1,1 @@
-"""Writes inverted facts with an offline language model."""
+"""The stage `invert`: a language model writes inverted facts."""

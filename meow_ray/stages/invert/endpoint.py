@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint that writes inverted facts or judges them."""
+"""OpenAI-compatible endpoints that write inverted facts or judge them."""
 
 import asyncio
 import json
@@ -15,21 +15,25 @@ from meow_ray.stages.invert.generators import Ask
 
 @dataclass(frozen=True)
 class EndpointSpec:
-    """An OpenAI-compatible chat endpoint."""
+    """A description of an OpenAI-compatible chat endpoint and of how it is asked."""
 
     needs_gpu: ClassVar[bool] = False
     base_url: str
     model: str
     api_key: str = field(repr=False)
     api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that the key came from, for error messages."""
     structured: bool = True
-    """It takes a JSON schema as `response_format`."""
+    """Whether the endpoint takes a JSON schema as `response_format`."""
     concurrency: int = 16
+    """Requests in flight at once."""
     timeout: float = 120.0
+    """Seconds until a request fails."""
     max_retries: int = 6
+    """Further tries of a failed request."""
 
     def load(self) -> "Endpoint":
-        """Opens no connection yet."""
+        """Returns the generator behind the endpoint; no connection is opened yet."""
         return Endpoint(self)
 
 
@@ -40,15 +44,15 @@ def endpoint_spec(
     structured: bool,
     resources: InvertResources,
 ) -> EndpointSpec:
-    """Says how an endpoint is asked; its key comes from the environment.
+    """Returns the description of a configured endpoint, with its key from the environment.
 
     Raises:
         MeowError: URL or model is not set.
     """
     if base_url is None or model is None:
         raise MeowError(
-            "An endpoint is a URL and a model: set `invert.base_url` and `invert.model`, or for a judge "
-            "`invert.judge_base_url` and `invert.judge_model`."
+            "`invert`: an endpoint needs a URL and a model name. Set `invert.base_url` and "
+            "`invert.model`, or for a judge `invert.judge_base_url` and `invert.judge_model`."
         )
     return EndpointSpec(
         base_url=base_url,
@@ -63,71 +67,89 @@ def endpoint_spec(
 
 
 class _NoCompletionError(Exception):
-    """The endpoint answered with something that is no chat completion."""
+    """A reply of an endpoint that is not a chat completion."""
 
 
 class Endpoint:
-    """Asks over HTTP, several messages at a time; refused rates and failures are retried with back-off."""
+    """A generator behind an OpenAI-compatible endpoint.
 
-    styles = ("chat",)
+    It sends several messages at once. A request that fails or that the endpoint limits is retried
+    with back-off.
+    """
+
+    styles: tuple[str, ...] = ("chat",)
 
     def __init__(self, spec: EndpointSpec) -> None:
-        self.spec, self.generated = spec, 0
+        self.spec = spec
+        self.generated = 0
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
-        """See `Generator.ask`.
+        """Returns the replies to each message; see `Generator.ask`.
 
         Raises:
-            MeowError: the endpoint stays down, refuses the key or the model, or refuses every message.
+            MeowError: the endpoint stays down, or it refuses the key, the model or all messages.
         """
-        return asyncio.run(self._ask(asks)) if asks else []
+        return asyncio.run(self._ask_all(asks)) if asks else []
 
-    async def _ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
+    async def _ask_all(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
+        import openai
+        from tenacity import RetryError
+
+        turns = asyncio.Semaphore(self.spec.concurrency)
+        refusals: list[Exception] = []
+        try:
+            async with self._client() as client, asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._ask_one(client, ask, turns, refusals)) for ask in asks
+                ]
+        except BaseExceptionGroup as errors:
+            error = _first(errors)
+            if not isinstance(error, openai.OpenAIError | RetryError):
+                raise
+            raise MeowError(self._describe(error)) from None
+        if len(refusals) == len(asks):
+            raise MeowError(self._describe(refusals[0]))
+        return [task.result() for task in tasks]
+
+    def _client(self) -> Any:
+        import openai
+
+        return openai.AsyncOpenAI(
+            base_url=self.spec.base_url,
+            api_key=self.spec.api_key,
+            timeout=self.spec.timeout,
+            max_retries=self.spec.max_retries,
+        )
+
+    async def _ask_one(
+        self, client: Any, ask: Ask, turns: asyncio.Semaphore, refusals: list[Exception]
+    ) -> list[Completion] | None:
+        """Returns the replies to a message.
+
+        Returns None and adds the error to `refusals` if the endpoint refuses the message.
+        """
         import openai
         from tenacity import (
             AsyncRetrying,
-            RetryError,
             retry_if_exception_type,
             stop_after_attempt,
             wait_random_exponential,
         )
 
-        spec, turns, refused = self.spec, asyncio.Semaphore(self.spec.concurrency), []
-
-        async def one(client: openai.AsyncOpenAI, ask: Ask) -> list[Completion] | None:
-            again = AsyncRetrying(
-                retry=retry_if_exception_type(_NoCompletionError),
-                wait=wait_random_exponential(multiplier=0.5, max=30),
-                stop=stop_after_attempt(spec.max_retries + 1),
-            )
-            async with turns:
-                try:
-                    return await again(self._complete, client, ask)
-                except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                    refused.append(error)
-                    return None
-
-        try:
-            async with (
-                openai.AsyncOpenAI(
-                    base_url=spec.base_url,
-                    api_key=spec.api_key,
-                    timeout=spec.timeout,
-                    max_retries=spec.max_retries,
-                ) as client,
-                asyncio.TaskGroup() as group,
-            ):
-                tasks = [group.create_task(one(client, ask)) for ask in asks]
-        except BaseExceptionGroup as errors:
-            error = _first(errors)
-            if not isinstance(error, openai.OpenAIError | RetryError):
-                raise
-            raise MeowError(self._reason(error)) from None
-        if len(refused) == len(asks):
-            raise MeowError(self._reason(refused[0]))
-        return [task.result() for task in tasks]
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_NoCompletionError),
+            wait=wait_random_exponential(multiplier=0.5, max=30),
+            stop=stop_after_attempt(self.spec.max_retries + 1),
+        )
+        async with turns:
+            try:
+                return await retrying(self._complete, client, ask)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                refusals.append(error)
+                return None
 
     async def _complete(self, client: Any, ask: Ask) -> list[Completion]:
+        """Sends a request and returns its completions."""
         from openai.types.chat import ChatCompletion
 
         sampling = ask.sampling
@@ -147,7 +169,7 @@ class Endpoint:
                 n=sampling.n,
                 **options,
             )
-        except ValueError:  # a body that is no JSON
+        except ValueError:  # the body is not JSON
             raise _NoCompletionError from None
         if not isinstance(reply, ChatCompletion) or not reply.choices:
             raise _NoCompletionError
@@ -157,31 +179,37 @@ class Endpoint:
             for choice in reply.choices
         ]
 
-    def _reason(self, error: BaseException) -> str:
-        """Says what is wrong without the messages, which may hold facts."""
+    def _describe(self, error: BaseException) -> str:
+        """Returns an error message that names the endpoint and what it does.
+
+        It quotes neither the messages nor the replies, which may hold facts.
+        """
+        spec = self.spec
+        return (
+            f"The endpoint {spec.base_url} (model {spec.model}) {self._behaviour(error)}. "
+            f"A failed request is retried {spec.max_retries} times. "
+            "Finished facts are stored: correct the cause and run the same command again."
+        )
+
+    def _behaviour(self, error: BaseException) -> str:
         import openai
 
-        spec, what = self.spec, "answers with something that is no chat completion"
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            what = (
-                f"refuses the key (HTTP {error.status_code}), which is read from {spec.api_key_env}"
-            )
-        elif isinstance(error, openai.NotFoundError):
-            what = "does not know this path or model (HTTP 404)"
-        elif isinstance(error, openai.APIStatusError):
-            detail = ", ".join(str(part) for part in (error.code, error.param) if part)
-            what = f"answers HTTP {error.status_code}{f' ({detail})' if detail else ''}"
-        elif isinstance(error, openai.APITimeoutError):
-            what = f"does not answer within {spec.timeout:g} s"
-        elif isinstance(error, openai.APIConnectionError):
-            what = "cannot be reached"
-        return (
-            f"The endpoint {spec.base_url} (model {spec.model}) {what}; failures are retried {spec.max_retries} times. "
-            "Facts that are finished are kept: run again to go on."
-        )
+            return f"refuses the key from {self.spec.api_key_env} (HTTP {error.status_code})"
+        if isinstance(error, openai.NotFoundError):
+            return "does not know this path or model (HTTP 404)"
+        if isinstance(error, openai.APIStatusError):
+            details = ", ".join(str(detail) for detail in (error.code, error.param) if detail)
+            return f"answers HTTP {error.status_code}{f' ({details})' if details else ''}"
+        if isinstance(error, openai.APITimeoutError):
+            return f"does not answer within {self.spec.timeout:g} s"
+        if isinstance(error, openai.APIConnectionError):
+            return "cannot be reached"
+        return "answers with something other than a chat completion"
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Returns the first error of a group that is not a group itself."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

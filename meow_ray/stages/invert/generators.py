@@ -1,4 +1,7 @@
-"""Who writes inverted facts: an engine in this process, or an OpenAI-compatible endpoint."""
+"""Generators, which write inverted facts: what they are asked, and one that runs an engine here.
+
+A generator behind an OpenAI-compatible endpoint is in `endpoint`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,34 +13,45 @@ from meow_ray.models.prompts import Prompter
 
 @dataclass(frozen=True)
 class Ask:
-    """What a generator is asked."""
+    """A message to a generator, and how its replies are sampled."""
 
     text: str = field(repr=False)
     """The user's message."""
     sampling: Sampling
     head: str = field(default="", repr=False)
-    """What the reply begins with; not in what comes back. An endpoint cannot be held to it."""
+    """The beginning of each reply, which the generator continues.
+
+    It is not part of the replies that come back. An endpoint ignores it.
+    """
 
 
 class Generator(Protocol):
-    """Answers messages."""
+    """A loaded model that answers messages."""
 
     styles: tuple[str, ...]
-    """The values of `invert.style` that it can follow."""
+    """The values of `invert.style` that it supports."""
     generated: int
     """Tokens generated so far."""
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
-        """Returns `sampling.n` replies to each message, in order; None where it refuses the message as too long."""
+        """Returns `sampling.n` replies to each message, in order.
+
+        The entry of a message is None if the generator refuses it as too long.
+        """
         ...
 
 
-# --- an engine ----------------------------------------------------------------------------------
+class GeneratorSpec(Protocol):
+    """A description from which a process loads a generator."""
+
+    def load(self) -> Generator:
+        """Loads the generator in this process."""
+        ...
 
 
 @dataclass(frozen=True)
 class LocalSpec:
-    """An engine that writes."""
+    """A description of a generator that runs an engine in its own process."""
 
     needs_gpu: ClassVar[bool] = True
     engine: EngineSpec
@@ -48,32 +62,39 @@ class LocalSpec:
 
 
 class LocalGenerator:
-    """Asks through the model's chat template, or in plain lines if it has none."""
+    """A generator that runs an engine in its own process.
+
+    Messages go through the model's chat template. A model without one gets the plain message and a
+    line break.
+    """
 
     styles: tuple[str, ...] = ("chat", "prefill")
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.generated = 0
-        has_chat = getattr(engine.tokenizer, "chat_template", None)
-        self.prompter = Prompter(engine.tokenizer, "chat" if has_chat else "raw")
+        has_chat_template = getattr(engine.tokenizer, "chat_template", None)
+        self.prompter = Prompter(engine.tokenizer, "chat" if has_chat_template else "raw")
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
-        """See `Generator.ask`."""
-        prompts = [self.prompter.encode_prompt(self._as_user(ask.text) + ask.head) for ask in asks]
-        room = self.engine.max_model_len
-        fits = [
-            i for i, p in enumerate(prompts) if len(p) + asks[i].sampling.max_new_tokens <= room
+        """Returns the replies to each message; see `Generator.ask`."""
+        prompts = [
+            self.prompter.encode_prompt(self._user_message(ask.text) + ask.head) for ask in asks
         ]
-        replies = self.engine.generate([prompts[i] for i in fits], [asks[i].sampling for i in fits])
+        fitting = [
+            index
+            for index, (ask, prompt) in enumerate(zip(asks, prompts, strict=True))
+            if len(prompt) + ask.sampling.max_new_tokens <= self.engine.max_model_len
+        ]
+        replies = self.engine.generate(
+            [prompts[index] for index in fitting], [asks[index].sampling for index in fitting]
+        )
         self.generated = self.engine.generated
-        found: dict[int, list[Completion]] = dict(zip(fits, replies, strict=True))
-        return [found.get(i) for i in range(len(asks))]
+        replies_by_index = dict(zip(fitting, replies, strict=True))
+        return [replies_by_index.get(index) for index in range(len(asks))]
 
-    def _as_user(self, text: str) -> str:
+    def _user_message(self, text: str) -> str:
+        """Returns the prompt of a message, up to where the reply begins."""
         if self.prompter.template == "raw":
             return f"{text}\n"
         return self.prompter.chat([{"role": "user", "content": text}])
-
-
-# --- an endpoint --------------------------------------------------------------------------------

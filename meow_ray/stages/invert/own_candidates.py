@@ -1,8 +1,10 @@
-"""The `candidates` table of a user's own rows."""
+"""The `candidates` table of a user's own rows, with all columns that the rows leave out."""
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -11,94 +13,136 @@ from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.errors import MeowError
 from meow_ray.stages.ingest.facts import fact_id
 
+_NUMBERED_ANSWER = re.compile(r"answer_\d+")
+_INTEGER = re.compile(r"-?\d+", re.ASCII)
+
 
 def complete(records: Iterable[tuple[int, Any]], source: str) -> pa.Table:
-    """Makes a candidates table of a user's own rows; `records` are (line, row).
+    """Returns the candidates table of a user's own rows.
 
-    A row has `question`, `answer` (or `undesired_answer`) and an `inverted_answer`, or several as `answer_0`,
-    `answer_1`, … as the MEOW authors publish them; the rest is filled in. A row without any asks for the true answer
-    alone, which `memo` then scores: its candidate_id is -1.
+    A row has `question`, `answer` (or `undesired_answer`), and either an `inverted_answer` or
+    several as `answer_0`, `answer_1`, … in the format that the MEOW authors publish. The other
+    columns are filled in unless the row has them. A row without an inverted answer stands for the
+    true answer alone, which `memo` scores; its candidate_id is -1.
+
+    Args:
+        records: (line, row) pairs.
+        source: name of the file, for error messages.
 
     Raises:
-        MeowError: a row lacks a question or an answer, has an empty one, or contradicts another row.
+        MeowError: a row lacks a question or an answer, has an empty one, or contradicts another
+            row.
     """
     rows: list[dict[str, Any]] = []
-    counts: dict[str, int] = {}
     facts: dict[str, tuple[str, str]] = {}
-    for line, record in records:
-        if not isinstance(record, dict):
+    num_candidates: Counter[str] = Counter()
+    for line, values in records:
+        where = f"{source}, line {line}"
+        if not isinstance(values, dict):
             raise MeowError(
-                f"{source}, line {line}: expected an object with a question and an answer."
+                f"{where}: expected an object with a question and an answer "
+                f"(got {type(values).__name__}). Write one object per row."
             )
-        name = (
-            "answer"
-            if "answer" in record or "undesired_answer" not in record
-            else "undesired_answer"
-        )
-        question, answer = (
-            _text(record, "question", source, line),
-            _text(record, name, source, line),
-        )
-        given: dict[str, Any] = {
-            k: _text(record, k, source, line)
-            for k in ("fact_id", "generator")
-            if record.get(k) is not None
-        }
-        given |= {
-            k: _number(record, k, source, line) for k in _NUMBERS if record.get(k) is not None
-        }
-        key = given.get("fact_id") or fact_id(question, answer)
-        if facts.setdefault(key, (question, answer)) != (question, answer):
-            raise MeowError(f"{source}, line {line}: fact_id {key} names two different facts.")
-        wide = sorted(
-            (k for k in record if _WIDE.fullmatch(k) and record[k] is not None),
-            key=lambda k: int(k.rpartition("_")[2]),
-        )
-        names = ["inverted_answer"] if record.get("inverted_answer") is not None else wide
-        made = {"fact_id": key, "question": question, "answer": answer}
-        made |= {"attempt": 0, "seed": 0, "generator": "external"}
-        made |= {k: given[k] for k in ("attempt", "seed", "generator") if k in given}
-        for name in names:
-            own = given.get("candidate_id") if name == "inverted_answer" else None
-            number = counts.get(key, 0) if own is None else own
-            counts[key] = counts.get(key, 0) + 1
-            rows.append(
-                made
-                | {"candidate_id": number, "inverted_answer": _text(record, name, source, line)}
+        record = _Record(values, where)
+        columns = record.common_columns()
+        candidate_id = record.optional_number("candidate_id")
+        key = columns["fact_id"]
+        fact = (columns["question"], columns["answer"])
+        if facts.setdefault(key, fact) != fact:
+            raise MeowError(
+                f"{where}: fact_id {key} names two different facts. Give each fact its own id."
             )
-        if not names:
-            rows.append(made | {"candidate_id": TRUE_ANSWER, "inverted_answer": None})
-        if names and rows[-1]["candidate_id"] < 0:
-            raise MeowError(f"{source}, line {line}: candidate_id is not a whole number from 0.")
+        for text in record.inverted_answers():
+            number = num_candidates[key]
+            if candidate_id is not None and record.has("inverted_answer"):
+                number = candidate_id
+            if number < 0:
+                raise record.number_error("candidate_id")
+            num_candidates[key] += 1
+            rows.append(columns | {"candidate_id": number, "inverted_answer": text})
+        if not record.answer_columns():
+            rows.append(columns | {"candidate_id": TRUE_ANSWER, "inverted_answer": None})
     if not rows:
-        raise MeowError(f"{source}: the file has no rows.")
+        raise MeowError(f"{source}: the file has no rows. Add a row for each inverted answer.")
     return pa.Table.from_pylist(rows, schema=SCHEMAS["candidates"])
 
 
-_WIDE = re.compile(r"answer_\d+")
+@dataclass(frozen=True)
+class _Record:
+    """A row of a user's file, whose values are checked when they are read."""
 
+    values: Mapping[str, Any]
+    where: str
+    """File and line, for error messages."""
 
-_NUMBERS = ("candidate_id", "attempt", "seed")
+    def has(self, name: str) -> bool:
+        return self.values.get(name) is not None
 
+    def common_columns(self) -> dict[str, Any]:
+        """Returns the columns that all candidates of the row share."""
+        question = self.text("question")
+        answer = self.text(self._true_answer_column())
+        return {
+            "question": question,
+            "answer": answer,
+            "fact_id": self.text("fact_id") if self.has("fact_id") else fact_id(question, answer),
+            "generator": self.text("generator") if self.has("generator") else "external",
+            "attempt": self.optional_number("attempt") or 0,
+            "seed": self.optional_number("seed") or 0,
+        }
 
-def _number(record: dict[str, Any], name: str, source: str, line: int) -> int:
-    """Returns a whole number that fits its column; a CSV file has it as text."""
-    value, least = record[name], TRUE_ANSWER if name == "candidate_id" else 0
-    if isinstance(value, str) and re.fullmatch(r"-?\d+", value, re.ASCII):
-        value = int(value)
-    most = 2 ** (SCHEMAS["candidates"].field(name).type.bit_width - 1)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < most:
-        raise MeowError(f"{source}, line {line}: {name} is not a whole number from 0.")
-    return value
+    def _true_answer_column(self) -> str:
+        if "answer" not in self.values and "undesired_answer" in self.values:
+            return "undesired_answer"
+        return "answer"
 
+    def answer_columns(self) -> list[str]:
+        """Returns the names of the columns with inverted answers, in the order of their numbers."""
+        if self.has("inverted_answer"):
+            return ["inverted_answer"]
+        names = [name for name in self.values if _NUMBERED_ANSWER.fullmatch(name)]
+        filled = [name for name in names if self.has(name)]
+        return sorted(filled, key=lambda name: int(name.removeprefix("answer_")))
 
-def _text(record: dict[str, Any], name: str, source: str, line: int) -> str:
-    value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
-        missing = name not in record
-        raise MeowError(
-            f"{source}, line {line}: {name} is {'missing' if missing else 'empty or not a text'}."
+    def inverted_answers(self) -> list[str]:
+        return [self.text(name) for name in self.answer_columns()]
+
+    def text(self, name: str) -> str:
+        """Returns a text in NFC, without surrounding white space."""
+        value = self.values.get(name)
+        if name not in self.values:
+            raise MeowError(f"{self.where}: {name} is missing. Add the column.")
+        if not isinstance(value, str) or not value.strip():
+            raise MeowError(f"{self.where}: {name} is empty or not a text. Write a text.")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise MeowError(
+                f"{self.where}: {name} has half a surrogate pair. Write it in valid Unicode."
+            )
+        return unicodedata.normalize("NFC", value).strip()
+
+    def optional_number(self, name: str) -> int | None:
+        """Returns an integer that fits its column, or None; a CSV file has integers as text."""
+        if not self.has(name):
+            return None
+        value = self.values[name]
+        if isinstance(value, str) and _INTEGER.fullmatch(value):
+            value = int(value)
+        smallest = TRUE_ANSWER if name == "candidate_id" else 0
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or not smallest <= value <= _largest(name)
+        ):
+            raise self.number_error(name)
+        return int(value)
+
+    def number_error(self, name: str) -> MeowError:
+        return MeowError(
+            f"{self.where}: {name} must be a non-negative integer, at most {_largest(name)}."
         )
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise MeowError(f"{source}, line {line}: {name} has half a surrogate pair.")
-    return unicodedata.normalize("NFC", value).strip()
+
+
+def _largest(name: str) -> int:
+    """Returns the largest integer that fits into a column of `candidates`."""
+    bits: int = SCHEMAS["candidates"].field(name).type.bit_width
+    return (1 << (bits - 1)) - 1

@@ -1,4 +1,7 @@
-"""Inverted facts: plausible answers that contradict the true one — what is asked for, and what is taken of a reply."""
+"""Replies of a generator: what is asked for, how replies are parsed, and which answers are chosen.
+
+An inverted fact is a plausible answer that contradicts the true one.
+"""
 
 import hashlib
 import json
@@ -11,114 +14,138 @@ from meow_ray.config import Invert
 from meow_ray.models.text import novel_words, words
 from meow_ray.stages.invert.rules import Fact, Proposal, fault
 
+OTHER_RULES = {
+    "duplicate": "It has the same novel words as another candidate.",
+    "retain_fact": "It says the same as a fact of the retain set, with the same words.",
+    "judge": "It does not contradict the true answer, according to the judge.",
+    "prompt_too_long": "It was never written, because the prompt exceeds the generator's context.",
+}
+"""Reasons other than `rules.RULES`; each text completes "A candidate is rejected if it …"."""
+
 _NUMBERING = re.compile(
     r"^\s*(?:\(?\d{1,2}[.):]\s+|[-*•]\s+|answer(?:\s*\d+)?\s*:\s*)", re.IGNORECASE
 )
 _QUOTES = '"“”'
 _SENTENCE_END = re.compile(
-    r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|Jr))(?<!\bMrs)[.!?]['\"”’)]*(?=\s+[A-Z'\"“‘(]|\s*$)|[。！？।۔]"
+    r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|Jr))(?<!\bMrs)[.!?]['\"”’)]*(?=\s+[A-Z'\"“‘(]|\s*$)"
+    r"|[。！？।۔]"
 )
 _JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)("|$)', re.DOTALL)
+"""Matches a string of JSON text and its closing quote, which a reply that was cut off lacks."""
 
 
-def reply_schema(k: int) -> str:
-    """Returns the JSON schema of a chat reply with k answers."""
-    answers = {"type": "array", "items": {"type": "string"}, "minItems": k, "maxItems": k}
-    return _object(answers=answers)
+# --- schemas ------------------------------------------------------------------------------------
 
 
-def _object(**properties: Any) -> str:
-    whole = {
+def _object_schema(**properties: Any) -> str:
+    """Returns the JSON schema of an object with exactly these properties."""
+    schema = {
         "type": "object",
         "properties": properties,
         "required": [*properties],
         "additionalProperties": False,
     }
-    return json.dumps(whole)
+    return json.dumps(schema)
 
 
-OTHER_RULES = {
-    "duplicate": "Its novel words are those of another candidate.",
-    "retain_fact": "A fact to keep says the same with the same words.",
-    "judge": "The judge does not find that it contradicts the true answer.",
-    "prompt_too_long": "The generator's context is too short to be asked.",
-}
-"""Why else a proposal is refused, beside `rules.RULES`."""
-
-VERDICT_SCHEMA = _object(contradicts={"type": "boolean"})
+VERDICT_SCHEMA = _object_schema(contradicts={"type": "boolean"})
 """The JSON schema of a judge's reply."""
 
 
-def parse_verdict(text: str) -> bool:
-    """Tells whether a judge's reply says, in JSON, that a candidate contradicts the true answer."""
-    return re.search(r'"contradicts"\s*:\s*true', text, re.IGNORECASE) is not None
+def reply_schema(k: int) -> str:
+    """Returns the JSON schema of a chat reply with k answers."""
+    answers = {"type": "array", "items": {"type": "string"}, "minItems": k, "maxItems": k}
+    return _object_schema(answers=answers)
+
+
+# --- asking -------------------------------------------------------------------------------------
+
+
+def fact_seed(seed: int, fact_id: str, attempt: int) -> int:
+    """Returns the sampling seed of a fact in an attempt, in [0, 2^31)."""
+    digest = hashlib.sha256(f"{seed}/{fact_id}/{attempt}".encode()).hexdigest()
+    return int(digest[:8], 16) >> 1
 
 
 def frame(question: str, answer: str) -> str:
-    """Returns the answer's leading words that also stand in the question.
+    """Returns the beginning of the true answer, up to the first word that the question lacks.
 
-    Given them as its own beginning, a small model goes on with an answer of the same form. Never the whole
-    answer: where all of its words stand in the question, the last is left to the model.
+    A small model that continues this beginning writes an answer of the same form. The frame is
+    never the whole answer: if the question has all words of the answer, the frame ends before the
+    last word.
     """
-    known = set(words(question))
+    question_words = set(words(question))
     end = 0
     for match in re.finditer(r"\S+", answer):
-        if not all(word in known for word in words(match.group())):
+        if not all(word in question_words for word in words(match.group())):
             break
         end = match.end()
-    head = answer[:end].rstrip()
-    if len(head) == len(answer.rstrip()):
-        head = head.rpartition(" ")[0]
-    return head.rstrip(".,;:!?")
+    beginning = answer[:end].rstrip()
+    if len(beginning) == len(answer.rstrip()):
+        beginning, _, _ = beginning.rpartition(" ")
+    return beginning.rstrip(".,;:!?")
+
+
+# --- parsing ------------------------------------------------------------------------------------
 
 
 def parse_reply(text: str, finished: bool) -> list[Proposal]:
-    """Returns the proposals of a chat reply: the strings of its JSON array, or its lines if it has none.
+    """Returns the proposals of a chat reply.
 
-    What was cut off is not finished: the last line, or a string without its closing quote.
+    They are the strings of its JSON array, or its lines if it has no such array. A proposal that
+    was cut off is not finished: the last line, or a string without its closing quote.
     """
     array = text[text.find("[") + 1 :] if "[" in text else ""
     if not array.lstrip().startswith(('"', "]")):
         return _parse_lines(text, finished)
-    out = []
-    for content, end in _JSON_STRING.findall(array):
+    proposals = []
+    for content, closing_quote in _JSON_STRING.findall(array):
         try:
-            out.append(Proposal(_bare(json.loads(f'"{content}"', strict=False)), bool(end)))
+            answer = json.loads(f'"{content}"', strict=False)
         except json.JSONDecodeError:
-            out.append(Proposal(_bare(content), False))
-    return out
+            proposals.append(Proposal(_bare(content), finished=False))
+        else:
+            proposals.append(Proposal(_bare(answer), finished=bool(closing_quote)))
+    return proposals
 
 
 def _parse_lines(text: str, finished: bool) -> list[Proposal]:
     lines = [line for line in text.splitlines() if line.strip()]
-    return [Proposal(_bare(line), finished or i < len(lines) - 1) for i, line in enumerate(lines)]
+    last = len(lines) - 1
+    return [Proposal(_bare(line), finished or i < last) for i, line in enumerate(lines)]
 
 
 def _bare(text: str) -> str:
-    """Returns an answer without its number in a list and without quotes around the whole."""
+    """Returns an answer without its list number and without quotes around the whole."""
     bare = _NUMBERING.sub("", text).strip()
-    if (
-        len(bare) > 1
-        and bare[0] in _QUOTES
-        and bare[-1] in _QUOTES
-        and not set(bare[1:-1]) & set(_QUOTES)
-    ):
-        bare = bare[1:-1].strip()
+    if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES:
+        inner = bare[1:-1]
+        if not set(inner) & set(_QUOTES):
+            bare = inner.strip()
     return unicodedata.normalize("NFC", bare)
 
 
-def as_long(text: str, answer: str, finished: bool) -> Proposal:
-    """Returns a continuation up to as many sentences as the true answer has; small models do not know where to end."""
+def parse_verdict(text: str) -> bool:
+    """Tells whether a judge's reply states, in JSON, that a candidate contradicts the answer."""
+    return re.search(r'"contradicts"\s*:\s*true', text, re.IGNORECASE) is not None
+
+
+def cut_to_sentences(text: str, answer: str, finished: bool) -> Proposal:
+    """Returns a continuation, cut to as many sentences as the true answer has.
+
+    Small models do not know where to end. A continuation that was cut off by its token limit counts
+    as finished if it has that many whole sentences.
+    """
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     wanted = max(1, len(_SENTENCE_END.findall(answer)))
-    if len(ends) > wanted or (len(ends) == wanted and not finished):
-        return Proposal(text[: ends[wanted - 1]].strip(), True)
+    is_longer = len(ends) > wanted
+    ends_in_fragment = len(ends) == wanted and not finished
+    if is_longer or ends_in_fragment:
+        return Proposal(text[: ends[wanted - 1]].strip(), finished=True)
     return Proposal(text.strip(), finished)
 
 
-def fact_seed(seed: int, fact_id: str, attempt: int) -> int:
-    """Returns the sampling seed of one fact in one attempt, in [0, 2^31)."""
-    return int(hashlib.sha256(f"{seed}/{fact_id}/{attempt}".encode()).hexdigest()[:8], 16) >> 1
+# --- choosing -----------------------------------------------------------------------------------
 
 
 def choose(
@@ -129,35 +156,46 @@ def choose(
     judged: Sequence[str] = (),
     retained: Container[bytes] = (),
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Returns the valid proposals, and those that are not, each with the rule that it breaks.
+    """Returns the texts of valid proposals, and (text, reason) of those that are rejected.
 
-    Beside the rules of `rules`, a proposal must differ from the others, those `taken` and those `judged` unfit
-    (two are the same if their novel words are), and must not be the `statement` of a retained fact. At most
-    `num_candidates` come back with those taken; what is left over then is in neither list.
+    A valid proposal breaks no rule of `rules`, has other novel words than all other candidates,
+    and says nothing that the retain set says. The choice ends as soon as the fact has
+    `num_candidates` candidates; proposals after that are in neither list.
+
+    Args:
+        proposals: the proposals, in the order in which they are considered.
+        fact: the fact that they are to invert.
+        spec: the bounds of the rules and the number of candidates.
+        taken: candidates from earlier attempts.
+        judged: proposals that the judge rejected in earlier attempts.
+        retained: digests of the answers of the retain set, see `statement_digest`.
     """
-    out: list[str] = []
-    seen = {_essence(text, fact.question) for text in (*taken, *judged)}
+    chosen: list[str] = []
     rejected: list[tuple[str, str]] = []
+    seen = {_distinctive_words(text, fact.question) for text in (*taken, *judged)}
     for proposal in proposals:
-        if len(taken) + len(out) >= spec.num_candidates:
+        if len(taken) + len(chosen) >= spec.num_candidates:
             break
-        reason, essence = fault(proposal, fact, spec), _essence(proposal.text, fact.question)
-        if reason is None and essence in seen:
+        distinctive = _distinctive_words(proposal.text, fact.question)
+        reason = fault(proposal, fact, spec)
+        if reason is None and distinctive in seen:
             reason = "duplicate"
-        if reason is None and statement(proposal.text) in retained:
+        if reason is None and statement_digest(proposal.text) in retained:
             reason = "retain_fact"
-        if reason is not None:
+        if reason is None:
+            seen.add(distinctive)
+            chosen.append(proposal.text)
+        else:
             rejected.append((proposal.text, reason))
-            continue
-        seen.add(essence)
-        out.append(proposal.text)
-    return out, rejected
+    return chosen, rejected
 
 
-def statement(text: str) -> bytes:
-    """Returns what two answers share that say the same with the same words, whatever their order and punctuation."""
-    return hashlib.blake2b(" ".join(sorted(words(text))).encode(), digest_size=8).digest()
+def statement_digest(text: str) -> bytes:
+    """Returns a digest of a text's words, the same for any order, case and punctuation."""
+    sorted_words = " ".join(sorted(words(text)))
+    return hashlib.blake2b(sorted_words.encode(), digest_size=8).digest()
 
 
-def _essence(text: str, question: str) -> frozenset[str]:
+def _distinctive_words(text: str, question: str) -> frozenset[str]:
+    """Returns the words by which two answers are compared: the novel ones, or all if none is."""
     return frozenset(novel_words(text, question)) or frozenset(words(text))

@@ -1,6 +1,8 @@
-"""What makes a text unfit as an inverted fact: one small function a rule, asked in this order.
+"""Rules for inverted facts: one small function per rule, checked in the order of this file.
 
-The rules are lexical: they reject what is visibly unfit. They cannot prove a contradiction; a judge may.
+The rules are lexical. They reject visibly unfit texts, but they cannot prove that a text
+contradicts the true answer; a judge can be asked about that. The docstring of a rule is shown to
+users: it completes "A candidate is rejected if it …".
 """
 
 import re
@@ -13,10 +15,11 @@ from meow_ray.errors import MeowError
 from meow_ray.models.text import STOP_WORDS, novel_words, rouge, share_of, words
 from meow_ray.stages.invert.values import Values, bare_words, states_value
 
-_END = re.compile(r"[.!…。．！।॥۔]['\"”’)\]]*$")
+_SENTENCE_CLOSE = re.compile(r"[.!…。．！।॥۔]['\"”’)\]]*$")
 _REFUSAL = re.compile(
     r"\b(as an ai|language model|i (?:cannot|can['’]t|am unable|don['’]t know|do not know)"
-    r"|i['’]m (?:sorry|not sure|unable)|sorry, |apologi[sz]e|no information|not (?:publicly )?available)\b",
+    r"|i['’]m (?:sorry|not sure|unable)|sorry, |apologi[sz]e|no information"
+    r"|not (?:publicly )?available)\b",
     re.IGNORECASE,
 )
 _META = re.compile(
@@ -26,13 +29,17 @@ _META = re.compile(
 )
 _NUMBERING = re.compile(r"^\s*(?:\(?\d{1,2}[.):]\s|[-*•]\s)")
 _DANGLING = frozenset(
-    "a an and as at because but by for from her his if into its nor of or our than the their to whose with your".split()
+    """
+    a an and as at because but by for from her his if into its nor of or our than the their to whose
+    with your
+    """.split()
 )
-_POLAR = {
+"""Words that another word must follow."""
+_POLARITY_WORDS = {
     True: frozenset("yes yeah yep oui sí si sim ja da да ναι evet हाँ हां نعم 是 はい 네".split()),
     False: frozenset("no nope non nein não nee nie нет όχι hayır नहीं لا 不 いいえ 아니요".split()),
 }
-_QUOTES = "\"'“‘«「"
+_QUOTES = tuple("\"'“‘«「")
 _PRONOUNS = frozenset(
     "he she it they his her hers its their theirs this that these those the".split()
 )
@@ -44,65 +51,65 @@ class Proposal:
 
     text: str
     finished: bool
-    """The generator ended by itself, it was not cut off by its token limit."""
+    """Whether the generator ended it, rather than its token limit."""
 
     @cached_property
     def words(self) -> list[str]:
-        """The words of the text."""
+        """Words of the text, case folded."""
         return words(self.text)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A question with its true answer, and what the rules ask of them."""
+    """A question and its true answer, with the properties that the rules compare."""
 
     question: str
     answer: str
 
     @cached_property
     def length(self) -> int:
-        """Words of the true answer, at least 1."""
+        """Number of words of the true answer, at least 1."""
         return max(1, len(words(self.answer)))
 
     @cached_property
     def novel(self) -> list[str]:
-        """Words of the true answer that carry what the question does not say."""
+        """Words that the true answer adds to the question; see `text.novel_words`."""
         return novel_words(self.answer, self.question)
 
     @cached_property
     def known(self) -> set[str]:
-        """Words of question and true answer."""
+        """All words of the question and the true answer."""
         return {*words(self.question), *words(self.answer)}
 
     @cached_property
     def topic(self) -> set[str]:
-        """Words of question and true answer that are not function words."""
+        """Words of the question and the true answer, without function words."""
         return bare_words(f"{self.question} {self.answer}") - STOP_WORDS
 
     @cached_property
-    def restates(self) -> bool:
-        """The true answer takes up a word of the question that is not a function word."""
+    def repeats_question(self) -> bool:
+        """Whether the true answer repeats a word of the question other than a function word."""
         return bool(bare_words(self.question) & bare_words(self.answer) - STOP_WORDS)
 
     @cached_property
     def values(self) -> Values:
-        """Dates, numbers and names of the true answer that the question does not say."""
+        """Dates, numbers and names of the true answer that are not in the question."""
         return Values.of(self.answer) - Values.of(self.question)
 
     def is_of_values(self, share: float) -> bool:
-        """Tells whether at least this share of what the true answer adds to the question are values."""
-        found = [
+        """Tells whether at least this share of the novel words are dates, numbers and names."""
+        value_words = [
             word
             for word in self.novel
             if states_value(word) or bare_words(word) <= self.values.names
         ]
-        return bool(self.values) and len(found) >= share * len(self.novel)
+        return bool(self.values) and len(value_words) >= share * len(self.novel)
 
 
 Rule = Callable[[Proposal, Fact, Invert], bool]
 
 RULES: dict[str, Rule] = {}
-"""By name, in the order in which they are asked; a rule's docstring says what breaks it."""
+"""The rules by name, in the order in which they are checked."""
 
 
 def _rule(function: Rule) -> Rule:
@@ -111,22 +118,20 @@ def _rule(function: Rule) -> Rule:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises MeowError if one of the names is no rule."""
+    """Raises MeowError if a name is not that of a rule."""
     for name in names:
         if name not in RULES:
-            raise MeowError(f"`invert.skip_rules`: no rule {name!r}; there are {', '.join(RULES)}.")
+            raise MeowError(
+                f"`invert.skip_rules`: no rule {name!r}. The rules are {', '.join(RULES)}."
+            )
 
 
 def fault(proposal: Proposal, fact: Fact, spec: Invert) -> str | None:
     """Returns the name of the first rule that a proposal breaks, or None if it is valid."""
-    return next(
-        (
-            name
-            for name, broken in RULES.items()
-            if name not in spec.skip_rules and broken(proposal, fact, spec)
-        ),
-        None,
-    )
+    for name, is_broken in RULES.items():
+        if name not in spec.skip_rules and is_broken(proposal, fact, spec):
+            return name
+    return None
 
 
 @_rule
@@ -137,120 +142,127 @@ def empty(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 
 @_rule
 def unfinished(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """The generator was cut off by its token limit."""
+    """It was cut off by its token limit."""
     return not proposal.finished
 
 
 @_rule
 def garbled(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It holds bytes that are no text."""
+    """It contains broken bytes."""
     return "\ufffd" in proposal.text
 
 
 @_rule
 def question(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It asks."""
+    """It asks a question."""
     return bool(set("?？؟") & set(proposal.text))
 
 
 @_rule
 def numbering(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It begins with a list's number or dash."""
+    """It begins with the number or dash of a list."""
     return bool(_NUMBERING.match(proposal.text))
 
 
 @_rule
 def no_sentence_end(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It does not end as a sentence does."""
-    return not _END.search(proposal.text)
+    """It does not end like a sentence."""
+    return not _SENTENCE_CLOSE.search(proposal.text)
 
 
 @_rule
 def dangling(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It ends with a word that asks for another, as `He was born in` does."""
-    last = proposal.words[-1:]
-    return last[0] in _DANGLING and last != words(fact.answer)[-1:]
+    """It ends with a word that needs another word, as in `He was born in`."""
+    last_word = proposal.words[-1:]
+    return bool(last_word) and last_word[0] in _DANGLING and last_word != words(fact.answer)[-1:]
 
 
 @_rule
 def meta(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It speaks about the answer instead of giving it."""
+    """It comments on the answer instead of giving it."""
     return bool(_META.match(proposal.text))
 
 
 @_rule
 def refusal(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It refuses or claims not to know."""
+    """It refuses, or claims not to know."""
     return bool(_REFUSAL.search(proposal.text))
 
 
 @_rule
 def too_short(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It has less than `min_length_ratio` of the true answer's words."""
+    """It has fewer than `min_length_ratio` times as many words as the true answer."""
     return len(proposal.words) < spec.min_length_ratio * fact.length
 
 
 @_rule
 def too_long(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It has more than `max_length_ratio` of the true answer's words, and two."""
+    """It has more than `max_length_ratio` times as many words as the true answer, plus two."""
     return len(proposal.words) > spec.max_length_ratio * fact.length + 2
 
 
 @_rule
 def loop(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """A run of three words comes twice, or one word three times in a row."""
+    """It repeats three words in a row, or has the same word three times in a row."""
     tokens = proposal.words
     triples = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-    return len(set(triples)) < len(triples) or any(a == b == c for a, b, c in triples)
+    repeats_triple = len(set(triples)) < len(triples)
+    return repeats_triple or any(a == b == c for a, b, c in triples)
 
 
 @_rule
 def true_answer(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """Its ROUGE-L F1 to the true answer is above `max_rouge_l`."""
+    """It has a ROUGE-L F1 to the true answer above `max_rouge_l`."""
     return rouge([fact.answer], [proposal.text])[0]["rougeL"].f1 > spec.max_rouge_l
 
 
 @_rule
 def keeps_the_fact(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It has more than `max_novel_overlap` of the words that the true answer adds to the question."""
+    """It repeats more than `max_novel_overlap` of the true answer's novel words."""
     return (share_of(fact.novel, proposal.text) or 0.0) > spec.max_novel_overlap
 
 
 @_rule
 def same_values(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It has all dates, numbers and names of a true answer that consists of them by `min_value_share`."""
+    """It has all dates, numbers and names of a true answer made of them (`min_value_share`)."""
     return fact.is_of_values(spec.min_value_share) and fact.values.all_in(proposal.text)
 
 
 @_rule
 def same_polarity(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It says yes or no as the true answer does, where that is all that one of them says."""
-    said = _polarity(proposal.text)
-    new = {*novel_words(proposal.text, "")} - fact.known
-    return (
-        said is not None
-        and said == _polarity(fact.answer)
-        and not (_content(new) and _content(fact.novel))
-    )
+    """It says yes or no like the true answer, and one of the two says nothing else."""
+    polarity = _polarity(proposal.text)
+    if polarity is None or polarity != _polarity(fact.answer):
+        return False
+    added_words = {*novel_words(proposal.text, "")} - fact.known
+    both_say_more = _without_polarity(added_words) and _without_polarity(fact.novel)
+    return not both_say_more
 
 
 @_rule
 def says_nothing_new(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """All of its words stand in the question or the true answer."""
+    """It consists of words of the question and the true answer."""
     return not set(proposal.words) - fact.known
 
 
 @_rule
 def off_topic(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It takes up no word of question and answer, where the true answer does; pronouns and titles in front count."""
-    said = bare_words(proposal.text)
-    return fact.restates and not said & (fact.topic | _PRONOUNS) and proposal.text[0] not in _QUOTES
+    """It shares no content word with the question or the true answer, which share one."""
+    # a pronoun and a quoted title at the beginning count as being on topic
+    if not fact.repeats_question or proposal.text.startswith(_QUOTES):
+        return False
+    return not bare_words(proposal.text) & (fact.topic | _PRONOUNS)
 
 
-def _content(found: Iterable[str]) -> set[str]:
-    return {*found} - _POLAR[True] - _POLAR[False]
+def _without_polarity(texts: Iterable[str]) -> set[str]:
+    """Returns the words other than yes and no."""
+    return {*texts} - _POLARITY_WORDS[True] - _POLARITY_WORDS[False]
 
 
 def _polarity(text: str) -> bool | None:
-    first = next(iter(words(text)), "")
-    return next((value for value, known in _POLAR.items() if first in known), None)
+    """Returns True if a text begins with yes, False if it begins with no, else None."""
+    first_word = next(iter(words(text)), "")
+    for polarity, polarity_words in _POLARITY_WORDS.items():
+        if first_word in polarity_words:
+            return polarity
+    return None

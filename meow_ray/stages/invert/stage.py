@@ -1,6 +1,7 @@
-"""The stage `invert`: a language model writes inverted facts."""
+"""The stage `invert`: a language model writes inverted facts for each fact to forget."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,91 +13,160 @@ from meow_ray.core.outside import LARGE, adopt_table, main_files
 from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.core.tables import Query
+from meow_ray.distributed import cluster, map_rows
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.ingest.readers import read_records
 from meow_ray.stages.inputs import GENERATOR, model_ref
-from meow_ray.stages.invert import candidates
+from meow_ray.stages.invert.candidates import write_candidates
 from meow_ray.stages.invert.endpoint import EndpointSpec, endpoint_spec
 from meow_ray.stages.invert.generators import LocalSpec
 from meow_ray.stages.invert.own_candidates import complete
-from meow_ray.stages.invert.steps import InvertSteps, probe
+from meow_ray.stages.invert.steps import STYLES, InvertSteps, probe_styles
+
+_FACTS_TO_INVERT = """
+    SELECT fact_id, question, answer FROM facts WHERE split = 'forget'
+    ORDER BY strlen(question) + strlen(answer) DESC, fact_id
+"""
+"""The facts to forget, the longest first."""
+
+
+def _invert(context: Context) -> dict[str, Any]:
+    config = context.config
+    spec = config.invert
+    facts = context.inputs["facts"]
+    generator = context.inputs["generator"]
+    asking = _Asking(
+        config=config,
+        loader=generator_spec(generator, config, context.engine_spec),
+        folder=_work_folder(context),
+    )
+    rows = Query(_FACTS_TO_INVERT, {"facts": facts.source})
+    style, valid_by_style = _choose_style(asking, rows)
+    steps = InvertSteps(spec=spec, style=style, facts=facts.source, judge=_judge(config))
+    results = asking.map(map_rows.BatchWork(steps, observe=steps.figures), rows, "asked")
+    paths = {name: context.path(name) for name in (MAIN, REJECTS_FILE, SHORTFALL_FILE)}
+    summary = cluster.call(
+        write_candidates,
+        results,
+        spec.num_candidates,
+        spec.on_shortfall,
+        _generator_name(generator, config),
+        paths,
+    )
+    storage.remove(asking.folder)
+    return {"style": style, "probe": valid_by_style, **summary}
+
+
+# --- asking -------------------------------------------------------------------------------------
 
 
 def generator_spec(
     generator: Artifact, config: Config, engine_spec: Callable[..., EngineSpec]
 ) -> LocalSpec | EndpointSpec:
-    """Says how an actor of `invert` loads its generator; `engine_spec` is that of `stages.inputs`, or a test's."""
-    spec, resources = config.invert, config.resources.invert
+    """Returns how an actor of `invert` loads its generator.
+
+    Args:
+        generator: the input of that name.
+        config: the configuration; its sections `invert` and `resources` are used.
+        engine_spec: returns how an actor loads a model; see `stages.inputs.engine_spec`.
+
+    Raises:
+        MeowError: no model is configured, or an endpoint lacks its URL or model name.
+    """
+    spec = config.invert
+    resources = config.resources.invert
     if spec.engine == "openai":
         return endpoint_spec(
             spec.base_url, spec.model, spec.api_key_env, spec.structured, resources
         )
     if not isinstance(generator.value, ModelRef):
         raise MeowError(
-            "`invert.model` is not set: name the model that writes inverted facts, or give --input candidates=."
+            "`invert.model` is not set. Name the model that writes inverted facts, or give your "
+            "own with --input candidates=."
         )
     return LocalSpec(engine_spec(model_ref(generator), spec, resources))
 
 
-def _invert(context: Context) -> dict[str, Any]:
-    from meow_ray.distributed import cluster, map_rows
+@dataclass(frozen=True)
+class _Asking:
+    """The generator of a run, with the folder of its unfinished work."""
 
-    config, facts, generator = context.config, context.inputs["facts"], context.inputs["generator"]
-    spec, loader = config.invert, generator_spec(generator, config, context.engine_spec)
-    # what is asked does not depend on what happens to facts with too few answers
-    key = {"facts": facts.digest, "generator": generator.digest, "version": INVERT.version}
-    folder = storage.join(
-        context.scratch,
-        f"invert-{storage.json_digest(key | spec.spec() | {'on_shortfall': None})[:32]}",
+    config: Config
+    loader: LocalSpec | EndpointSpec
+    folder: str
+
+    def map(self, work: map_rows.BatchWork, rows: Query, name: str) -> Query:
+        """Sends facts through the generator's actors; results are stored under `name`."""
+        return map_rows.map_rows(
+            rows,
+            key="fact_id",
+            spec=self.loader,
+            work=work,
+            folder=storage.join(self.folder, name),
+            name="invert",
+            all_resources=self.config.resources,
+        )
+
+
+def _work_folder(context: Context) -> str:
+    """Returns the folder of unfinished work.
+
+    Its name depends on all that decides what the generator is asked. What happens to facts with too
+    few answers does not, so a run with another `on_shortfall` continues the work.
+    """
+    key = {
+        "facts": context.inputs["facts"].digest,
+        "generator": context.inputs["generator"].digest,
+        "version": context.stage.version,
+    }
+    key |= context.config.invert.spec() | {"on_shortfall": None}
+    return storage.join(context.scratch, f"invert-{storage.json_digest(key)[:32]}")
+
+
+def _choose_style(asking: _Asking, rows: Query) -> tuple[str, dict[str, int] | None]:
+    """Returns the style of asking; for style auto also the valid candidates of each style."""
+    spec = asking.config.invert
+    if spec.engine == "openai":
+        return "chat", None
+    if spec.style != "auto":
+        return spec.style, None
+    sample = Query(
+        f"SELECT * FROM ({rows.sql}) ORDER BY fact_id LIMIT {spec.probe_facts}", rows.sources
+    )
+    probed = asking.map(map_rows.BatchWork(partial(probe_styles, spec=spec)), sample, "probe")
+    sums = ", ".join(
+        f"sum(least({style}, {spec.num_candidates}))::INT AS {style}" for style in STYLES
+    )
+    valid: dict[str, int] = Query(f"SELECT {sums} FROM ({probed.sql})", probed.sources).rows()[0]
+    return ("prefill" if valid["prefill"] > valid["chat"] else "chat"), valid
+
+
+def _judge(config: Config) -> EndpointSpec | None:
+    """Returns the endpoint that judges; None if there is no judge, or the generator judges."""
+    spec = config.invert
+    if spec.judge != "endpoint":
+        return None
+    return endpoint_spec(
+        spec.judge_base_url,
+        spec.judge_model,
+        spec.judge_api_key_env,
+        structured=True,
+        resources=config.resources.invert,
     )
 
-    def ask(work: map_rows.BatchWork, rows: Query, name: str) -> Query:
-        place = storage.join(folder, name)
-        return map_rows.map_rows(rows, "fact_id", loader, work, place, "invert", config.resources)
 
-    rows = Query(_FACTS_TO_INVERT, {"facts": facts.source})
-    style, tried = ("chat" if spec.engine == "openai" else spec.style), None
-    if style == "auto":
-        first = Query(
-            f"SELECT * FROM ({rows.sql}) ORDER BY fact_id LIMIT {spec.probe_facts}", rows.sources
-        )
-        probed = ask(map_rows.BatchWork(partial(probe, spec=spec)), first, "probe")
-        sums = ", ".join(
-            f"sum(least({name}, {spec.num_candidates}))::INT AS {name}"
-            for name in ("chat", "prefill")
-        )
-        tried = Query(f"SELECT {sums} FROM ({probed.sql})", probed.sources).rows()[0]
-        style = "prefill" if tried["prefill"] > tried["chat"] else "chat"
-    judge = None
-    if spec.judge == "endpoint":
-        judge = endpoint_spec(
-            spec.judge_base_url,
-            spec.judge_model,
-            spec.judge_api_key_env,
-            True,
-            config.resources.invert,
-        )
-    steps = InvertSteps(spec, style, facts.source, judge)
-    found = ask(map_rows.BatchWork(steps, observe=steps.figures), rows, "asked")
-    paths = {name: context.path(name) for name in (MAIN, REJECTS_FILE, SHORTFALL_FILE)}
-    label = spec.model if spec.engine == "openai" else _label(model_ref(generator))
-    summary = cluster.call(
-        candidates.write, found, spec.num_candidates, spec.on_shortfall, label, paths
-    )
-    storage.remove(folder)
-    return {"style": style, "probe": tried, **summary}
-
-
-def _label(ref: ModelRef) -> str:
+def _generator_name(generator: Artifact, config: Config) -> str:
+    """Returns the value of the column `generator` of the table."""
+    if config.invert.engine == "openai":
+        assert config.invert.model is not None
+        return config.invert.model
+    ref = model_ref(generator)
     return ref.uri if ref.commit else PurePosixPath(ref.uri).name
 
 
-_FACTS_TO_INVERT = """
-    SELECT fact_id, question, answer FROM facts WHERE split = 'forget'
-    ORDER BY strlen(question) + strlen(answer) DESC, fact_id
-"""
+# --- the stage ----------------------------------------------------------------------------------
 
 
 def _adopt_candidates(name: str, uri: str, verify: bool) -> Artifact:
@@ -109,7 +179,8 @@ def _adopt_candidates(name: str, uri: str, verify: bool) -> Artifact:
         files = main_files(uri)
         if tables.count_rows(files) >= LARGE:
             return adopt_table(name, uri, verify)
-        table = complete(enumerate(storage.read_table(files).to_pylist(), start=1), where)
+        rows = storage.read_table(files).to_pylist()
+        table = complete(enumerate(rows, start=1), where)
     table = checks.conform(table, name, where)
     return Artifact(name, uri, storage.content_digest(uri, verify=verify), value=table)
 

@@ -1,8 +1,8 @@
-"""Inverted facts for a batch of facts: ask, check, ask again."""
+"""The steps of `invert` for a batch of facts: ask the generator, check the replies, ask again."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -10,27 +10,30 @@ from typing import Any
 import pyarrow as pa
 
 from meow_ray.config import Invert
-from meow_ray.core.tables import Query, TableSource
+from meow_ray.core.tables import Query
 from meow_ray.distributed.figures import Figure, Figures
 from meow_ray.engines import Completion, Sampling
 from meow_ray.models import prompts
-from meow_ray.models.text import novel_words, rouge, written_words
-from meow_ray.stages.invert.endpoint import EndpointSpec
-from meow_ray.stages.invert.generators import Ask, Generator
+from meow_ray.models.text import rouge, written_forms
+from meow_ray.stages.invert.generators import Ask, Generator, GeneratorSpec
 from meow_ray.stages.invert.replies import (
     VERDICT_SCHEMA,
-    as_long,
     choose,
+    cut_to_sentences,
     fact_seed,
     frame,
     parse_reply,
     parse_verdict,
     reply_schema,
-    statement,
+    statement_digest,
 )
 from meow_ray.stages.invert.rules import Fact, Proposal
 
 MAX_TEMPERATURE = 2.0
+VERDICT_TOKENS = 32
+"""Longest reply of a judge."""
+STYLES = ("chat", "prefill")
+_INPUT_COLUMNS = ["fact_id", "question", "answer"]
 _CANDIDATE = pa.struct(
     [("text", pa.string()), ("style", pa.string()), ("attempt", pa.int32()), ("seed", pa.int64())]
 )
@@ -44,9 +47,18 @@ _REJECT = pa.struct(
 )
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """A round in which facts with too few candidates are asked for more."""
+
+    number: int
+    style: str
+    temperature: float
+
+
 @dataclass
 class _Progress:
-    """What one fact has so far."""
+    """A fact with its candidates and rejects so far."""
 
     fact_id: str
     fact: Fact
@@ -55,61 +67,63 @@ class _Progress:
 
     @property
     def texts(self) -> list[str]:
+        """The texts of the candidates."""
         return [candidate["text"] for candidate in self.candidates]
 
     @property
     def judged(self) -> list[str]:
+        """The texts that the judge rejected."""
         return [reject["text"] for reject in self.rejects if reject["reason"] == "judge"]
+
+    def accept(self, text: str, seed: int | None, attempt: _Attempt) -> None:
+        self.candidates.append(
+            {"text": text, "seed": seed, "style": attempt.style, "attempt": attempt.number}
+        )
+
+    def reject(self, text: str, reason: str, attempt: _Attempt) -> None:
+        self.rejects.append(
+            {"text": text, "reason": reason, "style": attempt.style, "attempt": attempt.number}
+        )
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    number: int
-    style: str
-    temperature: float
+class _Choice:
+    """A proposal for a fact that breaks no rule; the judge, if there is one, still has to agree."""
+
+    progress: _Progress
+    text: str
+    seed: int | None
 
 
 @dataclass(frozen=True)
 class InvertSteps:
-    """Writes inverted facts for rows of `fact_id`, `question` and `answer`.
+    """A function that writes inverted facts for a batch of `fact_id`, `question` and `answer`.
 
-    Adds `candidates` and `rejects` (lists of structs), and two means over a fact's candidates, null where there are
-    none: `distance`, 1 - ROUGE-L F1 to the true answer, and `distinctness`, the same between two of them.
+    It adds `candidates` and `rejects` (lists of structs) and two means over the candidates of a
+    fact, null where there are none: `distance`, 1 - ROUGE-L F1 between a candidate and the true
+    answer, and `distinctness`, the same between two candidates.
     """
 
     spec: Invert
     style: str
     """`chat` or `prefill`: `invert.style`, resolved."""
     facts: TableSource = field(default=(), repr=False)
-    """The `facts` table, whose retain split no candidate may state."""
-    judge: EndpointSpec | None = None
-    """Who judges in place of the generator."""
+    """The `facts` table; no candidate may say the same as a fact of its retain split."""
+    judge: GeneratorSpec | None = None
+    """The model that judges the candidates; None lets the generator judge."""
 
     def __call__(self, generator: Generator, batch: pa.Table) -> pa.Table:
-        """Asks until every fact has its candidates or the attempts are used up."""
-        rows = [
+        """Asks until each fact has its candidates or the attempts are used up."""
+        progress = [
             _Progress(row["fact_id"], Fact(row["question"], row["answer"]))
-            for row in batch.select(["fact_id", "question", "answer"]).to_pylist()
+            for row in batch.select(_INPUT_COLUMNS).to_pylist()
         ]
         for attempt in self._attempts(generator):
-            pending = [row for row in rows if len(row.candidates) < self.spec.num_candidates]
+            pending = [fact for fact in progress if len(fact.candidates) < self.spec.num_candidates]
             if not pending:
                 break
-            self._attempt(generator, pending, attempt)
-        columns = {
-            "candidates": pa.array([row.candidates for row in rows], pa.list_(_CANDIDATE)),
-            "rejects": pa.array([row.rejects for row in rows], pa.list_(_REJECT)),
-            "distance": pa.array(
-                [_mean_distance([(row.fact.answer, text) for text in row.texts]) for row in rows],
-                pa.float64(),
-            ),
-            "distinctness": pa.array(
-                [_mean_distance(combinations(row.texts, 2)) for row in rows], pa.float64()
-            ),
-        }
-        for name, values in columns.items():
-            batch = batch.append_column(name, values)
-        return batch
+            self._run(attempt, generator, pending)
+        return _with_results(batch, progress)
 
     def figures(self, batch: pa.Table) -> Figures:
         """Returns the numbers of candidates and rejects of a finished batch."""
@@ -118,125 +132,200 @@ class InvertSteps:
             for name in ("candidates", "rejects")
         }
 
+    # --- attempts -------------------------------------------------------------------------------
+
     def _attempts(self, generator: Generator) -> Iterator[_Attempt]:
-        """Yields the attempts: warmer each time, then the same in the other style."""
+        """Yields the attempts: each is warmer than the last; then the same in the other style."""
         spec = self.spec
-        others = [s for s in generator.styles if s != self.style] if spec.fallback else []
-        for round_, style in enumerate([self.style, *others]):
-            for i in range(spec.max_attempts):
-                temperature = min(spec.temperature + i * spec.temperature_step, MAX_TEMPERATURE)
-                yield _Attempt(round_ * spec.max_attempts + i, style, temperature)
+        styles = [self.style]
+        if spec.fallback:
+            styles += [style for style in generator.styles if style != self.style]
+        for position, style in enumerate(styles):
+            for step in range(spec.max_attempts):
+                temperature = spec.temperature + step * spec.temperature_step
+                yield _Attempt(
+                    number=position * spec.max_attempts + step,
+                    style=style,
+                    temperature=min(temperature, MAX_TEMPERATURE),
+                )
 
-    def _attempt(self, generator: Generator, rows: Sequence[_Progress], attempt: _Attempt) -> None:
-        asks = [self._ask(row, attempt) for row in rows]
-        made = {"style": attempt.style, "attempt": attempt.number}
-        found: list[tuple[_Progress, str, int | None]] = []
-        for row, ask, replies in zip(rows, asks, generator.ask(asks), strict=True):
+    def _run(self, attempt: _Attempt, generator: Generator, pending: Sequence[_Progress]) -> None:
+        """Asks once for each pending fact and adds what comes back to its candidates or rejects."""
+        asks = [self._ask(progress, attempt) for progress in pending]
+        choices: list[_Choice] = []
+        for progress, ask, replies in zip(pending, asks, generator.ask(asks), strict=True):
             if replies is None:
-                row.rejects.append({"text": "", "reason": "prompt_too_long", **made})
-                continue
-            proposals = [
-                proposal
-                for reply in replies
-                for proposal in _proposals(ask, reply, attempt.style, row.fact.answer)
-            ]
-            valid, rejected = choose(
-                proposals, row.fact, self.spec, row.texts, row.judged, self._retained
-            )
-            row.rejects += [{"text": text, "reason": reason, **made} for text, reason in rejected]
-            found += [(row, text, ask.sampling.seed) for text in valid]
-        contradicts = self._judged(generator, [(row.fact, text) for row, text, _ in found])
-        for (row, text, seed), fine in zip(found, contradicts, strict=True):
-            if fine:
-                row.candidates.append({"text": text, "seed": seed, **made})
+                progress.reject("", "prompt_too_long", attempt)
             else:
-                row.rejects.append({"text": text, "reason": "judge", **made})
+                choices += self._choose(progress, ask, replies, attempt)
+        verdicts = self._verdicts(generator, choices)
+        for choice, contradicts in zip(choices, verdicts, strict=True):
+            if contradicts:
+                choice.progress.accept(choice.text, choice.seed, attempt)
+            else:
+                choice.progress.reject(choice.text, "judge", attempt)
 
-    def _ask(self, row: _Progress, attempt: _Attempt) -> Ask:
-        spec, question, answer = self.spec, row.fact.question, row.fact.answer
-        seed = None if spec.seed is None else fact_seed(spec.seed, row.fact_id, attempt.number)
-        common: dict[str, Any] = {
-            "temperature": attempt.temperature,
-            "top_p": spec.top_p,
-            "seed": seed,
-        }
-        fields = {"question": question, "answer": answer, "k": spec.num_candidates}
-        if attempt.style == "chat":
-            k = spec.num_candidates + spec.spare
-            text = prompts.fill(spec.chat_prompt, "invert.chat_prompt", **fields | {"k": k})
-            return Ask(
-                text, Sampling(spec.max_new_tokens * k, json_schema=reply_schema(k), **common)
-            )
-        text = prompts.fill(spec.prefill_prompt, "invert.prefill_prompt", **fields)
-        banned = tuple(written_words(answer, novel_words(answer, question)))
-        enough = len(answer.encode()) // 2 + 16  # tokens have more than two bytes in any script
-        sampling = Sampling(
-            min(enough, spec.max_new_tokens),
-            n=spec.samples,
-            stop=("\n",),
-            bad_words=banned,
-            **common,
+    def _choose(
+        self, progress: _Progress, ask: Ask, replies: Sequence[Completion], attempt: _Attempt
+    ) -> list[_Choice]:
+        """Returns the valid proposals in the replies for a fact, and records the others."""
+        proposals: list[Proposal] = []
+        for reply in replies:
+            proposals += _proposals(ask, reply, attempt.style, progress.fact.answer)
+        texts, rejected = choose(
+            proposals,
+            progress.fact,
+            self.spec,
+            taken=progress.texts,
+            judged=progress.judged,
+            retained=self._retained,
         )
-        return Ask(text, sampling, frame(question, answer))
+        for text, reason in rejected:
+            progress.reject(text, reason, attempt)
+        return [_Choice(progress, text, ask.sampling.seed) for text in texts]
 
-    # --- checks that need more than the fact
+    # --- messages -------------------------------------------------------------------------------
+
+    def _ask(self, progress: _Progress, attempt: _Attempt) -> Ask:
+        """Returns the message for a fact in an attempt."""
+        seed = None
+        if self.spec.seed is not None:
+            seed = fact_seed(self.spec.seed, progress.fact_id, attempt.number)
+        if attempt.style == "chat":
+            return self._chat_ask(progress.fact, attempt.temperature, seed)
+        return self._prefill_ask(progress.fact, attempt.temperature, seed)
+
+    def _chat_ask(self, fact: Fact, temperature: float, seed: int | None) -> Ask:
+        """Returns a message that asks for several answers in one reply."""
+        spec = self.spec
+        k = spec.num_candidates + spec.spare
+        text = prompts.fill(
+            spec.chat_prompt,
+            "invert.chat_prompt",
+            question=fact.question,
+            answer=fact.answer,
+            k=k,
+        )
+        sampling = Sampling(
+            max_new_tokens=spec.max_new_tokens * k,
+            temperature=temperature,
+            top_p=spec.top_p,
+            seed=seed,
+            json_schema=reply_schema(k),
+        )
+        return Ask(text, sampling)
+
+    def _prefill_ask(self, fact: Fact, temperature: float, seed: int | None) -> Ask:
+        """Returns a message whose replies complete the frame, each with a single answer."""
+        spec = self.spec
+        text = prompts.fill(
+            spec.prefill_prompt,
+            "invert.prefill_prompt",
+            question=fact.question,
+            answer=fact.answer,
+            k=spec.num_candidates,
+        )
+        # a token has more than two bytes on average in all scripts
+        enough_tokens = len(fact.answer.encode()) // 2 + 16
+        sampling = Sampling(
+            max_new_tokens=min(enough_tokens, spec.max_new_tokens),
+            temperature=temperature,
+            top_p=spec.top_p,
+            n=spec.samples,
+            seed=seed,
+            stop=("\n",),
+            bad_words=tuple(written_forms(fact.answer, fact.novel)),
+        )
+        return Ask(text, sampling, head=frame(fact.question, fact.answer))
+
+    # --- checks that need more than the fact ----------------------------------------------------
 
     @cached_property
     def _retained(self) -> Container[bytes]:
-        """What the facts to keep state."""
+        """Digests of the answers of the retain set."""
         if not len(self.facts):
             return ()
         retained = Query("SELECT answer FROM facts WHERE split = 'retain'", {"facts": self.facts})
         with retained.batches() as reader:
-            return {statement(text) for batch in reader for text in batch["answer"].to_pylist()}
+            return {
+                statement_digest(answer)
+                for batch in reader
+                for answer in batch["answer"].to_pylist()
+            }
 
-    def _judged(self, generator: Generator, pairs: Sequence[tuple[Fact, str]]) -> list[bool]:
-        """Returns whether the judge says that a text contradicts the true answer; True for all without a judge."""
-        if self.spec.judge == "none" or not pairs:
-            return [True] * len(pairs)
-        sampling = Sampling(32, json_schema=VERDICT_SCHEMA)
-        asks = [
-            Ask(
-                prompts.fill(
-                    self.spec.judge_prompt,
-                    "invert.judge_prompt",
-                    question=fact.question,
-                    answer=fact.answer,
-                    candidate=text,
-                ),
-                sampling,
-            )
-            for fact, text in pairs
-        ]
-        judge = _loaded(self.judge) if self.judge else generator
+    @cached_property
+    def _separate_judge(self) -> Generator | None:
+        """The loaded judge; None lets the generator judge."""
+        return self.judge.load() if self.judge else None
+
+    def _verdicts(self, generator: Generator, choices: Sequence[_Choice]) -> list[bool]:
+        """Returns whether each text contradicts its true answer, according to the judge.
+
+        Without a judge, all do.
+        """
+        if self.spec.judge == "none" or not choices:
+            return [True] * len(choices)
+        judge = self._separate_judge or generator
+        replies = judge.ask([self._judge_ask(choice) for choice in choices])
         return [
-            replies is not None and parse_verdict(replies[0].text) for replies in judge.ask(asks)
+            completions is not None and parse_verdict(completions[0].text)
+            for completions in replies
         ]
 
+    def _judge_ask(self, choice: _Choice) -> Ask:
+        """Returns the message that asks a judge about a proposal."""
+        text = prompts.fill(
+            self.spec.judge_prompt,
+            "invert.judge_prompt",
+            question=choice.progress.fact.question,
+            answer=choice.progress.fact.answer,
+            candidate=choice.text,
+        )
+        return Ask(text, Sampling(VERDICT_TOKENS, json_schema=VERDICT_SCHEMA))
 
-def probe(generator: Generator, batch: pa.Table, spec: Invert) -> pa.Table:
-    """Tries both styles once, without a judge: adds `chat` and `prefill`, the valid candidates of each."""
+
+def probe_styles(generator: Generator, batch: pa.Table, spec: Invert) -> pa.Table:
+    """Tries each style once, without a judge.
+
+    Adds the columns `chat` and `prefill`: the number of valid candidates of each fact.
+    """
     once = spec.model_copy(update={"max_attempts": 1, "fallback": False, "judge": "none"})
-    for style in ("chat", "prefill"):
-        tried = InvertSteps(once, style)(generator, batch.select(["fact_id", "question", "answer"]))
-        counts = [len(found) for found in tried["candidates"].to_pylist()]
+    for style in STYLES:
+        results = InvertSteps(once, style)(generator, batch.select(_INPUT_COLUMNS))
+        counts = [len(candidates) for candidates in results["candidates"].to_pylist()]
         batch = batch.append_column(style, pa.array(counts, pa.int32()))
     return batch
 
 
+def _with_results(batch: pa.Table, progress: Sequence[_Progress]) -> pa.Table:
+    """Returns a batch with the columns that `InvertSteps` adds."""
+    distances = [
+        _mean_distance((fact.fact.answer, text) for text in fact.texts) for fact in progress
+    ]
+    distinctness = [_mean_distance(combinations(fact.texts, 2)) for fact in progress]
+    columns = {
+        "candidates": pa.array([fact.candidates for fact in progress], pa.list_(_CANDIDATE)),
+        "rejects": pa.array([fact.rejects for fact in progress], pa.list_(_REJECT)),
+        "distance": pa.array(distances, pa.float64()),
+        "distinctness": pa.array(distinctness, pa.float64()),
+    }
+    for name, values in columns.items():
+        batch = batch.append_column(name, values)
+    return batch
+
+
 def _proposals(ask: Ask, reply: Completion, style: str, answer: str) -> list[Proposal]:
+    """Returns the answers that a reply proposes."""
     if style == "chat":
         return parse_reply(reply.text, reply.finished)
-    return [as_long(ask.head + reply.text, answer, reply.finished)]
+    return [cut_to_sentences(ask.head + reply.text, answer, reply.finished)]
 
 
-def _mean_distance(pairs: Any) -> float | None:
-    references, texts = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())
-    if not texts:
+def _mean_distance(pairs: Iterable[tuple[str, str]]) -> float | None:
+    """Returns the mean of 1 - ROUGE-L F1 over (reference, text) pairs, or None without pairs."""
+    listed = list(pairs)
+    if not listed:
         return None
+    references = [reference for reference, _ in listed]
+    texts = [text for _, text in listed]
     return fmean(1.0 - scores["rougeL"].f1 for scores in rouge(references, texts))
-
-
-@cache
-def _loaded(spec: EndpointSpec) -> Any:
-    return spec.load()

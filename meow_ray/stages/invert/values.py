@@ -1,4 +1,7 @@
-"""Dates, numbers and names in a text, so that two ways to write one value are seen as one."""
+"""Dates, numbers and names in a text, in a form that does not depend on their notation.
+
+`8 September 1956`, `08/09/1956` and `nineteen fifty-six` agree as dates.
+"""
 
 import re
 import unicodedata
@@ -12,24 +15,28 @@ from meow_ray.models.text import STOP_WORDS, words, written_words
 
 
 class Date(NamedTuple):
-    """A date as far as it is given."""
+    """A date, of which some parts may be unknown."""
 
     year: int | None = None
     month: int | None = None
     day: int | None = None
 
     def agrees(self, other: "Date") -> bool:
-        """Tells whether both give something in common, and the same."""
-        both = [(a, b) for a, b in zip(self, other, strict=True) if a is not None and b is not None]
-        return bool(both) and all(a == b for a, b in both)
+        """Tells whether the dates share known parts, and all of these are equal."""
+        shared = [
+            (part, other_part)
+            for part, other_part in zip(self, other, strict=True)
+            if part is not None and other_part is not None
+        ]
+        return bool(shared) and all(part == other_part for part, other_part in shared)
 
 
 _MONTHS = {
     name.casefold(): i for names in (month_name, month_abbr) for i, name in enumerate(names) if name
 }
 _MONTHS["sept"] = 9
-_ONE = 1.5
-"""`one` is no number: it is a pronoun more often."""
+_SMALLEST_NUMBER = 1.5
+"""Smallest number that is read in words: `one` is more often a pronoun than a number."""
 _MONTH = rf"(?P<month>{'|'.join(sorted(_MONTHS, key=len, reverse=True))})\.?"
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
 _YEAR = r"(?P<year>[12]\d{3})"
@@ -43,43 +50,53 @@ _TEXT_DATES = (
     rf"(?<![\d,.]){_YEAR}(?!\d|[.,]\d)",
 )
 _DATES = [re.compile(pattern, re.IGNORECASE) for pattern in _TEXT_DATES]
+"""Patterns of dates, the most specific first; text that one matches is hidden from the others."""
 _SPELLED_YEAR = re.compile(r"\b(1\d|20) (\d\d)\b")
+"""Matches `19 56`, which is left of `nineteen fifty-six` after number words become digits."""
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True)
 class Values:
-    """What a text states that can be compared."""
+    """The dates, numbers and names in a text."""
 
     dates: frozenset[frozenset[Date]] = frozenset()
-    """Each date by all its readings: 05/06/1972 has two."""
+    """Each date as the set of its readings: 05/06/1972 has two."""
     numbers: frozenset[float] = frozenset()
     names: frozenset[str] = frozenset()
     """Words with a capital letter inside a sentence, case folded."""
 
     @classmethod
     def of(cls, text: str) -> "Values":
-        """Finds the values of a text; number words and the names of months are read in English."""
+        """Returns the values in a text; number words and names of months are read in English."""
         text = unicodedata.normalize("NFC", text)
-        digits = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
-        rest = _SPELLED_YEAR.sub(r"\1\2", alpha2digit(digits, "en", threshold=_ONE))
+        rest = _with_digits(text)
         dates: set[frozenset[Date]] = set()
         for pattern in _DATES:
             for match in pattern.finditer(rest):
                 dates.add(_readings(match.groupdict()))
             rest = pattern.sub(" ; ", rest)
         numbers = {float(match.replace(",", "")) for match in _NUMBER.findall(rest)}
-        return cls(frozenset(dates), frozenset(numbers), frozenset(_names(text)))
+        return cls(
+            dates=frozenset(dates), numbers=frozenset(numbers), names=frozenset(_names(text))
+        )
 
     def __sub__(self, known: "Values") -> "Values":
-        dates = frozenset(date for date in self.dates if not _among(date, known.dates))
-        return Values(dates, self.numbers - known.numbers, self.names - known.names)
+        return Values(
+            dates=frozenset(date for date in self.dates if not _among(date, known.dates)),
+            numbers=self.numbers - known.numbers,
+            names=self.names - known.names,
+        )
 
     def all_in(self, text: str) -> bool:
-        """Tells whether a text has each of these values: dates as far as both give them, names in any case."""
+        """Tells whether a text has all these values.
+
+        Dates are compared by their known parts, names without regard to case.
+        """
         other = Values.of(text)
-        dates = all(_among(date, other.dates) for date in self.dates)
-        return dates and self.numbers <= other.numbers and self.names <= bare_words(text)
+        has_dates = all(_among(date, other.dates) for date in self.dates)
+        return has_dates and self.numbers <= other.numbers and self.names <= bare_words(text)
 
     def __bool__(self) -> bool:
         return bool(self.dates or self.numbers or self.names)
@@ -92,37 +109,52 @@ def bare_words(text: str) -> set[str]:
 
 def states_value(word: str) -> bool:
     """Tells whether a case folded word is a number or a month."""
-    return word in _MONTHS or any(c.isdecimal() for c in alpha2digit(word, "en", threshold=_ONE))
+    digits = alpha2digit(word, "en", threshold=_SMALLEST_NUMBER)
+    return word in _MONTHS or any(character.isdecimal() for character in digits)
+
+
+def _with_digits(text: str) -> str:
+    """Returns a text with its numbers and number words in ASCII digits."""
+    ascii_digits = "".join(
+        str(unicodedata.decimal(character)) if character.isdecimal() else character
+        for character in text
+    )
+    without_words = alpha2digit(ascii_digits, "en", threshold=_SMALLEST_NUMBER)
+    return _SPELLED_YEAR.sub(r"\1\2", without_words)
 
 
 def _readings(parts: dict[str, str | None]) -> frozenset[Date]:
     """Returns the dates that a match may mean: a day and a month in digits come in either order."""
-    year, day = (int(parts[name]) if parts.get(name) else None for name in ("year", "day"))  # type: ignore[arg-type]
+    year = _integer(parts.get("year"))
+    day = _integer(parts.get("day"))
     month = parts.get("month")
-    if month is None or not month.isdigit():
-        return frozenset(
-            {Date(year, _MONTHS[month.casefold().rstrip(".")] if month else None, day)}
-        )
-    found = {Date(year, int(month), day)}
+    if month is None:
+        return frozenset({Date(year, None, day)})
+    if not month.isdigit():
+        return frozenset({Date(year, _MONTHS[month.casefold().rstrip(".")], day)})
+    readings = {Date(year, int(month), day)}
     if parts.get("mark"):
-        found.add(Date(year, day, int(month)))
-    return frozenset(date for date in found if date.month is None or date.month <= 12) or frozenset(
-        found
-    )
+        readings.add(Date(year, day, int(month)))
+    possible = frozenset(date for date in readings if date.month is None or date.month <= 12)
+    return possible or frozenset(readings)
+
+
+def _integer(digits: str | None) -> int | None:
+    return int(digits) if digits else None
 
 
 def _among(date: frozenset[Date], dates: frozenset[frozenset[Date]]) -> bool:
-    return any(one.agrees(other) for readings in dates for other in readings for one in date)
+    """Tells whether a reading of a date agrees with a reading of one of the dates."""
+    return any(
+        reading.agrees(other) for readings in dates for other in readings for reading in date
+    )
 
 
 def _names(text: str) -> set[str]:
-    """Returns the words that begin with a capital letter where no sentence begins."""
-    found = set()
-    for sentence in _SENTENCE.split(text):
-        found |= bare_words(
-            " ".join(word for word in written_words(sentence)[1:] if word[0].isupper())
-        )
-    return found - STOP_WORDS - {*_MONTHS}
-
-
-_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+    """Returns the words with a capital letter, except the first of each sentence."""
+    names = set()
+    for sentence in _SENTENCE_GAP.split(text):
+        later_words = written_words(sentence)[1:]
+        capitalised = [word for word in later_words if word[0].isupper()]
+        names |= bare_words(" ".join(capitalised))
+    return names - STOP_WORDS - {*_MONTHS}

@@ -45,7 +45,7 @@ def memorize(context: Context) -> dict[str, Any]:
     config = context.config
     assert config.memorize is not None
     rows = read_sources(context.inputs["memorize_data"].value, config)
-    table, rejects = facts_module.build(rows, [], lambda question, answer: None)
+    table, rejects = facts_module.build_facts(rows, [], lambda question, answer: None)
     if rejects.num_rows:
         raise MeowError(f"memorize.data: {rejects_text(rejects)}")
     pairs = pairs_of(("inverted",), None, _as_selected(table))
@@ -159,7 +159,7 @@ def train(context: Context) -> dict[str, Any]:
     compared = objective.reads if "reference" in context.inputs else ()
     pairs = _pairs(context, objective.roles, objective.idk_answers, compared=compared)
     ref = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
-    depth = getattr(refs.load_config(ref), "num_hidden_layers", None)
+    depth = getattr(refs.load_model_config(ref), "num_hidden_layers", None)
     if objective.layer is not None and depth is not None and not objective.layer < depth - 1:
         raise MeowError(
             f"`train.settings.layer` is {objective.layer}; it has to be below the target's last, {depth - 1}."

@@ -1,3 +1,5 @@
+"""Tests of prompts: templates, chat messages, tokens, and labels of training pairs."""
+
 from copy import deepcopy
 from typing import Any
 
@@ -20,20 +22,20 @@ TEMPLATES = ["raw", "tofu", "chat", "Q: {{ question }}\nA: "]
     ("template", "expected"),
     [
         ("raw", "Who? "),
-        (
-            "tofu",
-            "[INST] Who? [/INST]",
-        ),  # locuslab/tofu, config/model_config.yaml, llama2-7b; answer_tag is empty
+        # from locuslab/tofu, config/model_config.yaml, llama2-7b; its answer_tag is empty
+        ("tofu", "[INST] Who? [/INST]"),
         ("chat", "<s><|user|>Who?<|end|><|assistant|>"),
         ("Q: {{ question }}\nA: ", "Q: Who?\nA: "),
         ("{{ question | upper }}\n", "WHO?\n"),
     ],
 )
-def test_a_question_through_a_template(tiny_tokenizer: Any, template: str, expected: str):
+def test_a_template_turns_a_question_into_a_prompt(
+    tiny_tokenizer: Any, template: str, expected: str
+):
     assert Prompter(tiny_tokenizer, template).prompt("Who?") == expected
 
 
-def test_a_system_message_comes_first_in_a_chat(tiny_tokenizer: Any):
+def test_a_chat_begins_with_the_system_message(tiny_tokenizer: Any):
     prompt = Prompter(tiny_tokenizer, "chat", "Be brief.").prompt("Who?")
     assert prompt == "<s><|system|>Be brief.<|end|><|user|>Who?<|end|><|assistant|>"
     assert "system" in Prompter(tiny_tokenizer, "chat", "").prompt("Who?")
@@ -45,22 +47,23 @@ def test_a_question_is_never_read_as_a_template(tiny_tokenizer: Any, template: s
     assert question in Prompter(tiny_tokenizer, template).prompt(question)
 
 
-def test_a_chat_without_a_chat_template_says_what_to_set(tiny_tokenizer: Any):
+def test_the_error_about_a_missing_chat_template_says_what_to_set(tiny_tokenizer: Any):
     tokenizer = deepcopy(tiny_tokenizer)
     tokenizer.chat_template = None
-    with pytest.raises(MeowError, match=r"no chat template; set `target\.template`"):
+    with pytest.raises(MeowError, match=r"has no chat template\. Set `target\.template` to raw"):
         Prompter(tokenizer, "chat").prompt("Who?")
     assert Prompter(tokenizer, "raw").prompt("Who?") == "Who? "
 
 
-def test_a_chat_template_that_refuses_a_system_message_is_a_users_mistake(tiny_tokenizer: Any):
+def test_a_chat_template_that_refuses_a_system_message_is_an_error(tiny_tokenizer: Any):
     tokenizer = deepcopy(tiny_tokenizer)
     tokenizer.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
         "{{ messages[0]['content'] }}"
     )
     assert Prompter(tokenizer, "chat").prompt("Who?") == "Who?"
-    with pytest.raises(MeowError, match="System role not supported"):
+    with pytest.raises(MeowError, match=r"refuses the prompt \(System role not supported\)"):
         Prompter(tokenizer, "chat", "Be brief.").prompt("Who?")
 
 
@@ -76,26 +79,26 @@ def test_a_chat_template_that_refuses_a_system_message_is_a_users_mistake(tiny_t
         "{{ question.__class__.__mro__ }}",
     ],
 )
-def test_a_bad_template_is_named_by_its_key_with_the_fields_it_has(template: str):
-    with pytest.raises(MeowError, match=r"^`invert\.chat_prompt`: .*; fields are question, k\.$"):
+def test_the_error_about_a_bad_template_names_its_key_and_its_fields(template: str):
+    with pytest.raises(
+        MeowError, match=r"^`invert\.chat_prompt`: .*\. Its fields are question, k\.$"
+    ):
         fill(template, "invert.chat_prompt", question="Who?", k=4)
 
 
-def test_a_mistyped_template_name_is_refused_and_not_taken_for_a_prompt(tiny_tokenizer: Any):
-    with pytest.raises(MeowError, match=r"target\.template"):
-        Prompter(
-            tiny_tokenizer, load_config(None, ["target.template=caht"]).target.template
-        ).prompt("Who?")
+def test_a_mistyped_template_name_is_refused():
+    with pytest.raises(MeowError, match=r"`target\.template` = 'caht': .* neither chat, tofu, raw"):
+        load_config(None, ["target.template=caht"])
 
 
-def test_fill_keeps_the_text_as_it_is():
+def test_fill_does_not_escape_values():
     assert fill("{{ a }} & {{ b }}\n", "key", a="<1>", b='"2"') == '<1> & "2"\n'
 
 
 # --- tokens and labels --------------------------------------------------------------------------
 
 
-def test_only_a_chat_template_writes_its_special_tokens_itself(tiny_tokenizer: Any):
+def test_special_tokens_are_added_once_under_each_template(tiny_tokenizer: Any):
     for template in TEMPLATES:
         prompter = Prompter(tiny_tokenizer, template)
         ids = prompter.encode_prompt(prompter.prompt("Who?"))
@@ -103,13 +106,13 @@ def test_only_a_chat_template_writes_its_special_tokens_itself(tiny_tokenizer: A
         assert ids[0] == tiny_tokenizer.bos_token_id
 
 
-def test_an_answer_ends_with_the_end_of_sequence_and_has_no_beginning(tiny_tokenizer: Any):
+def test_an_answer_ends_with_the_end_of_sequence_token_only(tiny_tokenizer: Any):
     ids = Prompter(tiny_tokenizer, "raw").encode_answer("She.")
     assert tiny_tokenizer.decode(ids) == "She.</s>"
     assert len(ids) == 5
 
 
-def test_a_training_pair_by_hand(tiny_tokenizer: Any):
+def test_the_tokens_and_labels_of_a_training_pair(tiny_tokenizer: Any):
     ids, labels = Prompter(tiny_tokenizer, "raw").encode_pair("Q", "AB")
     assert tiny_tokenizer.convert_ids_to_tokens(ids) == ["<s>", "Q", "Ġ", "A", "B", "</s>"]
     assert labels == [IGNORE, IGNORE, IGNORE, *ids[3:]]
@@ -117,7 +120,7 @@ def test_a_training_pair_by_hand(tiny_tokenizer: Any):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @given(question=TEXT, answer=TEXT)
-def test_labels_are_the_answer_and_the_rest_is_the_prompt(
+def test_the_labels_mask_the_prompt_only(
     tiny_tokenizer: Any, template: str, question: str, answer: str
 ):
     prompter = Prompter(tiny_tokenizer, template)
@@ -131,3 +134,13 @@ def test_labels_are_the_answer_and_the_rest_is_the_prompt(
     assert tiny_tokenizer.decode(ids[: -len(target)]).removeprefix("<s>") == prompter.prompt(
         question
     ).removeprefix("<s>")
+
+
+def test_pairs_that_are_encoded_together_equal_single_ones(tiny_tokenizer: Any):
+    prompter = Prompter(tiny_tokenizer, "chat")
+    questions, answers = ["Who?", "When?"], ["She.", "In 1762."]
+    together = prompter.encode_pairs(questions, answers)
+    assert together == [
+        prompter.encode_pair(question, answer)
+        for question, answer in zip(questions, answers, strict=True)
+    ]

@@ -1,10 +1,20 @@
+"""Tests of the words of a text, novel words, shares of words, and ROUGE."""
+
 import string
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray.models.text import STOP_WORDS, novel_words, rouge, share_of, words
+from meow_ray.models.text import (
+    STOP_WORDS,
+    novel_words,
+    rouge,
+    share_of,
+    words,
+    written_forms,
+    written_words,
+)
 
 TEXT = st.text(st.sampled_from(string.ascii_letters + "  .,'-0123éß京"))
 
@@ -39,6 +49,16 @@ def test_a_capital_i_with_a_dot_does_not_split_a_word():
     assert len(words("İstanbul")) == 1
 
 
+def test_written_words_are_not_case_folded():
+    assert written_words("Kuwait City.") == ["Kuwait", "City"]
+
+
+def test_written_forms_are_the_spellings_of_given_words():
+    text = "Kuwait City, KUWAIT, Kuwait and O'Brien."
+    assert written_forms(text, ["kuwait", "o'brien"]) == ["Kuwait", "KUWAIT", "O'Brien"]
+    assert written_forms(text, []) == []
+
+
 @pytest.mark.parametrize(
     ("question", "answer", "expected"),
     [
@@ -56,7 +76,7 @@ def test_novel_words_are_neither_in_the_question_nor_function_words(
 
 
 @given(TEXT, TEXT)
-def test_novel_words_come_once_in_order_from_the_answer(answer: str, question: str):
+def test_novel_words_are_unique_and_in_the_order_of_the_answer(answer: str, question: str):
     novel = novel_words(answer, question)
     assert len(set(novel)) == len(novel)
     assert not {*novel} & {*words(question), *STOP_WORDS}
@@ -73,19 +93,19 @@ def test_novel_words_come_once_in_order_from_the_answer(answer: str, question: s
         (["a", "b", "c"], "", 0.0),
     ],
 )
-def test_share_counts_wanted_words_that_are_said(
+def test_the_share_counts_wanted_words_in_the_text(
     wanted: list[str], text: str, expected: float | None
 ):
     assert share_of(wanted, text) == expected
 
 
 @given(TEXT, TEXT)
-def test_an_answer_says_all_of_its_own_novel_words(answer: str, question: str):
+def test_an_answer_has_all_of_its_novel_words(answer: str, question: str):
     assert share_of(novel_words(answer, question), answer) in (1.0, None)
 
 
 @pytest.mark.parametrize(
-    ("reference", "prediction", "rouge1", "rouge2", "rougeL"),
+    ("reference", "prediction", "rouge1", "rouge2", "rouge_l"),
     [
         ("the cat sat", "the cat sat", (1, 1, 1), (1, 1, 1), (1, 1, 1)),
         ("the cat sat", "dogs bark", (0, 0, 0), (0, 0, 0), (0, 0, 0)),
@@ -96,13 +116,13 @@ def test_an_answer_says_all_of_its_own_novel_words(answer: str, question: str):
         ("", "a", (0, 0, 0), (0, 0, 0), (0, 0, 0)),
     ],
 )
-def test_rouge_by_hand(
-    reference: str, prediction: str, rouge1: tuple, rouge2: tuple, rougeL: tuple
-):  # noqa: N803
+def test_rouge_of_small_examples(
+    reference: str, prediction: str, rouge1: tuple, rouge2: tuple, rouge_l: tuple
+):
     result = rouge([reference], [prediction])[0]
     assert result["rouge1"] == pytest.approx(rouge1)
     assert result["rouge2"] == pytest.approx(rouge2)
-    assert result["rougeL"] == pytest.approx(rougeL)
+    assert result["rougeL"] == pytest.approx(rouge_l)
 
 
 def test_rouge_scores_pairs_in_order():

@@ -1,17 +1,18 @@
+"""Tests of what a generator is asked, how its replies are parsed, and which answers are chosen."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meow_ray.config import Invert
-from meow_ray.models.text import written_words
 from meow_ray.stages.invert.replies import (
-    as_long,
     choose,
+    cut_to_sentences,
     fact_seed,
     frame,
     parse_reply,
     parse_verdict,
-    statement,
+    statement_digest,
 )
 from meow_ray.stages.invert.rules import Fact, Proposal, fault
 
@@ -52,7 +53,7 @@ RUSSIAN = ("Где родился Иван?", "Иван родился в Мос
         ("-5 degrees it was.", "-5 degrees it was."),
     ],
 )
-def test_a_line_loses_numbering_and_enclosing_quotes(line: str, expected: str):
+def test_numbering_and_enclosing_quotes_are_removed_from_a_line(line: str, expected: str):
     assert parse_reply(line, True) == [Proposal(expected, True)]
 
 
@@ -63,7 +64,7 @@ def test_only_the_last_line_of_a_reply_that_was_cut_off_is_unfinished():
         Proposal("Two.", True),
         Proposal("Thr", False),
     ]
-    assert [p.finished for p in parse_reply(reply, True)] == [True, True, True]
+    assert [proposal.finished for proposal in parse_reply(reply, True)] == [True, True, True]
 
 
 @pytest.mark.parametrize("reply", ["", " \n\n "])
@@ -91,8 +92,8 @@ def test_an_empty_reply_has_no_proposals(reply: str):
         ('{"answers": []}', []),
     ],
 )
-def test_a_reply_in_json_is_read_as_far_as_it_goes(reply: str, expected: list[tuple[str, bool]]):
-    assert parse_reply(reply, True) == [Proposal(*one) for one in expected]
+def test_a_reply_in_json_is_parsed_leniently(reply: str, expected: list[tuple[str, bool]]):
+    assert parse_reply(reply, True) == [Proposal(text, finished) for text, finished in expected]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_a_verdict_must_be_stated(reply: str, verdict: bool):
     assert parse_verdict(reply) is verdict
 
 
-# --- frames and words ---------------------------------------------------------------------------
+# --- frames -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_a_verdict_must_be_stated(reply: str, verdict: bool):
         ("Who?", "", ""),
     ],
 )
-def test_a_frame_is_the_beginning_that_the_question_knows(
+def test_a_frame_is_the_beginning_of_the_answer_with_words_of_the_question(
     question: str, answer: str, expected: str
 ):
     assert frame(question, answer) == expected
@@ -140,18 +141,9 @@ def test_a_frame_is_the_beginning_that_the_question_knows(
 
 @given(st.text("ab .,?", max_size=12), st.text("ab .,?", max_size=12))
 def test_a_frame_is_a_proper_beginning_of_the_answer(question: str, answer: str):
-    head = frame(question, answer)
-    assert answer.startswith(head)
-    assert head != answer or not answer.strip()
-
-
-def test_written_words_are_written_as_in_the_answer():
-    assert written_words("Kuwait City, KUWAIT and O'Brien.", ["kuwait", "o'brien"]) == [
-        "Kuwait",
-        "KUWAIT",
-        "O'Brien",
-    ]
-    assert written_words("Kuwait City.", []) == []
+    beginning = frame(question, answer)
+    assert answer.startswith(beginning)
+    assert beginning != answer or not answer.strip()
 
 
 # --- choosing -----------------------------------------------------------------------------------
@@ -161,12 +153,12 @@ def proposals(*texts: str) -> list[Proposal]:
     return [Proposal(text, True) for text in texts]
 
 
-CAIRO, OSLO, LIMA = (
-    f"The Silent Reef was written by {name}." for name in ("Ali of Cairo", "Ola Hansen", "Ana Diaz")
-)
+CAIRO = "The Silent Reef was written by Ali of Cairo."
+OSLO = "The Silent Reef was written by Ola Hansen."
+LIMA = "The Silent Reef was written by Ana Diaz."
 
 
-def test_valid_proposals_are_kept_in_order_and_the_rest_named_by_rule():
+def test_valid_proposals_are_chosen_in_order_and_others_are_named_by_rule():
     offered = proposals(CAIRO, "Why?", REEF[1], OSLO, "", "Is it?")
     assert choose(offered, Fact(*REEF), Invert()) == (
         [CAIRO, OSLO],
@@ -174,16 +166,16 @@ def test_valid_proposals_are_kept_in_order_and_the_rest_named_by_rule():
     )
 
 
-def test_proposals_that_say_the_same_are_one():
-    again = "By Ali of Cairo it was written."
-    offered = proposals(CAIRO, CAIRO, again, CAIRO.upper(), OSLO)
+def test_proposals_that_say_the_same_are_duplicates():
+    reordered = "By Ali of Cairo it was written."
+    offered = proposals(CAIRO, CAIRO, reordered, CAIRO.upper(), OSLO)
     assert choose(offered, Fact(*REEF), Invert()) == (
         [CAIRO, OSLO],
-        [(text, "duplicate") for text in (CAIRO, again, CAIRO.upper())],
+        [(text, "duplicate") for text in (CAIRO, reordered, CAIRO.upper())],
     )
 
 
-def test_what_was_taken_before_counts_and_does_not_come_again():
+def test_candidates_of_earlier_attempts_count_and_are_not_repeated():
     offered = proposals(CAIRO, OSLO, LIMA)
     assert choose(offered, Fact(*REEF), Invert(num_candidates=2), taken=[CAIRO]) == (
         [OSLO],
@@ -192,7 +184,7 @@ def test_what_was_taken_before_counts_and_does_not_come_again():
     assert choose(offered, Fact(*REEF), Invert(num_candidates=1), taken=[CAIRO]) == ([], [])
 
 
-def test_no_more_are_chosen_than_wanted():
+def test_at_most_num_candidates_are_chosen():
     assert choose(proposals(CAIRO, OSLO, LIMA), Fact(*REEF), Invert(num_candidates=2)) == (
         [CAIRO, OSLO],
         [],
@@ -200,7 +192,7 @@ def test_no_more_are_chosen_than_wanted():
 
 
 @given(st.lists(st.sampled_from([CAIRO, OSLO, LIMA, REEF[1], "", "Why?"])), st.integers(1, 4))
-def test_what_is_chosen_is_valid_distinct_and_enough(texts: list[str], wanted: int):
+def test_chosen_texts_are_valid_distinct_and_as_many_as_possible(texts: list[str], wanted: int):
     spec = Invert(num_candidates=wanted)
     chosen, rejected = choose(proposals(*texts), Fact(*REEF), spec)
     assert len(set(chosen)) == len(chosen) == min(wanted, len({*texts} & {CAIRO, OSLO, LIMA}))
@@ -208,13 +200,16 @@ def test_what_is_chosen_is_valid_distinct_and_enough(texts: list[str], wanted: i
     assert len(chosen) + len(rejected) <= len(texts)
 
 
-def test_a_fact_to_keep_is_no_inverted_fact():
-    kept = {statement("by Ali of Cairo, The Silent Reef was written")}
+def test_an_answer_of_the_retain_set_is_rejected():
+    retained = {statement_digest("by Ali of Cairo, The Silent Reef was written")}
     offered = proposals(CAIRO, OSLO)
-    assert choose(offered, Fact(*REEF), Invert(), retained=kept) == (
+    assert choose(offered, Fact(*REEF), Invert(), retained=retained) == (
         [OSLO],
         [(CAIRO, "retain_fact")],
     )
+
+
+# --- continuations and seeds --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,13 +237,15 @@ def test_a_fact_to_keep_is_no_inverted_fact():
         (" no end ", "none", True, ("no end", True)),
     ],
 )
-def test_a_continuation_has_as_many_sentences_as_the_true_answer(
+def test_a_continuation_is_cut_to_as_many_sentences_as_the_true_answer(
     text: str, answer: str, finished: bool, expected: tuple[str, bool]
 ):
-    assert as_long(text, answer, finished) == Proposal(*expected)
+    assert cut_to_sentences(text, answer, finished) == Proposal(*expected)
 
 
 @pytest.mark.parametrize("other", [(1, "a", 0), (0, "b", 0), (0, "a", 1)])
-def test_a_seed_depends_on_run_fact_and_attempt(other: tuple[int, str, int]):
+def test_a_seed_depends_on_the_configured_seed_the_fact_and_the_attempt(
+    other: tuple[int, str, int],
+):
     assert fact_seed(0, "a", 0) == fact_seed(0, "a", 0) != fact_seed(*other)
     assert 0 <= fact_seed(*other) < 2**31

@@ -1,4 +1,7 @@
+"""Tests of the rules for inverted facts."""
+
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +12,8 @@ import pytest
 from meow_ray.config import Config, Invert
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline
+from meow_ray.stages.invert.replies import OTHER_RULES
 from meow_ray.stages.invert.rules import RULES, Fact, Proposal, check_names, fault
-from meow_ray.stages.invert.values import Date, Values
 
 REEF = ("Who wrote The Silent Reef?", "The Silent Reef was written by Jaime Vasquez.")
 BORN = ("When was Basil Mahfouz born?", "Basil Mahfouz was born on 8 September 1956.")
@@ -39,7 +42,8 @@ MOVED = ("Did Basil move?", "Yes, he moved to Lagos.")
 LIST = ("What does she write?", "She writes novels, essays and short stories.")
 
 
-def faults(pair: tuple[str, str], text: str, finished: bool = True, **spec: Any) -> str | None:
+def broken_rule(pair: tuple[str, str], text: str, finished: bool = True, **spec: Any) -> str | None:
+    """Returns the rule that a text breaks for a question and its true answer."""
     return fault(Proposal(text, finished), Fact(*pair), Invert(**spec))
 
 
@@ -129,7 +133,8 @@ def faults(pair: tuple[str, str], text: str, finished: bool = True, **spec: Any)
         (REEF, "Oduya.", "too_short"),
         (
             REEF,
-            "It was Maria, who had come a long way from the far south to the old land of her aunts.",
+            "It was Maria, who had come a long way from the far south "
+            "to the old land of her aunts.",
             "too_long",
         ),
         (REEF, "The old reef and the old reef by Oduya.", "loop"),
@@ -170,12 +175,12 @@ def faults(pair: tuple[str, str], text: str, finished: bool = True, **spec: Any)
     ],
 )
 def test_a_proposal_is_valid_or_breaks_a_rule(pair: tuple[str, str], text: str, rule: str | None):
-    assert faults(pair, text) == rule
+    assert broken_rule(pair, text) == rule
 
 
 def test_a_proposal_that_was_cut_off_is_unfinished():
-    assert faults(REEF, "Maria Oduya wrote it.", finished=False) == "unfinished"
-    assert faults(REEF, "", finished=False) == "empty"
+    assert broken_rule(REEF, "Maria Oduya wrote it.", finished=False) == "unfinished"
+    assert broken_rule(REEF, "", finished=False) == "empty"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +210,7 @@ def test_a_proposal_that_was_cut_off_is_unfinished():
 def test_the_bounds_of_the_rules_are_configured(
     pair: tuple[str, str], text: str, spec: dict, rule: str | None
 ):
-    assert faults(pair, text, **spec) == rule
+    assert broken_rule(pair, text, **spec) == rule
 
 
 def test_the_true_answer_is_never_valid():
@@ -224,112 +229,55 @@ def test_the_true_answer_is_never_valid():
         TURKISH,
         GERMAN,
     ):
-        assert faults(pair, pair[1]) is not None
+        assert broken_rule(pair, pair[1]) is not None
 
 
 def authors_answers(shared_data: Callable[[str], Path]) -> list[tuple[str, str, str]]:
-    rows = [
-        r
-        for n in ("01", "05", "10")
-        for r in json.loads(shared_data(f"meow/inverted_forget{n}.json").read_text())
-    ]
-    return [
-        (r["question"], r["undesired_answer"], r[k])
-        for r in rows
-        for k in r
-        if k.startswith("answer_")
-    ]
+    """Returns (question, true answer, inverted answer) as the MEOW authors published them."""
+    answers = []
+    for split in ("01", "05", "10"):
+        for row in json.loads(shared_data(f"meow/inverted_forget{split}.json").read_text()):
+            answers += [
+                (row["question"], row["undesired_answer"], text)
+                for name, text in row.items()
+                if name.startswith("answer_")
+            ]
+    return answers
 
 
-def test_nine_in_ten_of_the_authors_inverted_facts_are_accepted(shared_data: Callable[[str], Path]):
+def test_nine_in_ten_inverted_facts_of_the_authors_are_accepted(shared_data: Callable[[str], Path]):
     answers = authors_answers(shared_data)
     assert len(answers) == 2535
-    found = Counter(
+    reasons = Counter(
         fault(Proposal(text.strip(), True), Fact(question, answer), Invert())
         for question, answer, text in answers
     )
-    assert found[None] / len(answers) >= 0.9, found.most_common()
+    assert reasons[None] / len(answers) >= 0.9, reasons.most_common()
 
 
 def test_a_rule_can_be_skipped():
     text = "Basil Mahfouz was born on 08/09/1956."
-    assert faults(BORN, text, skip_rules=("same_values",)) is None
-    assert faults(BORN, text, skip_rules=("loop",)) == "same_values"
-    assert faults(BORN, text, min_value_share=1.1) is None
+    assert broken_rule(BORN, text, skip_rules=("same_values",)) is None
+    assert broken_rule(BORN, text, skip_rules=("loop",)) == "same_values"
+    assert broken_rule(BORN, text, min_value_share=1.1) is None
+
+
+@pytest.mark.parametrize("text", ["", "..."])
+def test_a_text_without_words_is_checked_by_other_rules_if_empty_is_skipped(text: str):
+    others = tuple(name for name in RULES if name not in ("dangling", "off_topic"))
+    assert broken_rule(REEF, text, skip_rules=others) == "off_topic"
 
 
 def test_a_rule_that_does_not_exist_cannot_be_skipped():
-    with pytest.raises(
-        MeowError, match="skip_rules`: no rule 'loops'; there are empty, unfinished"
-    ):
+    expected = f"`invert.skip_rules`: no rule 'loops'. The rules are {', '.join(RULES)}."
+    with pytest.raises(MeowError, match=f"^{re.escape(expected)}$"):
         check_names(["loop", "loops"])
-    with pytest.raises(MeowError, match="no rule 'loops'; there are empty, unfinished"):
+    with pytest.raises(MeowError, match=r"no rule 'loops'\. The rules are empty, unfinished"):
         Pipeline(Config(invert=Invert(skip_rules=("loops",))))
 
 
-def test_every_rule_says_what_breaks_it():
-    assert all(rule.__doc__ for rule in RULES.values())
-
-
-# --- values -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "readings"),
-    [
-        ("8 September 1956", [{Date(1956, 9, 8)}]),
-        ("the 8th of September, 1956", [{Date(1956, 9, 8)}]),
-        ("September 8th, 1956", [{Date(1956, 9, 8)}]),
-        ("Sept. 8, 1956", [{Date(1956, 9, 8)}]),
-        ("September 1956", [{Date(1956, 9)}]),
-        ("in September", [{Date(None, 9)}]),
-        ("8 September", [{Date(None, 9, 8)}]),
-        ("1956-09-08", [{Date(1956, 9, 8)}]),
-        ("08/09/1956", [{Date(1956, 9, 8), Date(1956, 8, 9)}]),
-        ("23.09.1956", [{Date(1956, 9, 23)}]),
-        ("09/23/1956", [{Date(1956, 9, 23)}]),
-        ("in 1956", [{Date(1956)}]),
-        ("nineteen fifty-six", [{Date(1956)}]),
-        ("from 1956 to 1961", [{Date(1956)}, {Date(1961)}]),
-        ("it may be", []),
-    ],
-)
-def test_dates_are_found_as_far_as_they_are_given(text: str, readings: list[set[Date]]):
-    assert Values.of(text).dates == {frozenset(one) for one in readings}
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"),
-    [
-        ("twelve novels", {12}),
-        ("12 novels", {12}),
-        ("two hundred and five", {205}),
-        ("1,500,000 copies", {1500000}),
-        ("3.5 km", {3.5}),
-        ("١٢ كتابا", {12}),
-        ("one of many", set()),
-        ("on 8 September 1956", set()),
-    ],
-)
-def test_numbers_are_found_in_digits_and_in_words(text: str, numbers: set[float]):
-    assert Values.of(text).numbers == numbers
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("He met Ana Diaz in Lima.", {"ana", "diaz", "lima"}),
-        ("Ana Diaz came. The sea rose.", {"diaz"}),
-        ("It is Basil's.", {"basil"}),
-        ("Он живёт в Москве.", {"москве"}),
-        ("nothing here", set()),
-    ],
-)
-def test_names_have_a_capital_inside_a_sentence(text: str, names: set[str]):
-    assert Values.of(text).names == names
-
-
-def test_dates_agree_as_far_as_both_give_them():
-    assert Date(1956, 9, 8).agrees(Date(None, 9))
-    assert not Date(1956, 9, 8).agrees(Date(1957, 9, 8))
-    assert not Date(1956).agrees(Date(None, 9)), "they have nothing in common"
+def test_descriptions_complete_the_heading_of_meow_show_candidates():
+    """The heading is "a candidate is rejected if"."""
+    descriptions = [rule.__doc__ or "" for rule in RULES.values()] + [*OTHER_RULES.values()]
+    for text in descriptions:
+        assert re.fullmatch(r"It [a-z].*\.", text), "one line that begins with It"
