@@ -1,4 +1,4 @@
-"""vLLM and transformers say the same, and what the plain model says."""
+"""The engines vLLM and transformers against the plain model, token by token."""
 
 import json
 import math
@@ -27,36 +27,40 @@ PAIRS = [
     ("Capital of Peru? It", " is Lim"),
     ("Capital of Peru? It is Lima", ""),
 ]
-"""Prompts and answers: unknown, known whole, in part, without their end, and empty."""
+"""Prompts and answers: unknown, memorised, partly memorised, without their end, and empty."""
 LIMIT = 24
 
 CODE = """
 import json, sys
 from dataclasses import asdict
-from meow_ray import models
 from meow_ray.engines import EngineSpec, Sampling, build
-engine = build(EngineSpec(refs.pin(sys.argv[2], None, "model"), sys.argv[1], "float32"))
-pairs, limit = json.loads(sys.argv[3]), int(sys.argv[4])
+from meow_ray.models import refs
+
+name, folder, pairs, limit = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
+engine = build(EngineSpec(model=refs.pin(folder, None, "model"), engine=name, dtype="float32"))
 prompts = [engine.tokenizer(prompt)["input_ids"] for prompt, _ in pairs]
 answers = [engine.tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in pairs]
-greedy = engine.generate(prompts, [Sampling(limit)] * len(prompts))
-many = engine.generate(prompts[:1], [Sampling(8, temperature=1.0, n=5, bad_words=("a",), stop=("q",))])[0]
-long = [engine.tokenizer(f"{i} " + "x" * 900)["input_ids"] for i in range(16)]
-seeded = [Sampling(8, temperature=1.0, n=2, seed=seed) for seed in range(len(prompts + long))]
-together = engine.generate(prompts + long, seeded)
-alone = [engine.generate([prompt], [sampling])[0] for prompt, sampling in zip(prompts + long, seeded)]
 whole = [prompt + answer for prompt, answer in zip(prompts, answers)]
-found = {
-    "greedy": [asdict(one) for (one,) in greedy],
-    "many": [one.text for one in many],
-    "forced": [asdict(one) for one in engine.teacher_force(prompts, answers)],
-    "whole": [asdict(one) for one in engine.teacher_force([[]] * len(whole), whole)],
-    "together": [[one.text for one in row] for row in together],
-    "alone": [[one.text for one in row] for row in alone],
-    "nothing": [engine.generate([], []), engine.teacher_force([], [])],
+
+greedy = engine.generate(prompts, [Sampling(limit)] * len(prompts))
+restricted = Sampling(8, temperature=1.0, n=5, bad_words=("a",), stop=("q",))
+long = [engine.tokenizer(f"{i} " + "x" * 900)["input_ids"] for i in range(16)]
+mixed = prompts + long
+seeded = [Sampling(8, temperature=1.0, n=2, seed=seed) for seed in range(len(mixed))]
+together = engine.generate(mixed, seeded)
+alone = [engine.generate([prompt], [spec])[0] for prompt, spec in zip(mixed, seeded)]
+results = {
+    "greedy": [asdict(completion) for (completion,) in greedy],
+    "restricted": [reply.text for reply in engine.generate(prompts[:1], [restricted])[0]],
+    "forced": [asdict(result) for result in engine.teacher_force(prompts, answers)],
+    "whole": [asdict(result) for result in engine.teacher_force([[]] * len(whole), whole)],
+    "together": [[reply.text for reply in replies] for replies in together],
+    "alone": [[reply.text for reply in replies] for replies in alone],
+    "empty": [engine.generate([], []), engine.teacher_force([], [])],
 }
-print("RESULT" + json.dumps(found))
+print("RESULT" + json.dumps(results))
 """
+"""Runs one engine; the order of its calls is part of the test."""
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +72,10 @@ def model(tiny_model: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def results(request: pytest.FixtureRequest, model: Path) -> dict[str, Any]:
-    """Generates and scores in a process of its own, with the environment that actors get."""
+    """Results of an engine in its own process, with the environment that actors get."""
     from meow_ray.distributed.map_rows import cpu_env
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", CODE, request.param, str(model), json.dumps(PAIRS), str(LIMIT)],
         env=os.environ | cpu_env(EngineResources(), 2),
         cwd=PROJECT,
@@ -80,69 +84,73 @@ def results(request: pytest.FixtureRequest, model: Path) -> dict[str, Any]:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(done.stdout.rpartition("RESULT")[2].splitlines()[0]))
+    assert process.returncode == 0, process.stderr[-3000:]
+    return dict(json.loads(process.stdout.rpartition("RESULT")[2].splitlines()[0]))
 
 
 @pytest.fixture(scope="module")
 def plain(model: Path) -> list[dict[str, Any]]:
-    """One pair at a time, straight from the model."""
-    import torch
+    """Results of the model itself, one pair at a time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForCausalLM.from_pretrained(model).eval()
-    end, out = tokenizer.eos_token_id, []
-    for prompt, answer in PAIRS:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        start = inputs["input_ids"].shape[1]
-        said = network.generate(
-            **inputs, max_new_tokens=LIMIT, do_sample=False, pad_token_id=tokenizer.pad_token_id
-        )
-        tokens = said[0, start:].tolist()
-        finished = end in tokens
-        tokens = tokens[: tokens.index(end)] if finished else tokens
-        tail = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        whole = [*inputs["input_ids"][0].tolist(), *tail]
-        with torch.no_grad():
-            logs = network(torch.tensor([whole])).logits[0].log_softmax(-1)
-        greedy = logs.argmax(-1).tolist()
-        out.append(
-            {
-                "text": tokenizer.decode(tokens, skip_special_tokens=True),
-                "tokens": tokens,
-                "finished": finished,
-                "start": start,
-                "log_probs": [
-                    math.nan,
-                    *(float(logs[i - 1, whole[i]]) for i in range(1, len(whole))),
-                ],
-                "is_greedy": [False, *(greedy[i - 1] == whole[i] for i in range(1, len(whole)))],
-                "ends": greedy[-1] == end,
-            }
-        )
-    return out
+    return [plain_result(network, tokenizer, prompt, answer) for prompt, answer in PAIRS]
 
 
-def test_engines_say_what_the_plain_model_says(
+def plain_result(network: Any, tokenizer: Any, prompt: str, answer: str) -> dict[str, Any]:
+    import torch
+
+    inputs = tokenizer(prompt, return_tensors="pt")
+    start = inputs["input_ids"].shape[1]
+    output = network.generate(
+        **inputs, max_new_tokens=LIMIT, do_sample=False, pad_token_id=tokenizer.pad_token_id
+    )
+    tokens = output[0, start:].tolist()
+    end = tokenizer.eos_token_id
+    finished = end in tokens
+    tokens = tokens[: tokens.index(end)] if finished else tokens
+
+    answer_tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    whole = [*inputs["input_ids"][0].tolist(), *answer_tokens]
+    with torch.no_grad():
+        log_probs = network(torch.tensor([whole])).logits[0].log_softmax(-1)
+    best = log_probs.argmax(-1).tolist()
+    following = list(enumerate(whole[1:]))
+    return {
+        "text": tokenizer.decode(tokens, skip_special_tokens=True),
+        "tokens": tokens,
+        "finished": finished,
+        "start": start,
+        "log_probs": [math.nan, *(float(log_probs[i, token]) for i, token in following)],
+        "is_greedy": [False, *(best[i] == token for i, token in following)],
+        "ends": best[-1] == end,
+    }
+
+
+def test_engines_generate_what_the_plain_model_generates(
     results: dict[str, Any], plain: list[dict[str, Any]]
 ) -> None:
     names = ("text", "tokens", "finished")
-    assert results["greedy"] == [{name: one[name] for name in names} for one in plain]
-    assert {one["finished"] for one in results["greedy"]} == {True, False}
+    assert results["greedy"] == [{name: result[name] for name in names} for result in plain]
+    assert {completion["finished"] for completion in results["greedy"]} == {True, False}
 
 
-def test_engines_read_an_answer_as_the_plain_model_does(
+def test_engines_give_an_answer_the_probabilities_of_the_plain_model(
     results: dict[str, Any], plain: list[dict[str, Any]]
 ) -> None:
-    for found, one in zip(results["forced"], plain, strict=True):
-        assert found["log_probs"] == pytest.approx(one["log_probs"][one["start"] :], abs=1e-4)
-        assert found["is_greedy"] == one["is_greedy"][one["start"] :]
-        assert found["ends"] == one["ends"]
-    known, other, unfinished, empty = results["forced"][4:]
-    assert all(known["is_greedy"])
-    assert known["ends"]
-    assert len(set(other["is_greedy"])) == 2
+    for result, expected in zip(results["forced"], plain, strict=True):
+        start = expected["start"]
+        assert result["log_probs"] == pytest.approx(expected["log_probs"][start:], abs=1e-4)
+        assert result["is_greedy"] == expected["is_greedy"][start:]
+        assert result["ends"] == expected["ends"]
+
+
+def test_a_memorised_answer_is_greedy_up_to_its_end(results: dict[str, Any]) -> None:
+    memorised, partly, unfinished, empty = results["forced"][4:]
+    assert all(memorised["is_greedy"])
+    assert memorised["ends"]
+    assert len(set(partly["is_greedy"])) == 2
     assert all(unfinished["is_greedy"])
     assert not unfinished["ends"]
     assert empty == {
@@ -154,60 +162,63 @@ def test_engines_read_an_answer_as_the_plain_model_does(
     }
 
 
-def test_a_first_token_with_nothing_before_it_has_no_probability(
+def test_a_first_token_without_a_prompt_has_no_probability(
     results: dict[str, Any], plain: list[dict[str, Any]]
 ) -> None:
-    for found, one in zip(results["whole"], plain, strict=True):
-        assert math.isnan(found["log_probs"][0])
-        assert found["log_probs"][1:] == pytest.approx(one["log_probs"][1:], abs=1e-4)
-        assert found["is_greedy"] == one["is_greedy"]
-        assert found["ends"] == one["ends"]
+    for result, expected in zip(results["whole"], plain, strict=True):
+        assert math.isnan(result["log_probs"][0])
+        assert result["log_probs"][1:] == pytest.approx(expected["log_probs"][1:], abs=1e-4)
+        assert result["is_greedy"] == expected["is_greedy"]
+        assert result["ends"] == expected["ends"]
 
 
-def test_nothing_asked_is_nothing_said(results: dict[str, Any]) -> None:
-    assert results["nothing"] == [[], []]
+def test_no_prompts_give_no_results(results: dict[str, Any]) -> None:
+    assert results["empty"] == [[], []]
 
 
-def test_samples_hold_no_banned_word_and_end_before_a_stop(results: dict[str, Any]) -> None:
-    assert len(results["many"]) == 5
-    assert not any("a" in text or "q" in text for text in results["many"])
+def test_samples_contain_no_bad_word_and_end_before_a_stop(results: dict[str, Any]) -> None:
+    assert len(results["restricted"]) == 5
+    assert not any("a" in text or "q" in text for text in results["restricted"])
 
 
-def test_samples_follow_their_seed_whatever_is_beside_them(results: dict[str, Any]) -> None:
+def test_samples_depend_on_their_seed_and_not_on_the_batch(results: dict[str, Any]) -> None:
     assert results["together"] == results["alone"]
-    assert len({text for row in results["together"] for text in row}) > 20
+    assert len({text for replies in results["together"] for text in replies}) > 20
 
 
 @pytest.fixture(scope="module")
 def spec(tiny_model: Path) -> EngineSpec:
-    return EngineSpec(refs.pin(str(tiny_model), None, "model"), "transformers", "float32")
+    ref = refs.pin(str(tiny_model), None, "model")
+    return EngineSpec(model=ref, engine="transformers", dtype="float32")
 
 
-def test_transformers_continue_a_short_prompt_as_far_beside_a_long_one_as_alone(
+def test_transformers_continue_a_short_prompt_equally_far_in_a_batch_and_alone(
     spec: EngineSpec,
 ) -> None:
     engine = build(replace(spec, max_model_len=64))
     prompts = [engine.tokenizer("x" * length)["input_ids"] for length in (3, 60, 30)]
     together = engine.generate(prompts, [Sampling(20)] * 3)
     assert together == [engine.generate([prompt], [Sampling(20)])[0] for prompt in prompts]
-    assert [len(one.tokens) for (one,) in together] == [20, 3, 20]
+    assert [len(completion.tokens) for (completion,) in together] == [20, 3, 20]
 
 
 def test_moments_are_those_of_the_whole_distribution(spec: EngineSpec) -> None:
     import torch
 
     engine = build(spec)
-    prompts = [engine.tokenizer(prompt)["input_ids"] for prompt, _ in PAIRS]
-    answers = [
-        engine.tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in PAIRS
-    ]
-    found = engine.teacher_force(prompts, answers, moments=True)
-    for prompt, answer, one in zip(prompts, answers, found, strict=True):
+    encode = engine.tokenizer
+    prompts = [encode(prompt)["input_ids"] for prompt, _ in PAIRS]
+    answers = [encode(answer, add_special_tokens=False)["input_ids"] for _, answer in PAIRS]
+    results = engine.teacher_force(prompts, answers, moments=True)
+    for prompt, answer, result in zip(prompts, answers, results, strict=True):
+        ids = torch.tensor([[*prompt, *answer]])
         with torch.no_grad():
-            logs = engine.model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)  # type: ignore[attr-defined]
-        places = torch.distributions.Categorical(
-            logits=logs[len(prompt) - 1 : len(prompt) + len(answer) - 1], validate_args=False
+            logits = engine.model(ids).logits[0]  # type: ignore[attr-defined]
+        predictions = torch.distributions.Categorical(
+            logits=logits.log_softmax(-1)[len(prompt) - 1 : len(ids[0]) - 1], validate_args=False
         )
-        assert one.means == pytest.approx((-places.entropy()).tolist(), abs=1e-4)
-        spread = (places.probs * (places.logits + places.entropy()[:, None]) ** 2).sum(-1).sqrt()
-        assert one.deviations == pytest.approx(spread.tolist(), abs=1e-3)
+        mean = -predictions.entropy()
+        deviations = (predictions.logits - mean[:, None]) ** 2
+        deviation = (predictions.probs * deviations).sum(-1).sqrt()
+        assert result.means == pytest.approx(mean.tolist(), abs=1e-4)
+        assert result.deviations == pytest.approx(deviation.tolist(), abs=1e-3)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from meow_ray.config import Invert
-from meow_ray.core.tables import Query
+from meow_ray.core.tables import Query, TableSource
 from meow_ray.distributed.figures import Figure, Figures
 from meow_ray.engines import Completion, Sampling
 from meow_ray.models import prompts
