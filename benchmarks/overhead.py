@@ -1,4 +1,4 @@
-"""The stages `memo` and `invert` with an engine that answers at once: what is left is their own overhead."""
+"""Runs the stages `memo` and `invert` with an engine that answers at once: their own overhead."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,8 +17,7 @@ from meow_ray.core.schema import SCHEMAS
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.invert import stage as invert_stage
-from meow_ray.stages.invert.generators import Ask
+from meow_ray.stages.invert.stage import INVERT
 from meow_ray.stages.memo.stage import MEMO
 
 Tokens = Sequence[int]
@@ -48,7 +47,8 @@ class InstantEngine:
     ) -> list[TeacherForced]:
         """See `Engine.teacher_force`."""
         return [
-            TeacherForced([0.0] * len(answer), [True] * len(answer), True) for answer in answers
+            TeacherForced(log_probs=[0.0] * len(answer), is_greedy=[True] * len(answer), ends=True)
+            for answer in answers
         ]
 
 
@@ -62,12 +62,12 @@ class InstantSpec(EngineSpec):
 
 
 def instant_spec(ref: ModelRef, section: ModelSection, resources: EngineResources) -> InstantSpec:
-    """Stands in for `stages.engine_spec`."""
+    """Takes the place of `stages.inputs.engine_spec`."""
     return InstantSpec(ref)
 
 
 ANSWERS = 5
-"""Rows of the memo table that one fact gives: its true answer and four candidates."""
+"""Rows of the table `memo` per fact: its true answer and four candidates."""
 
 
 def write_candidates(path: Path, facts: int, group: int = 1 << 14) -> None:
@@ -107,7 +107,11 @@ def measured(
     inputs: dict[str, Artifact],
     engine_spec: Callable[..., EngineSpec],
 ) -> tuple[Manifest, float, float]:
-    """Runs a stage as its driver; returns its manifest, its seconds (Ray had started), and this process's peak PSS."""
+    """Runs a stage as its driver.
+
+    Returns:
+        The manifest, the seconds without the start of Ray, and this process's peak PSS in MiB.
+    """
     import ray
 
     from meow_ray.distributed import cluster
@@ -139,26 +143,54 @@ def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
 # --- invert -------------------------------------------------------------------------------------
 
 
-class InstantGenerator:
-    """Answers each message at once with as many valid answers as are wanted."""
+class InstantTokenizer:
+    """Turns every text into one token, so that no time is spent on tokens."""
 
-    styles = ("prefill",)
+    chat_template = None
+    eos_token_id = 0
 
-    def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
-        """See `Generator.ask`."""
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        """Returns the token."""
+        return {"input_ids": [0]}
+
+
+class InstantWriter:
+    """Replies to each prompt with as many different answers as are wanted."""
+
+    tokenizer: Any = InstantTokenizer()
+    max_model_len = 1 << 20
+    generated = 0
+
+    def generate(
+        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
+        """See `Engine.generate`."""
         return [
-            [Completion(f" has colour c{i}.", True) for i in range(ask.sampling.n)] for ask in asks
+            [Completion(f" has colour c{number}.", True) for number in range(settings.n)]
+            for settings in sampling
         ]
 
+    def teacher_force(
+        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
+    ) -> list[TeacherForced]:
+        """Is never called: `invert` forces no answers."""
+        raise NotImplementedError
 
-class InstantGeneratorSpec:
-    """Loads an `InstantGenerator`."""
 
-    needs_gpu = False
+@dataclass(frozen=True)
+class InstantWriterSpec(EngineSpec):
+    """Loads an `InstantWriter`."""
 
-    def load(self) -> InstantGenerator:
+    def load(self) -> InstantWriter:
         """Loads nothing."""
-        return InstantGenerator()
+        return InstantWriter()
+
+
+def instant_writer_spec(
+    ref: ModelRef, section: ModelSection, resources: EngineResources
+) -> InstantWriterSpec:
+    """Takes the place of `stages.inputs.engine_spec`."""
+    return InstantWriterSpec(ref)
 
 
 def write_facts(path: Path, facts: int, group: int = 1 << 14) -> None:
@@ -179,7 +211,6 @@ def write_facts(path: Path, facts: int, group: int = 1 << 14) -> None:
 
 def drive_invert(config: Config, facts: Path) -> Run:
     """Runs the stage as its driver, on facts that are not loaded before it."""
-    invert_stage.generator_spec = lambda generator, config: InstantGeneratorSpec()  # type: ignore[assignment,return-value]
     files = [str(facts)]
     inputs = {
         "facts": Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
@@ -187,5 +218,5 @@ def drive_invert(config: Config, facts: Path) -> Run:
             "generator", "instant", "instant", value=ModelRef("instant", "instant")
         ),
     }
-    manifest, seconds, pss = measured(invert_stage.INVERT, config, inputs)
+    manifest, seconds, pss = measured(INVERT, config, inputs, instant_writer_spec)
     return Run(manifest.summary["candidates"], seconds, pss, peak_rss_mib())

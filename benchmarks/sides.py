@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-from unittest import mock
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +26,7 @@ from meow_ray.models.prompts import Prompter
 from meow_ray.stages.ingest.readers import read_records
 from meow_ray.stages.invert import own_candidates
 from meow_ray.stages.memo import score
-from meow_ray.stages.memo.steps import MemoSteps
+from meow_ray.stages.memo.steps import Continuations, MemoSteps
 
 Tokens = Sequence[int]
 
@@ -262,32 +261,32 @@ def take_steps(case: Case, engine: Engine) -> Ours:
         with stopwatch(found.seconds, "finish"):
             done = steps.finish(tokenizer, said)
         # once more and untimed, to see the continuations that are scored
-        with mock.patch.object(
-            MemoSteps, "_scores", autospec=True, side_effect=MemoSteps._scores
-        ) as spy:
-            steps.finish(tokenizer, said)
-        calls = iter(spy.call_args_list)
-        for row in done.select(["fact", "scores"]).to_pylist():
-            for j, scores in enumerate(row["scores"]):
-                _, _, labels, tokens, label_tokens, _ = next(calls).args
-                lengths = [len(label) for label in label_tokens]
-                if not label_tokens and case.memo.max_new_tokens == "label":
-                    lengths = [
-                        len(tokenizer(label, add_special_tokens=False)["input_ids"])
-                        for label in labels
-                    ]
-                limits = [_limit(case.memo, length) for length in lengths or [0] * len(tokens)]
+        for row, scored in zip(said.to_pylist(), done.to_pylist(), strict=True):
+            for j, windows in enumerate(steps.continuations(tokenizer, row)):
                 found.answers[row["fact"], j] = Answer(
-                    memo=scores["memo"],
-                    texts=tokenizer.batch_decode(tokens, skip_special_tokens=True)
-                    if tokens
-                    else [],
-                    window_tokens=sum(
-                        min(len(one) + 1, limit) for one, limit in zip(tokens, limits, strict=True)
-                    ),
+                    memo=scored["scores"][j]["memo"],
+                    texts=_decode(tokenizer, windows.tokens),
+                    window_tokens=_window_tokens(case, tokenizer, windows),
                 )
     found.peak_rss_mib = peak_rss_mib()
     return found
+
+
+def _decode(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> list[str]:
+    return list(tokenizer.batch_decode(sequences, skip_special_tokens=True)) if sequences else []
+
+
+def _window_tokens(case: Case, tokenizer: Any, windows: Continuations) -> int:
+    """Returns the tokens that a plain loop generates for the windows of an answer, with the end."""
+    lengths = [len(tokens) for tokens in windows.label_tokens]
+    if not lengths and case.memo.max_new_tokens == "label":
+        lengths = [
+            len(tokenizer(label, add_special_tokens=False)["input_ids"]) for label in windows.labels
+        ]
+    limits = [_limit(case.memo, length) for length in lengths or [0] * len(windows.tokens)]
+    return sum(
+        min(len(tokens) + 1, limit) for tokens, limit in zip(windows.tokens, limits, strict=True)
+    )
 
 
 def variants(case: Case, specs: Sequence[Memo]) -> list[Ours]:
