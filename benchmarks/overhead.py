@@ -17,8 +17,7 @@ from meow_ray.core.schema import SCHEMAS
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.invert import stage as invert_stage
-from meow_ray.stages.invert.generators import Ask
+from meow_ray.stages.invert.stage import INVERT
 from meow_ray.stages.memo.stage import MEMO
 
 Tokens = Sequence[int]
@@ -107,7 +106,18 @@ def measured(
     inputs: dict[str, Artifact],
     engine_spec: Callable[..., EngineSpec],
 ) -> tuple[Manifest, float, float]:
-    """Runs a stage as its driver; returns its manifest, its seconds (Ray had started), and this process's peak PSS."""
+    """Runs a stage as its driver.
+
+    Args:
+        step: the stage.
+        config: the configuration; the stage sees its sections.
+        inputs: all inputs of the stage, by name.
+        engine_spec: replaces `stages.inputs.engine_spec`.
+
+    Returns:
+        The manifest, the seconds of the stage without the start of Ray, and the peak PSS of this
+        process in MiB.
+    """
     import ray
 
     from meow_ray.distributed import cluster
@@ -139,26 +149,54 @@ def drive(config: Config, candidates: Path, ref: ModelRef) -> Run:
 # --- invert -------------------------------------------------------------------------------------
 
 
-class InstantGenerator:
-    """Answers each message at once with as many valid answers as are wanted."""
+class NoTokenizer:
+    """A tokenizer without a chat template that turns each text into no tokens."""
 
-    styles = ("prefill",)
+    chat_template = None
 
-    def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
-        """See `Generator.ask`."""
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        """Returns no tokens."""
+        return {"input_ids": []}
+
+
+class InstantWriter:
+    """An engine that answers each prompt at once, with as many valid answers as are wanted."""
+
+    def __init__(self) -> None:
+        self.tokenizer: Any = NoTokenizer()
+        self.max_model_len = 1 << 20
+        self.generated = 0
+
+    def generate(
+        self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
+    ) -> list[list[Completion]]:
+        """Returns `n` answers to each prompt; see `Engine.generate`."""
         return [
-            [Completion(f" has colour c{i}.", True) for i in range(ask.sampling.n)] for ask in asks
+            [Completion(f" has colour c{i}.", True) for i in range(prompt_sampling.n)]
+            for prompt_sampling in sampling
         ]
 
+    def teacher_force(
+        self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
+    ) -> list[TeacherForced]:
+        """Is not called by `invert`."""
+        raise NotImplementedError
 
-class InstantGeneratorSpec:
-    """Loads an `InstantGenerator`."""
 
-    needs_gpu = False
+@dataclass(frozen=True)
+class InstantWriterSpec(EngineSpec):
+    """A description from which an `InstantWriter` is loaded."""
 
-    def load(self) -> InstantGenerator:
-        """Loads nothing."""
-        return InstantGenerator()
+    def load(self) -> InstantWriter:
+        """Returns the engine; there is nothing to load."""
+        return InstantWriter()
+
+
+def instant_writer_spec(
+    ref: ModelRef, section: ModelSection, resources: EngineResources
+) -> InstantWriterSpec:
+    """Replaces `stages.inputs.engine_spec`."""
+    return InstantWriterSpec(ref)
 
 
 def write_facts(path: Path, facts: int, group: int = 1 << 14) -> None:
@@ -178,14 +216,13 @@ def write_facts(path: Path, facts: int, group: int = 1 << 14) -> None:
 
 
 def drive_invert(config: Config, facts: Path) -> Run:
-    """Runs the stage as its driver, on facts that are not loaded before it."""
-    invert_stage.generator_spec = lambda generator, config: InstantGeneratorSpec()  # type: ignore[assignment,return-value]
+    """Runs the stage as its driver, on facts that are not loaded before."""
     files = [str(facts)]
+    digest = storage.content_digest(files[0])
+    ref = ModelRef("instant", "instant")
     inputs = {
-        "facts": Artifact("facts", files[0], storage.content_digest(files[0]), value=files),
-        "generator": Artifact(
-            "generator", "instant", "instant", value=ModelRef("instant", "instant")
-        ),
+        "facts": Artifact("facts", files[0], digest, value=files),
+        "generator": Artifact("generator", ref.uri, ref.digest, value=ref),
     }
-    manifest, seconds, pss = measured(invert_stage.INVERT, config, inputs)
+    manifest, seconds, pss = measured(INVERT, config, inputs, instant_writer_spec)
     return Run(manifest.summary["candidates"], seconds, pss, peak_rss_mib())
