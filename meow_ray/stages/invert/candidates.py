@@ -188,7 +188,7 @@ class _Outcome:
         return f"len(candidates) >= {self.wanted}"
 
     def _query(self, sql: str) -> Query:
-        """Returns a query that may read `asked` and `rejected`; `sql` may add further CTEs."""
+        """Returns a query that may read `asked` and `rejected`; `sql` may add more CTEs."""
         common = f"""
             WITH asked AS NOT MATERIALIZED (  -- one row per fact, with lists
                 {self.results.sql}

@@ -22,8 +22,8 @@ def complete(records: Iterable[tuple[int, Any]], source: str) -> pa.Table:
 
     A row has `question`, `answer` (or `undesired_answer`), and either an `inverted_answer` or
     several as `answer_0`, `answer_1`, … in the format that the MEOW authors publish. The other
-    columns are filled in unless the row has them. A row without an inverted answer stands for the
-    true answer alone, which `memo` scores; its candidate_id is -1.
+    columns are filled in unless the row has them. For a row without an inverted answer, `memo`
+    scores the true answer alone; its candidate_id is -1.
 
     Args:
         records: (line, row) pairs.

@@ -83,8 +83,8 @@ def generator_spec(
         )
     if not isinstance(generator.value, ModelRef):
         raise MeowError(
-            "`invert.model` is not set. Name the model that writes inverted facts, or give your "
-            "own with --input candidates=."
+            "`invert.model` is not set. Name the model that writes inverted facts, or take a file "
+            "of your own candidates with --input candidates=FILE."
         )
     return LocalSpec(engine_spec(model_ref(generator), spec, resources))
 
