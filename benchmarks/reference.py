@@ -1,6 +1,7 @@
-"""MEMO as the paper describes it (arXiv 2409.11844, section 3.2), in a plain loop: one window after the other.
+"""MEMO as the paper describes it (arXiv 2409.11844, section 3.2), in a plain loop over windows.
 
-It shares no code with `meow_ray`. It reads a question's `head`: the text before the answer, template and all.
+It shares no code with `meow_ray`. It reads the `head` of a question: all text before the
+answer, template included.
 """
 
 import os
@@ -52,7 +53,7 @@ class Measured:
 
 
 def measure(folder: str, dtype: str, pairs: Sequence[Pair], procedure: Procedure) -> Measured:
-    """Scores the pairs one by one; every window is a call of `generate` of its own, greedy, with KV cache."""
+    """Scores the pairs one by one; each window is one greedy call of `generate` with KV cache."""
     import torch
     from rouge_score.rouge_scorer import RougeScorer
     from transformers import AutoModelForCausalLM, AutoTokenizer

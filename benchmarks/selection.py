@@ -27,7 +27,7 @@ GROUP_FACTS = 1 << 13
 
 
 def write_memo(path: Path, facts: int, seed: int = 0) -> None:
-    """Writes a synthetic memo table, facts in no order; some scores are equal within a fact, some are null."""
+    """Writes a synthetic table `memo` in random order, with some equal and some null scores."""
     rng = np.random.default_rng(seed)
     with pq.ParquetWriter(path, SCHEMAS["memo"], compression="zstd") as writer:
         for start in range(0, facts, GROUP_FACTS):
@@ -70,7 +70,7 @@ class Run:
     seconds: float
     """Of the process, from start to end."""
     inner_seconds: float
-    """Of the work alone: the stage as its manifest has it; for the reference, reading, sorting and writing."""
+    """Seconds: the stage's by its manifest, the plain sort's with reading and writing."""
     peak_pss_mib: float
     """The process and its descendants together, sampled every 0.2 s."""
 
@@ -90,13 +90,16 @@ def run_stage(memo: Path, root: Path) -> Run:
 
 def run_reference(memo: Path, out: Path) -> Run:
     """Runs `sort_in_memory` in a process of its own."""
-    code = "import sys; from benchmarks.selection import sort_in_memory; print(sort_in_memory(*sys.argv[1:]))"
+    code = (
+        "import sys; from benchmarks.selection import sort_in_memory; "
+        "print(sort_in_memory(*sys.argv[1:]))"
+    )
     seconds, peak, printed = _timed([sys.executable, "-c", code, str(memo), str(out)])
     return Run(_candidates(memo), seconds, float(printed), peak)
 
 
 def sort_in_memory(memo: str, out: str) -> float:
-    """Selects with pyarrow alone, the whole table in memory; returns the seconds from reading to having written."""
+    """Selects with pyarrow, the whole table in memory; returns all its seconds."""
     start, spec = time.perf_counter(), Select()
     table = pq.read_table(memo)
     table = table.filter((pc.field("candidate_id") != TRUE_ANSWER) & pc.field("memo").is_valid())

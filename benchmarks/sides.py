@@ -56,7 +56,7 @@ class Case:
         return MemoSteps(self.memo, self.template)
 
     def batches(self) -> list[pa.Table]:
-        """Returns the facts as the stage sends them to an actor: the longest work first, so many facts a batch."""
+        """Returns the facts in batches, as the stage sends them to an actor: longest work first."""
         order = sorted(range(len(self.facts)), key=lambda i: -sum(map(len, self.facts[i].texts)))
         parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         return [
@@ -72,7 +72,7 @@ class Case:
 
 
 def candidates(path: Path, count: int | None) -> pa.Table:
-    """Reads a file of facts, with or without inverted ones, as a candidates table; the first `count` facts of it."""
+    """Reads the first `count` facts of a file, with or without inverted ones, as candidates."""
     table = own_candidates.complete(read_records(str(path)), path.name)
     kept = list(dict.fromkeys(table["fact_id"].to_pylist()))[:count]
     return table.filter(pc.is_in(table["fact_id"], value_set=pa.array(kept)))
@@ -360,7 +360,7 @@ def scores(answers: Mapping[tuple[int, int], Answer]) -> Scores:
 
 
 def compare(first: Scores, second: Scores, top_k: int) -> dict[str, Any]:
-    """Compares two measurements of the same answers: MEMO, and the `top_k` candidates of largest MEMO.
+    """Compares two measurements of the same answers: MEMO, and the `top_k` selected candidates.
 
     Only facts with more than `top_k` candidates among the answers have a choice; there may be none.
     """

@@ -1,4 +1,7 @@
-"""Fine-tunes a base model on facts: `python pipelines/memorize.py --config C [--output URI] [key=value …]`."""
+"""Fine-tunes a base model on facts, to make a target or a retain model.
+
+`python pipelines/memorize.py --config C [--output URI] [key=value …]`
+"""
 
 from meow_ray.cli.main import main, memorize
 

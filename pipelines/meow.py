@@ -1,4 +1,7 @@
-"""The whole pipeline: `ray job submit -- python pipelines/meow.py --config C [key=value …]`."""
+"""Runs the whole pipeline.
+
+`ray job submit -- python pipelines/meow.py --config C [key=value …]`
+"""
 
 from meow_ray.cli.main import main, run
 

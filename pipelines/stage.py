@@ -1,4 +1,7 @@
-"""One stage: `python pipelines/stage.py NAME --config C [--input NAME=URI …] [--output URI] [key=value …]`."""
+"""Runs one stage.
+
+`python pipelines/stage.py NAME --config C [--input NAME=URI …] [--output URI] [key=value …]`
+"""
 
 from meow_ray.cli.main import main, run_stage
 
