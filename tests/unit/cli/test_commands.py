@@ -1,0 +1,68 @@
+"""Commands that run no stage: their help, and options that were renamed."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from meow_ray.cli.main import app
+from meow_ray.errors import MeowError
+from tests.support.runs import BIN
+
+RUNNER = CliRunner()
+COMMANDS = sorted(
+    command.name or command.callback.__name__
+    for command in app.registered_commands
+    if command.callback
+)
+
+
+def test_the_commands_are_these():
+    assert COMMANDS == [
+        "clean",
+        "compare",
+        "config",
+        "memorize",
+        "plan",
+        "run",
+        "show",
+        "stage",
+        "status",
+        "tofu",
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_an_imperative_and_explains_every_option(command: str):
+    group = typer.main.get_command(app)
+    found = group.commands[command]  # type: ignore[attr-defined]
+    first = found.help.split()[0]
+    assert first[0].isupper()
+    assert not first.endswith(("s", "ing")), "Run, and neither Runs nor Running"
+    for parameter in found.params:
+        if getattr(parameter, "hidden", False):
+            continue
+        assert parameter.help, parameter.name
+    assert RUNNER.invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_the_old_name_of_an_option_is_refused_with_the_new_one():
+    result = RUNNER.invoke(app, ["tofu", "log.json", "--reference", "other.json"])
+    assert isinstance(result.exception, MeowError)
+    assert str(result.exception) == "--reference is now called --retain-model."
+
+
+def test_an_input_of_another_form_is_refused(tmp_path: Path):
+    done = subprocess.run(
+        [BIN / "meow", "status", "--input", "candidates", f"storage.root={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "Error: --input candidates: this is not of the form NAME=URI. "
+        "Write, for example, --input candidates=mine.parquet.\n"
+    )

@@ -1,0 +1,33 @@
+"""Fingerprints of version 0.1: a storage root of that version is still cached.
+
+A stage whose results change gets a higher version, and then another value here.
+"""
+
+import pytest
+
+from meow_ray.core import storage
+from meow_ray.core.stage import Stage
+from meow_ray.pipeline.graph import STAGES
+from meow_ray.pipeline.pipeline import load_config
+
+FINGERPRINTS = {
+    "memorize": "ad7555926ed246f3",
+    "ingest": "a3057769e03d4b74",
+    "invert": "97456171dbaf8362",
+    "memo": "ab3af7d37b10443f",
+    "select": "dadf247ddedabfe8",
+    "reference": "1ea395e697988458",
+    "train": "e0359bcd43ef77cd",
+    "remain": "62abf3ce0c681999",
+    "evaluate": "ab622d5abf7faf8d",
+    "report": "67ceb22f06db5db4",
+}
+"""The first 16 hex digits by stage, with made-up digests of the inputs."""
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_the_fingerprint_of_the_default_settings_is_that_of_0_1(stage: Stage):
+    config = load_config(None, ["memorize={}", "train.objective=altpo", "pipeline.rounds=2"])
+    digests = {name: f"digest of {name}" for name in stage.input_names(config)}
+    fingerprint = storage.json_digest(stage.ingredients(config, digests))
+    assert fingerprint[:16] == FINGERPRINTS[stage.name]
