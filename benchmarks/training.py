@@ -27,6 +27,7 @@ from meow_ray.stages.ingest.readers import read_records
 from meow_ray.stages.invert import own_candidates
 from meow_ray.stages.train import batches, layout, loop, zero
 from meow_ray.stages.train.batches import Dataset, Pair
+from meow_ray.stages.train.forward import forward
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.launch import CPU_ENV
 from meow_ray.stages.train.loop import Hooks
@@ -307,7 +308,7 @@ def plain(case: Case, turn: Turn) -> Measured:
             else:
                 found = layout.layout(items, pad, "cpu", packed=packed)
                 model = zero.Model(None, None, pad, keeps_logits=True, half=False)
-                logits, labels = loop.forward(network, found, model, None)[0], found.labels
+                logits, labels = forward(network, found, model, None)[0], found.labels
             loss = (
                 torch.nn.functional.cross_entropy(
                     logits, labels, ignore_index=IGNORE, reduction="sum"

@@ -225,7 +225,7 @@ def test_lora_with_dropout_resumes_on_the_same_curve(curves: Curves):
 def test_a_model_that_mixes_packed_pairs_is_refused(curves: Curves):
     from transformers import OPTConfig, OPTForCausalLM
 
-    from meow_ray.stages.train.loop import _check_packing
+    from meow_ray.stages.train.forward import check_packing
     from meow_ray.stages.train.zero import Model
 
     tokenizer = refs.load_tokenizer(refs.pin(str(curves.model), None, "model"))
@@ -238,7 +238,7 @@ def test_a_model_that_mixes_packed_pairs_is_refused(curves: Curves):
     network = OPTForCausalLM(config)
     engine = type("Engine", (), {"module": network, "device": "cpu"})()
     with pytest.raises(MeowError, match=r"resources\.train\.packing=false"):
-        _check_packing(Model(engine, None, 0, keeps_logits=True, half=False), data)
+        check_packing(Model(engine, None, 0, keeps_logits=True, half=False), data)
 
 
 @pytest.fixture(scope="module")

@@ -1,59 +1,57 @@
-"""One worker's fine-tuning: step, save, export. Knows no Ray."""
+"""The training loop of one worker: steps, checkpoints, export. It does not know Ray."""
 
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from meow_ray.errors import MeowError
-from meow_ray.stages.train import batches, checkpoints, layout, zero
-from meow_ray.stages.train.batches import Dataset, Item
+from meow_ray.stages.train import batches, checkpoints, zero
+from meow_ray.stages.train.batches import Dataset
 from meow_ray.stages.train.export import export_model
+from meow_ray.stages.train.forward import check_packing, weighted_terms
 from meow_ray.stages.train.job import Job
-from meow_ray.stages.train.layout import Layout
 from meow_ray.stages.train.zero import Model
+
+History = list[dict[str, Any]]
+"""One record per optimiser step."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """How the loop speaks to whoever launched it."""
+    """The connection of the loop to the program that launched it."""
 
     rank: int
     local_rank: int
     world_size: int
     resume: Path | None
-    """A folder that `save` was given before; the workers of a node share it."""
+    """A checkpoint to resume from; the workers of a node share the folder."""
     save: Callable[[Path, dict[str, Any]], None]
-    """Called by every rank with a folder that holds its part of a checkpoint."""
+    """Called by every rank with a folder that holds its part of a checkpoint, and with metrics."""
     progress: Callable[[dict[str, Any]], None]
     """Called after each optimiser step with its record."""
 
 
 def run(job: Job, hooks: Hooks) -> None:
-    """Fine-tunes and exports; every worker calls it."""
+    """Fine-tunes a model and exports it; every worker calls this.
+
+    Raises:
+        MeowError: the loss is not finite, the model cannot be packed, or a file cannot be written.
+    """
     import torch
 
-    torch.manual_seed(job.spec.seed)  # of new adapters
-    data, objective = job.load(), job.objective.load()
-    accumulation = job.accumulation(hooks.world_size)
-    on_gpu = torch.cuda.is_available()
-    config = zero.settings(job.spec, job.resources, accumulation, on_gpu=on_gpu, own=job.deepspeed)
-    zero_optimization = config["zero_optimization"]
-    if hooks.world_size == 1 and zero_optimization["stage"] == 2:
-        zero_optimization["stage"] = (
-            1  # nothing to partition, and 2 would move gradients after each forward pass
-        )
-    cut = {"zero_stage": zero_optimization["stage"], "workers": hooks.world_size}
-    resume = _checkpoint(hooks, cut)
-    config["checkpoint"] = {
-        **config.get("checkpoint", {}),
-        "load_universal": resume != hooks.resume,
-    }
+    torch.manual_seed(job.spec.seed)  # for new adapters
+    data = job.load()
+    objective = job.objective.load()
+    config = _deepspeed_settings(job, hooks.world_size)
+    cut = {"zero_stage": config["zero_optimization"]["stage"], "workers": hooks.world_size}
+    resume = _checkpoint_to_resume(hooks, cut)
+    is_converted = resume != hooks.resume
+    config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": is_converted}
     model = zero.build(
         job.model,
         job.spec,
@@ -64,62 +62,122 @@ def run(job: Job, hooks: Hooks) -> None:
         trainable=job.objective.trainable,
     )
     if job.resources.packing:
-        _check_packing(model, data)
-    step, history = 0, list[dict[str, Any]]()
+        check_packing(model, data)
+    step = 0
+    history: History = []
     if resume is not None:
         state = checkpoints.restore(model.engine, resume)
-        step, history = state["meow_step"], state["meow_history"]
-        if resume != hooks.resume:
+        step = state["meow_step"]
+        history = state["meow_history"]
+        if is_converted:
             _barrier()
             shutil.rmtree(resume, ignore_errors=True)
     while step < data.num_steps:
-        batch = data.batch(step)
-        totals, learning_rate = batches.totals(batch), model.engine.get_lr()[0]
-        torch.manual_seed(_dropout_seed(job.spec.seed, step, hooks.rank))
-        summed: Any = 0
-        for items in batches.micro_batches(batch, hooks.rank, hooks.world_size, accumulation):
-            terms = _terms(job, model, objective, items or batch[:1], totals)
-            # a worker without an item sends a stand-in through without a loss, to stay in step; DeepSpeed averages
-            # over workers, but the terms are shares of a mean over the global batch
-            loss = sum(terms.values()) * (hooks.world_size if items else 0)
-            model.engine.backward(loss, scale_wrt_gas=False)
-            summed = summed + torch.stack([term.detach() for term in terms.values()]) * bool(items)
-            model.engine.step()
-        if hooks.world_size > 1:
-            torch.distributed.all_reduce(summed)
+        record = _step(job, hooks, model, objective, data, step)
         step += 1
-        found = dict(zip(terms, summed.tolist(), strict=True))
-        if not math.isfinite(sum(found.values())):
-            raise MeowError(
-                f"The loss is not a number at step {step} any more; lower the learning rate."
-            )
-        record: dict[str, Any] = {
-            "step": step,
-            "epoch": step / data.per_epoch,
-            "loss": sum(found.values()),
-            "tokens": sum(tokens for tokens, _ in totals.values()),
-            "learning_rate": learning_rate,
-        }
-        if len(found) > 1:
-            record["terms"] = found
         history.append(record)
         hooks.progress(record)
-        if step % (data.per_epoch * job.resources.checkpoint_every) == 0 and step < data.num_steps:
+        if _saves_after(step, job, data):
+            state = {"meow_step": step, "meow_history": history}
             with TemporaryDirectory() as folder:
-                checkpoints.save(
-                    model.engine, Path(folder), {"meow_step": step, "meow_history": history}, cut
-                )
+                checkpoints.save(model.engine, Path(folder), state, cut)
                 hooks.save(Path(folder), {"step": step, "loss": record["loss"]})
     export_model(job, model.engine, hooks.rank, history)
 
 
+# --- a step ---------------------------------------------------------------------------------------
+
+
+def _step(
+    job: Job,
+    hooks: Hooks,
+    model: Model,
+    objective: Callable[..., Any],
+    data: Dataset,
+    step: int,
+) -> dict[str, Any]:
+    """Takes one optimiser step, counted from 0; returns its record.
+
+    Raises:
+        MeowError: the loss is NaN or infinite.
+    """
+    import torch
+
+    batch = data.batch(step)
+    totals = batches.totals(batch)
+    learning_rate = model.engine.get_lr()[0]
+    torch.manual_seed(_dropout_seed(job.spec.seed, step, hooks.rank))
+    accumulation = job.accumulation(hooks.world_size)
+    names: list[str] = []
+    sums: Any = 0  # `[terms]`, this worker's share of each term
+    for items in batches.micro_batches(batch, hooks.rank, hooks.world_size, accumulation):
+        # A worker without an item sends a stand-in through without a loss, to stay in step with
+        # the others. DeepSpeed averages over workers, but the terms are shares of a mean over the
+        # global batch.
+        has_items = bool(items)
+        terms = weighted_terms(job, model, objective, items or batch[:1], totals)
+        loss = sum(terms.values()) * (hooks.world_size if has_items else 0)
+        model.engine.backward(loss, scale_wrt_gas=False)
+        names = list(terms)
+        sums = sums + torch.stack([term.detach() for term in terms.values()]) * has_items
+        model.engine.step()
+    if hooks.world_size > 1:
+        torch.distributed.all_reduce(sums)
+    terms_of_batch = dict(zip(names, sums.tolist(), strict=True))
+    return _record(terms_of_batch, totals, step + 1, data, learning_rate)
+
+
+def _record(
+    terms: Mapping[str, float],
+    totals: Mapping[str, tuple[int, int]],
+    step: int,
+    data: Dataset,
+    learning_rate: float,
+) -> dict[str, Any]:
+    """Returns the record of a step, counted from 1, by the terms of its loss."""
+    loss = sum(terms.values())
+    if not math.isfinite(loss):
+        raise MeowError(
+            f"The loss became NaN or infinite at step {step}. Try a lower learning rate."
+        )
+    record: dict[str, Any] = {
+        "step": step,
+        "epoch": step / data.per_epoch,
+        "loss": loss,
+        "tokens": sum(tokens for tokens, _ in totals.values()),
+        "learning_rate": learning_rate,
+    }
+    if len(terms) > 1:
+        record["terms"] = dict(terms)
+    return record
+
+
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Returns the seed of a worker's dropout in a step: the same after a resume."""
+    """Returns the seed of a worker's dropout in a step, the same after a resume."""
     return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)  # noqa: S311 - not for secrets
 
 
-def _checkpoint(hooks: Hooks, cut: dict[str, int]) -> Path | None:
-    """Returns the checkpoint to go on from; one of other workers is converted, once a node."""
+# --- settings and checkpoints ---------------------------------------------------------------------
+
+
+def _deepspeed_settings(job: Job, world_size: int) -> dict[str, Any]:
+    import torch
+
+    config = zero.settings(
+        job.spec,
+        job.resources,
+        job.accumulation(world_size),
+        on_gpu=torch.cuda.is_available(),
+        own=job.deepspeed,
+    )
+    if world_size == 1 and config["zero_optimization"]["stage"] == 2:
+        # one worker has nothing to partition, and stage 2 moves gradients after each forward pass
+        config["zero_optimization"]["stage"] = 1
+    return config
+
+
+def _checkpoint_to_resume(hooks: Hooks, cut: dict[str, int]) -> Path | None:
+    """Returns the checkpoint to resume from; one of other workers is converted once per node."""
     if hooks.resume is None or checkpoints.fits(hooks.resume, cut):
         return hooks.resume
     if hooks.local_rank == 0:
@@ -128,37 +186,10 @@ def _checkpoint(hooks: Hooks, cut: dict[str, int]) -> Path | None:
     return checkpoints.converted(hooks.resume)
 
 
-def _check_packing(model: Model, data: Dataset) -> None:
-    """Refuses to pack where the model does not keep the pairs of a row apart.
-
-    Raises:
-        MeowError: a pair's logits depend on the pair in front of it.
-    """
-    import torch
-
-    pairs = [
-        pair for number in range(min(2, data.num_items)) for pair in data.item(number).values()
-    ][:2]
-    items = [{"pair": pair} for pair in (*pairs, *pairs)[:2]]
-    network = model.engine.module
-    network.eval()
-    with torch.no_grad():
-        together, alone = (
-            forward(
-                network,
-                layout.layout(part, model.pad, model.engine.device, packed=True),
-                model,
-                None,
-            )[0].float()
-            for part in (items, items[1:])
-        )
-    network.train()
-    apart = (together[-len(alone) :] - alone).abs().mean() / alone.std()
-    if apart > (0.05 if model.half else 1e-3):
-        raise MeowError(
-            "This model does not keep the pairs of a packed row apart: set resources.train.packing=false "
-            "(resources.memorize.packing for memorize)."
-        )
+def _saves_after(step: int, job: Job, data: Dataset) -> bool:
+    """Whether a checkpoint is saved after a step, counted from 1; the last one is exported."""
+    interval = data.per_epoch * job.resources.checkpoint_every
+    return step % interval == 0 and step < data.num_steps
 
 
 def _barrier() -> None:
@@ -166,82 +197,3 @@ def _barrier() -> None:
 
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-
-
-def _terms(
-    job: Job,
-    model: Model,
-    objective: Callable[..., Any],
-    items: Sequence[Item],
-    totals: dict[str, tuple[int, int]],
-) -> dict[str, Any]:
-    """Returns the weighted terms of the loss of some items, by name."""
-    import torch
-
-    from meow_ray.stages.train import losses
-
-    spec = job.objective
-    found = layout.layout(items, model.pad, model.engine.device, packed=job.resources.packing)
-    logits, hidden = forward(model.engine, found, model, spec.layer)
-    reference_logits = reference_hidden = None
-    if spec.needs_frozen:
-        before, off = (
-            (model.frozen, nullcontext())
-            if model.frozen
-            else (model.engine, model.engine.module.disable_adapter())
-        )
-        with torch.no_grad(), off:
-            reference_logits, reference_hidden = forward(before, found, model, spec.layer)
-
-    def part(tensor: Any, where: slice) -> Any:
-        return None if tensor is None else tensor[where]
-
-    sequences = {
-        role: losses.Sequences(
-            logits[where],
-            found.labels[where],
-            found.owners[where],
-            count,
-            *totals[role],
-            reference_log_probs=part(found.log_probs, where),
-            reference_logits=part(reference_logits, where),
-            hidden=part(hidden, where),
-            reference_hidden=part(reference_hidden, where),
-        )
-        for role, (where, count) in found.roles.items()
-    }
-    terms = {
-        "objective": spec.forget_weight
-        * objective(*(sequences[r] for r in spec.reads), **spec.settings)
-    }
-    if spec.retain_weight:
-        terms["retain"] = spec.retain_weight * losses.nll(sequences["retain"])
-    if spec.kl_weight:
-        terms["kl"] = spec.kl_weight * losses.kl_to_reference(sequences["retain"])
-    return terms
-
-
-def forward(network: Any, found: Layout, model: Model, layer: int | None) -> tuple[Any, Any]:
-    """Returns logits `[tokens, vocab]` and activations `[tokens, hidden]` where tokens are predicted."""
-    inputs: dict[str, Any] = {
-        **found.inputs,
-        "use_cache": False,
-        "output_hidden_states": layer is not None,
-    }
-    rows, columns = found.rows, found.columns
-    predicted: Any = (rows, columns)
-    if model.keeps_logits and "position_ids" in inputs:
-        inputs["logits_to_keep"], predicted = columns, 0
-    elif model.keeps_logits:
-        first = int(columns.min())
-        inputs["logits_to_keep"], predicted = (
-            inputs["input_ids"].shape[1] - first,
-            (rows, columns - first),
-        )
-    out = network(**inputs)
-    return out.logits[predicted], None if layer is None else out.hidden_states[layer + 1][
-        rows, columns
-    ]
-
-
-# --- export -------------------------------------------------------------------------------------

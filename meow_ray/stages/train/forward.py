@@ -1,0 +1,143 @@
+"""Forward passes of a micro-batch: logits, activations, and the weighted terms of the loss."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from meow_ray.errors import MeowError
+from meow_ray.stages.train import layout
+from meow_ray.stages.train.batches import Dataset, Item
+from meow_ray.stages.train.job import Job
+from meow_ray.stages.train.layout import Layout
+from meow_ray.stages.train.zero import Model
+
+LEAK = {"float32": 1e-3, "bfloat16": 0.05}
+"""The largest change of a pair's logits by the pair before it, in standard deviations."""
+
+
+def weighted_terms(
+    job: Job,
+    model: Model,
+    objective: Callable[..., Any],
+    items: Sequence[Item],
+    totals: dict[str, tuple[int, int]],
+) -> dict[str, Any]:
+    """Returns the weighted terms of the loss of some items, scalars by name.
+
+    Args:
+        job: the objective's weights and settings.
+        model: the model that is trained, and the reference.
+        objective: the function of the objective.
+        items: a micro-batch.
+        totals: by role, the tokens and the answers of the global batch.
+    """
+    from meow_ray.stages.train import losses
+
+    spec = job.objective
+    laid_out = layout.layout(items, model.pad, model.engine.device, packed=job.resources.packing)
+    logits, hidden = forward(model.engine, laid_out, model, spec.layer)
+    reference_logits, reference_hidden = None, None
+    if spec.needs_frozen:
+        reference_logits, reference_hidden = _reference_forward(laid_out, model, spec.layer)
+
+    def part_of(tensor: Any, tokens: slice) -> Any:
+        return None if tensor is None else tensor[tokens]
+
+    sequences = {}
+    for role, (tokens, num_sequences) in laid_out.roles.items():
+        total_tokens, total_sequences = totals[role]
+        sequences[role] = losses.Sequences(
+            logits=logits[tokens],
+            labels=laid_out.labels[tokens],
+            owner=laid_out.owners[tokens],
+            num_sequences=num_sequences,
+            total_tokens=total_tokens,
+            total_sequences=total_sequences,
+            reference_log_probs=part_of(laid_out.log_probs, tokens),
+            reference_logits=part_of(reference_logits, tokens),
+            hidden=part_of(hidden, tokens),
+            reference_hidden=part_of(reference_hidden, tokens),
+        )
+    loss = objective(*(sequences[role] for role in spec.reads), **spec.settings)
+    terms = {"objective": spec.forget_weight * loss}
+    if spec.retain_weight:
+        terms["retain"] = spec.retain_weight * losses.nll(sequences["retain"])
+    if spec.kl_weight:
+        terms["kl"] = spec.kl_weight * losses.kl_to_reference(sequences["retain"])
+    return terms
+
+
+def _reference_forward(laid_out: Layout, model: Model, layer: int | None) -> tuple[Any, Any]:
+    """Returns `forward` of the reference: a frozen copy, or with LoRA the model without adapter."""
+    import torch
+
+    if model.frozen:
+        network, without_adapter = model.frozen, nullcontext()
+    else:
+        network, without_adapter = model.engine, model.engine.module.disable_adapter()
+    with torch.no_grad(), without_adapter:
+        return forward(network, laid_out, model, layer)
+
+
+def forward(network: Any, laid_out: Layout, model: Model, layer: int | None) -> tuple[Any, Any]:
+    """Returns what a network predicts for the tokens that a loss is taken on.
+
+    Args:
+        network: the model, or the reference.
+        laid_out: the micro-batch.
+        model: says whether the network can leave out logits.
+        layer: the block whose activations are returned; None returns none.
+
+    Returns:
+        Logits `[tokens, vocab]`, and activations `[tokens, hidden]` or None.
+    """
+    inputs: dict[str, Any] = {
+        **laid_out.inputs,
+        "use_cache": False,
+        "output_hidden_states": layer is not None,
+    }
+    rows, columns = laid_out.rows, laid_out.columns
+    predicted: Any = (rows, columns)
+    if model.keeps_logits and "position_ids" in inputs:
+        # one packed row: only the logits of these columns are computed
+        inputs["logits_to_keep"] = columns
+        predicted = 0
+    elif model.keeps_logits:
+        # padded rows: only the logits from the first of these columns on
+        first = int(columns.min())
+        inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - first
+        predicted = (rows, columns - first)
+    out = network(**inputs)
+    hidden = None if layer is None else out.hidden_states[layer + 1][rows, columns]
+    return out.logits[predicted], hidden
+
+
+def check_packing(model: Model, data: Dataset) -> None:
+    """Checks that the model keeps the pairs of a packed row apart.
+
+    Raises:
+        MeowError: the logits of a pair depend on the pair before it.
+    """
+    import torch
+
+    first_items = [data.item(number) for number in range(min(2, data.num_items))]
+    pairs = [pair for item in first_items for pair in item.values()][:2]
+    items = [{"pair": pair} for pair in (*pairs, *pairs)[:2]]
+    network = model.engine.module
+    device = model.engine.device
+
+    def packed_logits(items: Sequence[Item]) -> Any:
+        laid_out = layout.layout(items, model.pad, device, packed=True)
+        return forward(network, laid_out, model, None)[0].float()
+
+    network.eval()
+    with torch.no_grad():
+        together = packed_logits(items)
+        alone = packed_logits(items[1:])
+    network.train()
+    change = (together[-len(alone) :] - alone).abs().mean() / alone.std()
+    if change > LEAK["bfloat16" if model.half else "float32"]:
+        raise MeowError(
+            "resources.train.packing: this model's attention leaks between packed pairs. Set "
+            "resources.train.packing=false (for memorize, resources.memorize.packing=false)."
+        )
