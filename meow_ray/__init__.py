@@ -4,6 +4,7 @@ The names below are the public API. They are imported when they are first used, 
 `import meow_ray` is fast and a worker loads only what it needs.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,10 @@ _MODULES = {
     "uses": "stages.train.losses",
 }
 """Where a public name is defined, if not in `pipeline.api`."""
+
+
+# DeepSpeed prints a warning whenever it is imported without a GPU, which is a normal way to run
+logging.getLogger("DeepSpeed").addFilter(lambda record: record.filename != "real_accelerator.py")
 
 
 def __getattr__(name: str) -> Any:

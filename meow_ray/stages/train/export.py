@@ -14,69 +14,90 @@ from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.train.job import Job
 
-_BESIDE = (".json", ".txt", ".model", ".jinja", ".py", ".md")
-"""What goes along with an exported model: its tokenizer, templates, code and texts; never another's weights."""
+_COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".md")
+"""Files of the source that an export keeps: tokenizer, templates, code and texts; no weights."""
+_NEVER_COPIED = ("config.json", HISTORY_FILE, refs.BASE, refs.ADAPTER)
+"""Files that the export writes itself, or that belong to another model."""
 
 
 def export_model(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> None:
-    """Writes one Hugging Face folder; every worker takes part in gathering the weights."""
+    """Writes the trained model as one Hugging Face folder.
+
+    Every worker calls this, since all take part in gathering the weights; rank 0 writes.
+    """
+    state = _gathered_weights(job, engine.module, rank)
+    if rank != 0:
+        return
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if job.spec.lora is None:
+            _save(engine.module, state, job.model, folder)
+        else:
+            _save_lora(engine.module, state, job, folder)
+        (folder / HISTORY_FILE).write_text(json.dumps(history))
+        storage.copy_folder(str(folder), job.out)
+
+
+def _gathered_weights(job: Job, module: Any, rank: int) -> dict[str, Any]:
+    """Returns buffers and weights on the CPU by name; with LoRA only the trained ones."""
     import deepspeed
     import torch
 
-    module, lora, dtype = engine.module, job.spec.lora, getattr(torch, refs.stored_dtype(job.model))
+    with_lora = job.spec.lora is not None
+    dtype = torch.float32 if with_lora else getattr(torch, refs.stored_dtype(job.model))
+    is_partitioned = job.resources.zero_stage == 3
     state = _buffers(module)
     for name, parameter in module.named_parameters():  # tied weights once, as the source has them
-        if lora is not None and not parameter.requires_grad:
+        if with_lora and not parameter.requires_grad:
             continue
-        with deepspeed.zero.GatheredParameters([parameter], enabled=job.resources.zero_stage == 3):
+        with deepspeed.zero.GatheredParameters([parameter], enabled=is_partitioned):
             if rank == 0:
-                state[name] = parameter.detach().to(
-                    "cpu", torch.float32 if lora else dtype, copy=True
-                )
-    if rank == 0:
-        with TemporaryDirectory() as name:
-            folder = Path(name)
-            if lora is None:
-                _save(module, state, job.model, folder)
-            else:
-                _save_lora(module, state, job, folder)
-            (folder / HISTORY_FILE).write_text(json.dumps(history))
-            storage.copy_folder(str(folder), job.out)
+                state[name] = parameter.detach().to("cpu", dtype, copy=True)
+    return state
 
 
 def _buffers(module: Any) -> dict[str, Any]:
     """Returns the buffers that are stored with a model."""
-    kept = set(module.state_dict())
-    return {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in kept}
+    stored = set(module.state_dict())
+    buffers = module.named_buffers()
+    return {name: buffer.detach().cpu() for name, buffer in buffers if name in stored}
 
 
 def _save(module: Any, state: dict[str, Any], source: ModelRef, folder: Path) -> None:
-    """Writes a model and all that stands beside the one it came from."""
+    """Writes a model with the tokenizer and the other files of its source.
+
+    Raises:
+        MeowError: the weights differ from the source's in shape.
+    """
     module.save_pretrained(folder, state_dict=state)
-    module.config.dtype = refs.stored_dtype(source)  # transformers has put that of training there
+    module.config.dtype = refs.stored_dtype(source)  # transformers writes the dtype of training
     module.config.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     _copy_others(source.folder, folder)
-    tied = set(
-        getattr(module, "_tied_weights_keys", None) or ()
-    )  # some sources store both names of one weight
-    before, after = (
-        {k: v for k, v in shapes(one).items() if k not in tied} for one in (source.folder, folder)
-    )
-    if before.keys() == after.keys():
-        wrong = [name for name in after if before[name] != after[name]]
-    else:  # old files have other names, and masks that no model loads any more
-        left = Counter(map(tuple, before.values()))
-        left.subtract(map(tuple, after.values()))
-        wrong = [str(shape) for shape, count in left.items() if count < 0]
+    # some sources store both names of one weight
+    tied = set(getattr(module, "_tied_weights_keys", None) or ())
+    expected = {name: shape for name, shape in shapes(source.folder).items() if name not in tied}
+    written = {name: shape for name, shape in shapes(folder).items() if name not in tied}
+    wrong = _differences(expected, written)
     if wrong:
         raise MeowError(
-            f"The exported weights differ from the source's in shape: {', '.join(sorted(wrong)[:3])}."
+            "The shapes of the exported weights differ from the source's: "
+            f"{', '.join(wrong[:3])}. Report this with the name of the model."
         )
 
 
+def _differences(expected: dict[str, list[int]], written: dict[str, list[int]]) -> list[str]:
+    """Returns names or shapes of written weights that the source does not have."""
+    if expected.keys() == written.keys():
+        return sorted(name for name in written if expected[name] != written[name])
+    # old files have other names, and masks that models no longer load: compare the shapes alone
+    remaining = Counter(map(tuple, expected.values()))
+    remaining.subtract(map(tuple, written.values()))
+    return sorted(str(shape) for shape, count in remaining.items() if count < 0)
+
+
 def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> None:
-    """Writes the adapter, or the model that it was merged into."""
+    """Writes the adapter, or the model with the adapter merged into it."""
     import torch
 
     assert job.spec.lora is not None
@@ -98,31 +119,31 @@ def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> No
 
 
 def _copy_others(source: Path, folder: Path) -> None:
+    """Copies the files of a model's folder that are not weights."""
     for file in source.iterdir():
-        beside = file.suffix in _BESIDE or file.stem.upper() in ("LICENSE", "NOTICE")
-        ours = file.name.endswith(".index.json") or file.name in (
-            "config.json",
-            HISTORY_FILE,
-            refs.BASE,
-            refs.ADAPTER,
-        )
-        if file.is_file() and beside and not ours:
+        is_text = file.suffix in _COPIED_SUFFIXES or file.stem.upper() in ("LICENSE", "NOTICE")
+        is_excluded = file.name in _NEVER_COPIED or file.name.endswith(".index.json")
+        if file.is_file() and is_text and not is_excluded:
             shutil.copy(file, folder)
 
 
 def shapes(folder: Path) -> dict[str, list[int]]:
-    """Returns the names and shapes of a folder's weights."""
+    """Returns the shapes of a folder's weights by name."""
     from safetensors import safe_open
 
-    out: dict[str, list[int]] = {}
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():  # other copies of the weights may lie beside those that are loaded
-        files = sorted(
-            {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
-        )
-    else:
-        files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
-    for file in files:
+    by_name: dict[str, list[int]] = {}
+    for file in _weight_files(folder):
         with safe_open(file, "pt") as weights:
-            out |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - not a dict
-    return out
+            names = weights.keys()
+            by_name |= {name: weights.get_slice(name).get_shape() for name in names}
+    return by_name
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Returns the safetensors files that a model is loaded from; a folder may hold copies."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        return sorted(folder / name for name in names)
+    single = folder / "model.safetensors"
+    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))

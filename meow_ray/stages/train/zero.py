@@ -1,4 +1,4 @@
-"""A model under DeepSpeed ZeRO: its settings, loading, checkpoints. Knows no Ray."""
+"""A model under DeepSpeed ZeRO: its settings, and how it is loaded. It does not know Ray."""
 
 import json
 import re
@@ -22,39 +22,40 @@ _OURS = {
     "train_batch_size": "`batch_size`",
     "zero_optimization.offload_optimizer.device": "`offload`",
     "zero_optimization.offload_param.device": "`offload`",
-    "checkpoint.load_universal": "nothing: the run knows",
+    "checkpoint.load_universal": "nothing, as it is decided by the run",
 }
-"""DeepSpeed's keys that a file must not have, and what says it instead."""
+"""DeepSpeed's keys that a user's file must not set, and the settings that replace them."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """The model that is trained, and what stands beside it."""
+    """The model that is trained, with the reference and facts about both."""
 
     engine: Any
     """DeepSpeed's engine."""
     frozen: Any | None
-    """The model before training."""
+    """The reference: a copy of the model before training; None if no objective reads one."""
     pad: int
+    """The token that fills padded rows."""
     keeps_logits: bool
-    """The model can leave out the logits that no loss is taken on."""
+    """Whether the model can leave out the logits that no loss is taken on."""
     half: bool
-    """It computes in 16 bits."""
+    """Whether it computes in 16 bits."""
 
 
 def read_settings(path: str, content: bytes) -> dict[str, Any]:
     """Parses a user's DeepSpeed file.
 
     Raises:
-        MeowError: it is no JSON object.
+        MeowError: the file is not a JSON object.
     """
     try:
-        found = json.loads(content)
+        parsed = json.loads(content)
     except ValueError as error:
         raise MeowError(f"`deepspeed`: {path} is no JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise MeowError(f"`deepspeed`: {path} holds no JSON object.")
-    return found
+    if not isinstance(parsed, dict):
+        raise MeowError(f"`deepspeed`: {path} holds no JSON object. Put the settings in {{…}}.")
+    return parsed
 
 
 def settings(
@@ -65,69 +66,91 @@ def settings(
     on_gpu: bool,
     own: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns DeepSpeed's settings: ours, a user's own, and defaults of ours where the user has none.
+    """Returns DeepSpeed's settings: those of the configuration, a user's, and our defaults.
+
+    Args:
+        spec: batch sizes, dtype and clipping.
+        resources: ZeRO stage and offload.
+        accumulation: micro-batches of one worker per optimiser step.
+        on_gpu: whether the workers have GPUs.
+        own: the user's settings.
 
     Raises:
-        MeowError: a user's setting contradicts one of ours.
+        MeowError: a user's setting contradicts the configuration.
     """
     bf16 = spec.train_dtype == "bfloat16"
-    zero: dict[str, Any] = {"stage": resources.zero_stage}
-    if resources.offload != "none":
-        place: dict[str, Any] = {"device": resources.offload}
-        if resources.offload == "nvme":
-            if resources.zero_stage != 3 or not resources.nvme_path:
-                raise MeowError(
-                    "`offload` nvme needs `zero_stage` 3 and `nvme_path`, a folder on a local disk."
-                )
-            place["nvme_path"] = resources.nvme_path
-        zero["offload_optimizer"] = {**place, "pin_memory": on_gpu}
-        if resources.zero_stage == 3:
-            zero["offload_param"] = {**place, "pin_memory": on_gpu}
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": resources.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": spec.max_grad_norm,
         "bf16": {"enabled": bf16},
-        "zero_optimization": zero,
+        "zero_optimization": _zero_settings(resources, on_gpu),
         "zero_allow_untested_optimizer": True,
     }
-    if bf16:  # else sums would depend on how a batch is cut
+    if bf16:  # otherwise sums would depend on how a batch is divided
         ours |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     defaults: dict[str, Any] = {"steps_per_print": 1 << 30, "zero_force_ds_cpu_optimizer": on_gpu}
-    if not on_gpu:  # DeepSpeed's defaults, buckets of 5e8 elements and one more copy of gradients, are made for GPUs
+    if not on_gpu:
+        # DeepSpeed's own defaults, buckets of 5e8 elements and a copy of gradients, suit GPUs
         bucket = int(5e7)
         defaults["zero_optimization"] = {
             "allgather_bucket_size": bucket,
             "reduce_bucket_size": bucket,
             "contiguous_gradients": False,
         }
-    return _merged(_merged(ours, own, ""), defaults, None)
+    return _with_defaults(_with_users(ours, own, ""), defaults)
 
 
-def _merged(ours: Mapping[str, Any], other: Mapping[str, Any], where: str | None) -> dict[str, Any]:
-    """Adds what is not in `ours`; a contradiction is an error if `where`, the key above, is given."""
-    out = dict(ours)
-    for key, value in other.items():
-        name = f"{where}.{key}" if where else key
-        if (
-            where is not None
-            and name in _OURS
-            and value not in ({"enabled": False}, out.get(key), "auto")
-        ):
-            raise MeowError(f"`deepspeed`: {name} is not for that file; say it by {_OURS[name]}.")
-        if isinstance(value, Mapping) and isinstance(out.get(key, {}), Mapping):
-            out[key] = _merged(out.get(key, {}), value, None if where is None else name)
-        elif key not in out:
-            out[key] = value
-        elif where is not None and value not in (out[key], "auto"):
+def _zero_settings(resources: TrainResources, on_gpu: bool) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": resources.zero_stage}
+    if resources.offload == "none":
+        return zero
+    device: dict[str, Any] = {"device": resources.offload}
+    if resources.offload == "nvme":
+        if resources.zero_stage != 3 or not resources.nvme_path:
             raise MeowError(
-                f"`deepspeed`: {name} is {value!r} in the file, but {out[key]!r} by the configuration; drop one."
+                "`offload` nvme needs `zero_stage` 3 and `nvme_path`, a folder on a local disk."
             )
-    return out
+        device["nvme_path"] = resources.nvme_path
+    zero["offload_optimizer"] = {**device, "pin_memory": on_gpu}
+    if resources.zero_stage == 3:
+        zero["offload_param"] = {**device, "pin_memory": on_gpu}
+    return zero
+
+
+def _with_users(ours: Mapping[str, Any], own: Mapping[str, Any], parent: str) -> dict[str, Any]:
+    """Adds a user's settings to those of the configuration, which they must not contradict."""
+    merged = dict(ours)
+    for key, value in own.items():
+        name = f"{parent}.{key}" if parent else key
+        is_harmless = value in ({"enabled": False}, merged.get(key), "auto")
+        if name in _OURS and not is_harmless:
+            raise MeowError(f"`deepspeed`: {name} does not belong in that file. Use {_OURS[name]}.")
+        if isinstance(value, Mapping) and isinstance(merged.get(key, {}), Mapping):
+            merged[key] = _with_users(merged.get(key, {}), value, name)
+        elif key not in merged:
+            merged[key] = value
+        elif value not in (merged[key], "auto"):
+            raise MeowError(
+                f"`deepspeed`: {name} is {value!r} in the file, but {merged[key]!r} by the "
+                "configuration. Remove one of them."
+            )
+    return merged
+
+
+def _with_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds defaults for keys that are not set, on every level."""
+    merged = dict(settings)
+    for key, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key, {}), Mapping):
+            merged[key] = _with_defaults(merged.get(key, {}), value)
+        else:
+            merged.setdefault(key, value)
+    return merged
 
 
 def check_quantization(spec: FineTuning, *, on_gpu: bool) -> None:
-    """Refuses to hold a model in 4 bits where that cannot be done.
+    """Checks that a model can be loaded in 4 bits, if the configuration asks for it.
 
     Raises:
         MeowError: there is no GPU, or bitsandbytes is not installed.
@@ -135,10 +158,12 @@ def check_quantization(spec: FineTuning, *, on_gpu: bool) -> None:
     if spec.lora is None or spec.lora.quantize == "none":
         return
     if not on_gpu:
-        raise MeowError("`lora.quantize` nf4 needs a GPU, and this cluster has none.")
+        raise MeowError(
+            "`lora.quantize` nf4 needs a GPU, and this cluster has none. Set it to none."
+        )
     if find_spec("bitsandbytes") is None:
         raise MeowError(
-            "`lora.quantize` nf4 needs the package bitsandbytes: pip install bitsandbytes."
+            "`lora.quantize` nf4 needs the package bitsandbytes. Run: pip install bitsandbytes."
         )
 
 
@@ -152,16 +177,19 @@ def build(
     frozen: bool,
     trainable: str | None,
 ) -> Model:
-    """Loads a model and hands it to DeepSpeed; every worker calls it.
+    """Loads a model and hands it to DeepSpeed; every worker calls this.
 
     Args:
         ref: the model.
-        spec: how it is trained.
-        resources: what it is trained on.
+        spec: learning rate, LoRA and dtype.
+        resources: attention, checkpointing and offload.
         config: DeepSpeed's settings.
         total: optimiser steps of the run.
-        frozen: keep the model before training beside it.
-        trainable: regular expression of the parameters that are updated; None is all.
+        frozen: also load the reference.
+        trainable: regular expression of the parameters that are updated; None updates all.
+
+    Raises:
+        MeowError: no parameter matches `trainable`.
     """
     import deepspeed
     import torch
@@ -194,15 +222,21 @@ def build(
         config=config,
         dist_init_required=False,
     )
-    pad = refs.load_tokenizer(ref).pad_token_id
-    before = _frozen(ref, spec, resources, config) if frozen and spec.lora is None else None
-    return Model(engine, before, pad, keeps_logits, spec.train_dtype == "bfloat16")
+    needs_copy = frozen and spec.lora is None
+    return Model(
+        engine=engine,
+        frozen=_load_reference(ref, spec, resources, config) if needs_copy else None,
+        pad=refs.load_tokenizer(ref).pad_token_id,
+        keeps_logits=keeps_logits,
+        half=spec.train_dtype == "bfloat16",
+    )
 
 
 def compile_kernels(offload: str = "none") -> None:
-    """Compiles what DeepSpeed runs on CPU, one process of a machine at a time.
+    """Compiles the kernels that DeepSpeed runs on CPU, in one process of a machine at a time.
 
-    PyTorch would wait without end for the lock of a process that was killed; here such a lock is seen as what it is.
+    PyTorch waits forever for the lock of a process that was killed. Here a lock of our own, which
+    the system releases, guards the compilation, so that PyTorch's lock can be removed first.
     """
     from deepspeed.accelerator import get_accelerator
     from torch.utils.cpp_extension import _get_build_directory
@@ -222,12 +256,12 @@ def compile_kernels(offload: str = "none") -> None:
 def _load(
     ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]
 ) -> Any:
-    """Loads a model; with ZeRO 3 a parameter at a time, each worker keeps its part."""
+    """Loads a model; with ZeRO 3 one parameter at a time, of which each worker keeps a part."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.integrations import HfDeepSpeedConfig
 
-    shards = HfDeepSpeedConfig(config)  # transformers asks for it as long as it lives
+    shards = HfDeepSpeedConfig(config)  # transformers partitions weights while this object exists
     options: dict[str, Any] = {}
     if spec.lora is not None and spec.lora.quantize == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -249,7 +283,7 @@ def _load(
 
 
 def attention(spec: FineTuning, resources: TrainResources) -> str | None:
-    """Returns the attention kernel by transformers' name; None leaves it to the model."""
+    """Returns transformers' name of the attention kernel; None leaves the choice to the model."""
     import torch
     from transformers.utils import is_flash_attn_2_available
 
@@ -281,7 +315,7 @@ def _with_lora(model: Any, spec: FineTuning) -> Any:
 
 
 def _without_dropout(model: Any) -> None:
-    """Switches the model's own dropout off: results would depend on how a batch is cut."""
+    """Disables the model's own dropout, which would make results depend on the micro-batches."""
     import torch
 
     for module in model.modules():
@@ -292,15 +326,18 @@ def _without_dropout(model: Any) -> None:
 
 
 def _freeze(model: Any, trainable: str) -> None:
-    pattern, found = re.compile(trainable), False
+    """Freezes all parameters but those whose name matches a regular expression."""
+    pattern = re.compile(trainable)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(bool(pattern.fullmatch(name)))
-        found = found or parameter.requires_grad
-    if not found:
-        raise MeowError(f"`train.trainable`: no parameter of the model is named like {trainable}.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise MeowError(
+            f"`train.trainable`: no parameter of the model matches {trainable}. "
+            "Compare it with the names in the model's safetensors files."
+        )
 
 
-def _frozen(
+def _load_reference(
     ref: ModelRef, spec: FineTuning, resources: TrainResources, config: dict[str, Any]
 ) -> Any:
     import deepspeed
@@ -308,16 +345,11 @@ def _frozen(
 
     model = _load(ref, spec, resources, config).eval().requires_grad_(requires_grad=False)
     if config["zero_optimization"]["stage"] == 3:
-        kept = {
-            name: config[name]
-            for name in ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print")
-        }
-        zero = {"zero_optimization": {"stage": 3}}
-        return deepspeed.initialize(model=model, config=kept | zero, dist_init_required=False)[0]
+        names = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print")
+        settings = {name: config[name] for name in names}
+        settings["zero_optimization"] = {"stage": 3}
+        return deepspeed.initialize(model=model, config=settings, dist_init_required=False)[0]
     if spec.train_dtype == "bfloat16":
-        for parameter in model.parameters():  # buffers stay as they are, as DeepSpeed leaves them
+        for parameter in model.parameters():  # DeepSpeed leaves buffers as they are, too
             parameter.data = parameter.data.bfloat16()
     return model.to(torch.accelerator.current_accelerator() or "cpu")
-
-
-# --- checkpoints --------------------------------------------------------------------------------
