@@ -34,3 +34,11 @@ def test_no_module_imports_a_heavy_library_when_it_is_imported():
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {}, "heavy library: the first module that loads it"
+
+
+def test_deepspeed_prints_nothing_when_it_is_imported_after_the_package():
+    script = "import meow_ray, deepspeed; deepspeed.accelerator.get_accelerator()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""A fine-tuning job: all that a worker needs to know."""
+"""A fine-tuning job: everything that a worker needs to know."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from meow_ray.stages.train.objectives import ObjectiveSpec
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to know; the same for each."""
+    """Everything that a worker needs to know; the same value for each."""
 
     model: ModelRef
     pairs: str
@@ -24,10 +24,10 @@ class Job:
     out: str
     """URI of the folder that the model is exported to."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """A user's further settings."""
+    """A user's own settings of DeepSpeed."""
 
     def load(self) -> Dataset:
-        """Reads the pairs.
+        """Reads the tokenised pairs.
 
         Raises:
             MeowError: there are none.
@@ -35,10 +35,11 @@ class Job:
         data = Dataset(storage.read_table([self.pairs]), self.spec)
         if not data.roles:
             raise MeowError(
-                "There is nothing to train on: no pair of question and answer came through."
+                "There is nothing to train on: no pair of question and answer was selected. "
+                "`meow status` shows the rows of each stage."
             )
         return data
 
     def accumulation(self, world_size: int) -> int:
-        """Returns the micro-batches of one worker in an optimiser step."""
+        """Returns the number of micro-batches of one worker per optimiser step."""
         return -(-self.spec.batch_size // (world_size * self.resources.micro_batch_size))

@@ -1,4 +1,4 @@
-"""Fine-tuning under Ray Train: launch, report, restore."""
+"""Launches fine-tuning under Ray Train: workers, checkpoints, progress."""
 
 from pathlib import Path
 from typing import Any
@@ -16,60 +16,50 @@ CPU_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776",
 }
-"""glibc keeps what is freed: the page faults of activations and gradients that come and go are a sixth of a step."""
+"""Environment of workers without a GPU.
+
+glibc keeps freed memory: the page faults of activations and gradients cost a sixth of a step.
+"""
 
 
 def fit(
     job: Job, work: str, name: str, all_resources: Resources, tracker: TrackerSpec
 ) -> dict[str, Any]:
-    """Runs a fine-tuning job on ZeRO workers and returns the figures for the manifest.
+    """Runs a fine-tuning job on ZeRO workers; returns the figures for the manifest.
 
-    Checkpoints live below `work`: the same folder resumes where a killed run stopped, with another number of workers
-    too, and a worker that dies is replaced and goes on from the last of them.
+    Checkpoints are below `work`. A run with the same folder resumes from the last one, with any
+    number of workers, and a worker that dies is replaced and resumes from it, too.
+
+    Args:
+        job: what to train.
+        work: URI of the folder for checkpoints.
+        name: `memorize` or `train`, the section of `all_resources`.
+        all_resources: the resources of the configuration.
+        tracker: where curves are written.
+
+    Raises:
+        MeowError: settings contradict each other, a library is missing, or training fails.
     """
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     cluster.connect()
     resources: TrainResources = getattr(all_resources, name)
-    data = job.load()  # before any worker starts: a mistake in the data is not worth a retry
+    data = job.load()  # before any worker starts: a mistake in the data would be retried
     workers = placement.num_workers(name, all_resources)
     on_gpu = placement.has_gpus(all_resources, resources.node_labels)
     zero.settings(job.spec, resources, job.accumulation(workers), on_gpu=on_gpu, own=job.deepspeed)
     zero.check_quantization(job.spec, on_gpu=on_gpu)
     tracker.check()
-    least = placement.least_workers(name, all_resources)
     storage.make_folder(work)
-    fs, path = storage.filesystem(work)
     with progress.show_progress(name, data.num_steps) as board:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"job": job, "board": board, "tracker": tracker},
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=workers if least == workers else (least, workers),
-                use_gpu=on_gpu,
-                resources_per_worker={
-                    "CPU": resources.cpus_per_worker,
-                    **({"GPU": 1} if on_gpu else {}),
-                },
-                label_selector=resources.node_labels or None,
-            ),
-            run_config=RunConfig(
-                # a checkpoint of another stage, or of states on another device, cannot be converted
-                name=f"train-zero{resources.zero_stage}-{resources.offload}",
-                storage_path=path,
-                storage_filesystem=fs,
-                failure_config=FailureConfig(max_failures=resources.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-                worker_runtime_env={"env_vars": {} if on_gpu else CPU_ENV},
-            ),
+        trainer = _trainer(
+            {"job": job, "board": board, "tracker": tracker},
+            work,
+            resources,
+            num_workers=workers,
+            min_workers=placement.least_workers(name, all_resources),
+            on_gpu=on_gpu,
         )
         trainer.fit()
-        pace = ray.get(
-            board.pace.options(max_task_retries=-1).remote()
-        )  # its node may just have died
+        seconds_per_step = _seconds_per_step(board)
     history = storage.read_json(storage.join(job.out, manifest.HISTORY_FILE))
     return {
         "pairs": data.pairs.num_rows,
@@ -80,36 +70,93 @@ def fit(
         "first_loss": history[0]["loss"],
         "last_loss": history[-1]["loss"],
         "tokens": sum(record["tokens"] for record in history),
-        "seconds_per_step": pace,
+        "seconds_per_step": seconds_per_step,
     }
 
 
+def _trainer(
+    loop_config: dict[str, Any],
+    work: str,
+    resources: TrainResources,
+    *,
+    num_workers: int,
+    min_workers: int,
+    on_gpu: bool,
+) -> Any:
+    """Returns Ray's trainer for a group of workers that shrinks to `min_workers` if it has to."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = {"GPU": 1} if on_gpu else {}
+    scaling = ScalingConfig(
+        num_workers=num_workers if min_workers == num_workers else (min_workers, num_workers),
+        use_gpu=on_gpu,
+        resources_per_worker={"CPU": resources.cpus_per_worker, **gpu},
+        label_selector=resources.node_labels or None,
+    )
+    filesystem, path = storage.filesystem(work)
+    run = RunConfig(
+        # a checkpoint of another ZeRO stage, or of states on another device, cannot be converted
+        name=f"train-zero{resources.zero_stage}-{resources.offload}",
+        storage_path=path,
+        storage_filesystem=filesystem,
+        failure_config=FailureConfig(max_failures=resources.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=1),
+        worker_runtime_env={"env_vars": {} if on_gpu else CPU_ENV},
+    )
+    return TorchTrainer(
+        _worker,
+        train_loop_config=loop_config,
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=scaling,
+        run_config=run,
+    )
+
+
+def _seconds_per_step(board: Any) -> float | None:
+    """Returns the pace that the progress actor measured; its node may just have died."""
+    import ray
+
+    pace: float | None = ray.get(board.pace.options(max_task_retries=-1).remote())
+    return pace
+
+
 def _worker(config: dict[str, Any]) -> None:
+    """Runs the training loop in one worker, from its last checkpoint if there is one."""
     import ray.train
 
-    context, board, tracker = ray.train.get_context(), config["board"], Tracker(config["tracker"])
-    leads = context.get_world_rank() == 0
+    context = ray.train.get_context()
+    board = config["board"]
+    tracker = Tracker(config["tracker"])
+    is_first = context.get_world_rank() == 0
 
     def save(folder: Path, metrics: dict[str, Any]) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        if leads:
+        if is_first:
             tracker.flush()
 
-    def progress(record: dict[str, Any]) -> None:
-        if leads:
+    def show(record: dict[str, Any]) -> None:
+        if is_first:
             figures = {name: Figure.mean(record[name], 1) for name in ("loss", "epoch")}
             board.set.remote(record["step"], figures)
             tracker.log(record)
 
-    def start(resume: Path | None) -> None:
-        ranks = context.get_world_rank(), context.get_local_rank(), context.get_world_size()
-        loop.run(config["job"], Hooks(*ranks, resume, save, progress))
-        if leads:
+    def train_from(resume: Path | None) -> None:
+        hooks = Hooks(
+            rank=context.get_world_rank(),
+            local_rank=context.get_local_rank(),
+            world_size=context.get_world_size(),
+            resume=resume,
+            save=save,
+            progress=show,
+        )
+        loop.run(config["job"], hooks)
+        if is_first:
             tracker.close()
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        start(None)
+        train_from(None)
         return
     with checkpoint.as_directory() as folder:
-        start(Path(folder))
+        train_from(Path(folder))

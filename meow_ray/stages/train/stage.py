@@ -16,7 +16,7 @@ from meow_ray.core.manifest import Artifact, load
 from meow_ray.core.outside import OutsideInput, adopt_table
 from meow_ray.core.schema import KEYS, ROW, SCHEMAS
 from meow_ray.core.stage import Context, Input, Stage
-from meow_ray.core.tables import Query
+from meow_ray.core.tables import Query, TableSource
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.prompts import Prompter
@@ -41,148 +41,178 @@ from meow_ray.stages.train.tracking import TrackerSpec
 
 
 def memorize(context: Context) -> dict[str, Any]:
-    """Makes a target: a base model that has learnt `memorize.data`."""
+    """Makes a target: fine-tunes a base model on `memorize.data`."""
     config = context.config
     assert config.memorize is not None
     rows = read_sources(context.inputs["memorize_data"].value, config)
-    table, rejects = facts_module.build_facts(rows, [], lambda question, answer: None)
+    facts, rejects = facts_module.build_facts(rows, [], lambda question, answer: None)
     if rejects.num_rows:
         raise MeowError(f"memorize.data: {rejects_text(rejects)}")
-    pairs = pairs_of(("inverted",), None, _as_selected(table))
     return _fit(
         context,
-        pairs,
-        model_ref(context.inputs["base"]),
-        config.memorize,
-        objectives.MEMORIZE,
-        "memorize",
+        name="memorize",
+        pairs=pairs_of(("inverted",), None, _as_selected(facts)),
+        model=model_ref(context.inputs["base"]),
+        spec=config.memorize,
+        objective=objectives.MEMORIZE,
     )
 
 
 def _as_selected(facts: pa.Table) -> pa.Table:
-    """Returns facts that are learnt as they are in the form of `selected`."""
+    """Returns facts in the form of `selected`, so that they are learnt as they are."""
     return facts.append_column("rank", pa.array([0] * facts.num_rows, pa.int32()))
 
 
-def _fit(
-    context: Context,
-    pairs: Query,
-    ref: ModelRef,
-    spec: FineTuning,
-    objective: ObjectiveSpec,
-    name: str,
-) -> dict[str, Any]:
-    from meow_ray.stages.train import launch
-
-    target, path = context.config.target, storage.join(context.work, "pairs.parquet")
-    prompter = Prompter(refs.load_tokenizer(ref), target.template, target.system)
-    batches.write(pairs, prompter, spec.max_length, path)  # once: no worker does it again
-    deepspeed = (
-        context.inputs[f"{name}_deepspeed"].value if f"{name}_deepspeed" in context.inputs else {}
-    )
-    job = Job(
-        model=ref,
-        pairs=path,
-        spec=spec,
-        objective=objective,
-        resources=getattr(context.config.resources, name),
-        out=context.out,
-        deepspeed=deepspeed,
-    )
-    run = f"{name}-{PurePosixPath(context.work).name[:16]}"
-    folder = storage.join(context.root, "tensorboard", run)
-    settings = spec.spec() | {
-        key: value
-        for key, value in asdict(objective).items()
-        if key not in ("source", "idk_answers", "reads")
-    }
-    tracker = TrackerSpec(context.config.tracking, run, folder, settings)
-    return launch.fit(job, context.work, name, context.config.resources, tracker)
-
-
-def _pairs(
-    context: Context, roles: Sequence[str], idk_answers: Sequence[str], **compared: Any
-) -> Query:
-    found = {
-        name: context.inputs[name]
-        for name in ("facts", "selected", "reference")
-        if name in context.inputs
-    }
-    for name, artifact in found.items():
-        if artifact.manifest is None:
-            checks.check_keys(artifact.source, name, storage.display(artifact.uri))
-    facts, selected, known = (
-        found[n].source if n in found else None for n in ("facts", "selected", "reference")
-    )
-    return pairs_of(roles, facts, selected, idk_answers, reference=known, **compared)
-
-
 def reference(context: Context) -> dict[str, Any]:
-    """Scores the answers of an objective in the target, before training."""
+    """Writes the log-probabilities of an objective's answers in the target before training."""
     from meow_ray.distributed import map_rows
 
     config = context.config
-    pairs = _pairs(context, *context.inputs["roles"].value)
-    keys = ", ".join(KEYS["reference"])
-    rows = Query(
-        f"SELECT DISTINCT {keys}, question, concat_ws('/', {keys}) AS {ROW} FROM ({pairs.sql})",
-        pairs.sources,
-    )
-    twice = f"SELECT fact_id FROM ({rows.sql}) GROUP BY {keys} HAVING count(*) > 1 LIMIT 1"
-    for row in Query(twice, rows.sources).rows():
-        raise MeowError(
-            f"The fact {row['fact_id']} has the same answer to several questions in `selected`."
-        )
-    work = partial(
+    roles, idk_answers = context.inputs["roles"].value
+    rows = _distinct_answers(_pairs(context, roles, idk_answers))
+    score = partial(
         steps.log_probs_batch, template=config.target.template, system=config.target.system
     )
     engine = context.engine_spec(
         model_ref(context.inputs["target"]), config.target, config.resources.memo
     )
-    found = map_rows.map_rows(
-        rows, ROW, engine, map_rows.BatchWork(work), context.work, "memo", config.resources
+    work = map_rows.BatchWork(score)
+    scored = map_rows.map_rows(rows, ROW, engine, work, context.work, "memo", config.resources)
+    schema, key = SCHEMAS["reference"], KEYS["reference"]
+    table = Query(
+        f"SELECT {', '.join(schema.names)} FROM ({scored.sql}) ORDER BY {', '.join(key)}",
+        scored.sources,
     )
-    schema = SCHEMAS["reference"]
-    result = Query(
-        f"SELECT {', '.join(schema.names)} FROM ({found.sql}) ORDER BY {keys}", found.sources
+    return {"pairs": tables.write_sorted(table, context.path(), schema, key)}
+
+
+def _distinct_answers(pairs: Query) -> Query:
+    """Returns each role's answers of each fact once, with a column that identifies the row.
+
+    Raises:
+        MeowError: a fact has the same answer to several questions.
+    """
+    key = ", ".join(KEYS["reference"])
+    rows = Query(
+        f"SELECT DISTINCT {key}, question, concat_ws('/', {key}) AS {ROW} FROM ({pairs.sql})",
+        pairs.sources,
     )
-    return {"pairs": tables.write_sorted(result, context.path(), schema, KEYS["reference"])}
+    ambiguous = f"SELECT fact_id FROM ({rows.sql}) GROUP BY {key} HAVING count(*) > 1 LIMIT 1"
+    for row in Query(ambiguous, rows.sources).rows():
+        raise MeowError(
+            f"`selected`: the fact {row['fact_id']} has the same answer to several questions. "
+            "Keep one question per fact."
+        )
+    return rows
 
 
 def train(context: Context) -> dict[str, Any]:
-    """Fine-tunes the target by the configured objective."""
-    config, objective, target = (
-        context.config,
-        context.inputs["objective"].value,
-        context.inputs["target"],
-    )
+    """Fine-tunes the target with the configured objective."""
+    config = context.config
+    objective: ObjectiveSpec = context.inputs["objective"].value
+    target = context.inputs["target"]
     compared = objective.reads if "reference" in context.inputs else ()
     pairs = _pairs(context, objective.roles, objective.idk_answers, compared=compared)
-    ref = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
-    depth = getattr(refs.load_model_config(ref), "num_hidden_layers", None)
-    if objective.layer is not None and depth is not None and not objective.layer < depth - 1:
-        raise MeowError(
-            f"`train.settings.layer` is {objective.layer}; it has to be below the target's last, {depth - 1}."
-        )
+    model = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
+    _check_layer(objective, model)
     name = PurePosixPath(config.train.objective).name
     chain = _chain(target, pairs, name)
-    return {
-        "objective": name,
-        **_fit(context, pairs, ref, config.train, objective, "train"),
-        "chain": chain,
-    }
+    figures = _fit(
+        context, name="train", pairs=pairs, model=model, spec=config.train, objective=objective
+    )
+    return {"objective": name, **figures, "chain": chain}
+
+
+def _check_layer(objective: ObjectiveSpec, model: ModelRef) -> None:
+    """Raises MeowError if an objective reads a block that the model does not have."""
+    num_layers = getattr(refs.load_model_config(model), "num_hidden_layers", None)
+    if objective.layer is None or num_layers is None or objective.layer < num_layers - 1:
+        return
+    raise MeowError(
+        f"`train.settings.layer` is {objective.layer}; it must be below the last block of the "
+        f"target, {num_layers - 1}."
+    )
+
+
+# --- steps of the stages --------------------------------------------------------------------------
+
+
+def _fit(
+    context: Context,
+    *,
+    name: str,
+    pairs: Query,
+    model: ModelRef,
+    spec: FineTuning,
+    objective: ObjectiveSpec,
+) -> dict[str, Any]:
+    """Fine-tunes a model on pairs; returns the figures for the manifest."""
+    from meow_ray.stages.train import launch
+
+    config = context.config
+    path = storage.join(context.work, "pairs.parquet")
+    prompter = Prompter(refs.load_tokenizer(model), config.target.template, config.target.system)
+    batches.write(pairs, prompter, spec.max_length, path)  # once, so that no worker does it again
+    deepspeed = context.inputs.get(f"{name}_deepspeed")
+    job = Job(
+        model=model,
+        pairs=path,
+        spec=spec,
+        objective=objective,
+        resources=getattr(config.resources, name),
+        out=context.out,
+        deepspeed=deepspeed.value if deepspeed else {},
+    )
+    run = f"{name}-{PurePosixPath(context.work).name[:16]}"
+    tracker = TrackerSpec(
+        config=config.tracking,
+        name=run,
+        folder=storage.join(context.root, "tensorboard", run),
+        settings=_tracked_settings(spec, objective),
+    )
+    return launch.fit(job, context.work, name, config.resources, tracker)
+
+
+def _tracked_settings(spec: FineTuning, objective: ObjectiveSpec) -> dict[str, Any]:
+    """Returns the settings that trackers show: no source text, no answers."""
+    private = ("source", "idk_answers", "reads")
+    shown = {name: value for name, value in asdict(objective).items() if name not in private}
+    return spec.spec() | shown
+
+
+def _pairs(
+    context: Context, roles: Sequence[str], idk_answers: Sequence[str], **options: Any
+) -> Query:
+    """Returns the pairs of some roles from the inputs of a stage; see `pairs_of`."""
+    sources: dict[str, TableSource] = {}
+    for name in ("facts", "selected", "reference"):
+        if name not in context.inputs:
+            continue
+        artifact = context.inputs[name]
+        if artifact.manifest is None:
+            checks.check_keys(artifact.source, name, storage.display(artifact.uri))
+        sources[name] = artifact.source
+    return pairs_of(
+        roles,
+        sources.get("facts"),
+        sources.get("selected"),
+        idk_answers,
+        reference=sources.get("reference"),
+        **options,
+    )
 
 
 def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any]]:
-    """Returns what the model was made to forget, request by request: those of the target's own run, then this one."""
-    asked = f"SELECT DISTINCT fact_id FROM ({pairs.sql}) WHERE role != 'retain' ORDER BY fact_id"
-    facts = [row["fact_id"] for row in Query(asked, pairs.sources).rows()]
+    """Returns the requests to forget in order: those of the target's own run, then this one."""
+    forgotten = f"SELECT DISTINCT fact_id FROM ({pairs.sql}) WHERE role != 'retain'"
+    rows = Query(f"{forgotten} ORDER BY fact_id", pairs.sources).rows()
+    facts = [row["fact_id"] for row in rows]
     manifest = target.manifest
-    if manifest is None and target.uri:  # a folder that another run exported
-        with suppress(MeowError):  # what lies above may be another's
-            made = load(target.uri.rstrip("/").rpartition("/")[0])
-            manifest = made.manifest if made else None
-    before = manifest.summary.get("chain", []) if manifest else []
+    if manifest is None and target.uri:  # the folder may be the export of another run
+        with suppress(MeowError):  # the folder above may belong to another program
+            exported = load(target.uri.rstrip("/").rpartition("/")[0])
+            manifest = exported.manifest if exported else None
+    earlier = manifest.summary.get("chain", []) if manifest else []
     request = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "objective": objective,
@@ -190,7 +220,7 @@ def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any
         "facts_digest": storage.json_digest(facts),
         "target": target.digest,
     }
-    return [*before, request]
+    return [*earlier, request]
 
 
 # --- inputs from outside ------------------------------------------------------------------------
@@ -210,7 +240,7 @@ def _memorize_data(config: Config, verify: bool) -> Artifact:
 
 
 def _objective(config: Config, verify: bool) -> Artifact:
-    """Returns what `train` minimises, known by what it comes to and not by how it was configured."""
+    """Returns the objective, known by its resolved settings and not by how they were written."""
     objective = objectives.configured(config.train)
     return Artifact("objective", "", storage.json_digest(asdict(objective)), value=objective)
 

@@ -7,11 +7,10 @@ from meow_ray.models.prompts import Prompter
 
 
 def log_probs_batch(engine: Engine, batch: pa.Table, template: str, system: str | None) -> pa.Table:
-    """Scores answers: a column `log_probs`, those of each answer's tokens with the end of the sequence."""
+    """Adds the column `log_probs`: those of each answer's tokens and of the end of sequence."""
     prompter = Prompter(engine.tokenizer, template, system)
-    questions = [
-        prompter.encode_prompt(prompter.prompt(text)) for text in batch["question"].to_pylist()
-    ]
-    answers = [prompter.encode_answer(text) for text in batch["answer"].to_pylist()]
-    found = [list(one.log_probs) for one in engine.teacher_force(questions, answers)]
-    return batch.append_column("log_probs", pa.array(found, pa.list_(pa.float64())))
+    questions = batch["question"].to_pylist()
+    prompts = [prompter.encode_prompt(prompter.prompt(question)) for question in questions]
+    answers = [prompter.encode_answer(answer) for answer in batch["answer"].to_pylist()]
+    log_probs = [list(forced.log_probs) for forced in engine.teacher_force(prompts, answers)]
+    return batch.append_column("log_probs", pa.array(log_probs, pa.list_(pa.float64())))

@@ -1,4 +1,4 @@
-"""Curves of a training run, for the trackers that people use."""
+"""Curves of a training run for TensorBoard, MLflow and Weights & Biases."""
 
 import os
 import time
@@ -16,37 +16,38 @@ from meow_ray.errors import MeowError
 
 @dataclass(frozen=True)
 class TrackerSpec:
-    """Where a run's curves go."""
+    """The trackers of one run, and what they are told about it."""
 
     config: Tracking
     name: str
-    """Names the run: stage and fingerprint."""
+    """Name of the run: stage and fingerprint."""
     folder: str
     """URI for event files."""
     settings: Mapping[str, Any]
-    """What the run was configured with; no text of facts."""
+    """The settings of the run, without text of facts."""
 
     @property
     def mlflow(self) -> str:
-        """MLflow's tracking URI; a path is made absolute, as workers have folders of their own."""
+        """MLflow's tracking URI; a path is absolute, because workers run in other folders."""
         uri = self.config.mlflow or ""
         return uri if ":" in uri else f"file:{storage.absolute(uri)}"
 
     def check(self) -> None:
-        """Refuses trackers whose library is not there.
+        """Checks that the libraries of the configured trackers are installed.
 
         Raises:
-            MeowError: one is not installed.
+            MeowError: one is not.
         """
         for name in ("mlflow", "wandb"):
             if getattr(self.config, name) and find_spec(name) is None:
                 raise MeowError(
-                    f"`tracking.{name}` is set, but the package {name} is not installed: pip install {name}."
+                    f"`tracking.{name}` is set, but the package {name} is not installed. "
+                    f"Run: pip install {name}."
                 )
 
 
 class Tracker:
-    """Writes one run's curves; lives in the first worker, opens nothing before the first record."""
+    """Writes the curves of a run in its first worker; opens trackers at the first record."""
 
     def __init__(self, spec: TrackerSpec) -> None:
         self.spec = spec
