@@ -71,7 +71,7 @@ def run(
         show.show_states(show.console(), _states(parts))
         return
     finished: list[State] = []
-    with _only_events_on_stdout() if as_json else nullcontext():
+    with only_events_on_stdout() if as_json else nullcontext():
         for part in parts:
             finished += _run_part(part, force, as_json)
     if not as_json:
@@ -184,7 +184,7 @@ def _run_part(part: Part, force: bool, as_json: bool = False) -> list[State]:
 
 
 @contextmanager
-def _only_events_on_stdout() -> Iterator[None]:
+def only_events_on_stdout() -> Iterator[None]:
     """Keeps stdout for events; everything else goes to the log, Ray's delayed output as well."""
     with (
         program.libraries_to_log(),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meow_ray.cli import main
+from meow_ray.cli import running
 from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.distributed import cluster
 from meow_ray.errors import MeowError
@@ -83,7 +83,7 @@ def test_a_run_that_fails_leaves_the_cluster_before_the_events_end() -> None:
     import ray
 
     def fail() -> None:
-        with main._events_alone():
+        with running.only_events_on_stdout():
             cluster.connect()
             raise MeowError("The stage failed.")
 

@@ -86,7 +86,7 @@ def test_printed_rates_can_be_given_as_a_file(
     assert from_file == probed
     table = plan(*overrides, f"--rates={path}")
     hours = sum(stage["seconds"] for stage in probed["stages"]) / 3600
-    assert f"In all {hours:.2f} hours" in table
+    assert f"In total {hours:.2f} hours" in table
 
 
 def test_a_probe_removes_its_files(probed: dict[str, Any], overrides: list[str]):
