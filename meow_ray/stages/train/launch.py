@@ -45,7 +45,9 @@ def fit(
     data = job.load()  # before any worker starts: a mistake in the data would be retried
     workers = placement.num_workers(name, all_resources)
     on_gpu = placement.has_gpus(all_resources, resources.node_labels)
-    zero.settings(job.spec, resources, job.accumulation(workers), on_gpu=on_gpu, own=job.deepspeed)
+    zero.settings(
+        job.spec, resources, job.accumulation(workers), on_gpu=on_gpu, user_settings=job.deepspeed
+    )
     zero.check_quantization(job.spec, on_gpu=on_gpu)
     tracker.check()
     storage.make_folder(work)

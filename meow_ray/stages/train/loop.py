@@ -168,7 +168,7 @@ def _deepspeed_settings(job: Job, world_size: int) -> dict[str, Any]:
         job.resources,
         job.accumulation(world_size),
         on_gpu=torch.cuda.is_available(),
-        own=job.deepspeed,
+        user_settings=job.deepspeed,
     )
     if world_size == 1 and config["zero_optimization"]["stage"] == 2:
         # one worker has nothing to partition, and stage 2 moves gradients after each forward pass

@@ -16,15 +16,15 @@ from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 
 _OURS = {
-    "optimizer": "`learning_rate` and `weight_decay`",
-    "scheduler": "`learning_rate`, `epochs` and `warmup_ratio`",
-    "fp16": "`train_dtype`",
-    "train_batch_size": "`batch_size`",
-    "zero_optimization.offload_optimizer.device": "`offload`",
-    "zero_optimization.offload_param.device": "`offload`",
-    "checkpoint.load_universal": "nothing, as it is decided by the run",
+    "optimizer": "Use `learning_rate` and `weight_decay`",
+    "scheduler": "Use `learning_rate`, `epochs` and `warmup_ratio`",
+    "fp16": "Use `train_dtype`",
+    "train_batch_size": "Use `batch_size`",
+    "zero_optimization.offload_optimizer.device": "Use `offload`",
+    "zero_optimization.offload_param.device": "Use `offload`",
+    "checkpoint.load_universal": "Remove it: the run decides that",
 }
-"""DeepSpeed's keys that a user's file must not set, and the settings that replace them."""
+"""DeepSpeed's keys that a user's file must not set, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def settings(
     accumulation: int,
     *,
     on_gpu: bool,
-    own: Mapping[str, Any],
+    user_settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns DeepSpeed's settings: those of the configuration, a user's, and our defaults.
 
@@ -73,7 +73,7 @@ def settings(
         resources: ZeRO stage and offload.
         accumulation: micro-batches of one worker per optimiser step.
         on_gpu: whether the workers have GPUs.
-        own: the user's settings.
+        user_settings: those of the file that `deepspeed` names.
 
     Raises:
         MeowError: a user's setting contradicts the configuration.
@@ -98,7 +98,7 @@ def settings(
             "reduce_bucket_size": bucket,
             "contiguous_gradients": False,
         }
-    return _with_defaults(_with_users(ours, own, ""), defaults)
+    return _with_defaults(_with_users(ours, user_settings, ""), defaults)
 
 
 def _zero_settings(resources: TrainResources, on_gpu: bool) -> dict[str, Any]:
@@ -118,14 +118,14 @@ def _zero_settings(resources: TrainResources, on_gpu: bool) -> dict[str, Any]:
     return zero
 
 
-def _with_users(ours: Mapping[str, Any], own: Mapping[str, Any], parent: str) -> dict[str, Any]:
+def _with_users(ours: Mapping[str, Any], users: Mapping[str, Any], parent: str) -> dict[str, Any]:
     """Adds a user's settings to those of the configuration, which they must not contradict."""
     merged = dict(ours)
-    for key, value in own.items():
+    for key, value in users.items():
         name = f"{parent}.{key}" if parent else key
         is_harmless = value in ({"enabled": False}, merged.get(key), "auto")
         if name in _OURS and not is_harmless:
-            raise MeowError(f"`deepspeed`: {name} does not belong in that file. Use {_OURS[name]}.")
+            raise MeowError(f"`deepspeed`: {name} does not belong in that file. {_OURS[name]}.")
         if isinstance(value, Mapping) and isinstance(merged.get(key, {}), Mapping):
             merged[key] = _with_users(merged.get(key, {}), value, name)
         elif key not in merged:
@@ -138,9 +138,9 @@ def _with_users(ours: Mapping[str, Any], own: Mapping[str, Any], parent: str) ->
     return merged
 
 
-def _with_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Adds defaults for keys that are not set, on every level."""
-    merged = dict(settings)
+    merged = dict(config)
     for key, value in defaults.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key, {}), Mapping):
             merged[key] = _with_defaults(merged.get(key, {}), value)
@@ -192,7 +192,6 @@ def build(
         MeowError: no parameter matches `trainable`.
     """
     import deepspeed
-    import torch
     from transformers import get_linear_schedule_with_warmup
 
     compile_kernels(resources.offload)
@@ -207,17 +206,10 @@ def build(
     model.train()
     if resources.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # set explicitly: torch's AdamW decays by default, DeepSpeed's does not
-    options: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
-    if resources.offload != "none" and torch.cuda.is_available():
-        optimizer: Any = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
-    else:
-        optimizer = torch.optim.AdamW(parameters, fused=True, **options)
     warmup = round(total * spec.warmup_ratio)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=optimizer,
+        optimizer=_optimizer(model, spec, resources),
         lr_scheduler=lambda opt: get_linear_schedule_with_warmup(opt, warmup, total + 1),
         config=config,
         dist_init_required=False,
@@ -230,6 +222,19 @@ def build(
         keeps_logits=keeps_logits,
         half=spec.train_dtype == "bfloat16",
     )
+
+
+def _optimizer(model: Any, spec: FineTuning, resources: TrainResources) -> Any:
+    """Returns AdamW; with offload on a GPU machine, the one that runs on the CPU."""
+    import deepspeed
+    import torch
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # set explicitly: torch's AdamW decays by default, DeepSpeed's does not
+    options: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    if resources.offload != "none" and torch.cuda.is_available():
+        return deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
+    return torch.optim.AdamW(parameters, fused=True, **options)
 
 
 def compile_kernels(offload: str = "none") -> None:
@@ -346,9 +351,9 @@ def _load_reference(
     model = _load(ref, spec, resources, config).eval().requires_grad_(requires_grad=False)
     if config["zero_optimization"]["stage"] == 3:
         names = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print")
-        settings = {name: config[name] for name in names}
-        settings["zero_optimization"] = {"stage": 3}
-        return deepspeed.initialize(model=model, config=settings, dist_init_required=False)[0]
+        inference = {name: config[name] for name in names}
+        inference["zero_optimization"] = {"stage": 3}
+        return deepspeed.initialize(model=model, config=inference, dist_init_required=False)[0]
     if spec.train_dtype == "bfloat16":
         for parameter in model.parameters():  # DeepSpeed leaves buffers as they are, too
             parameter.data = parameter.data.bfloat16()

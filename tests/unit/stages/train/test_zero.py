@@ -17,7 +17,7 @@ PLAIN = TrainResources(zero_stage=2, micro_batch_size=3)
 def settings(
     own: Any = None, resources: TrainResources = PLAIN, on_gpu: bool = True, **spec: Any
 ) -> dict[str, Any]:
-    return zero.settings(FineTuning(**spec), resources, 5, on_gpu=on_gpu, own=own or {})
+    return zero.settings(FineTuning(**spec), resources, 5, on_gpu=on_gpu, user_settings=own or {})
 
 
 def test_the_configuration_says_what_deepspeed_does():
