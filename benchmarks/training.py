@@ -237,7 +237,7 @@ def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder:
     rows = rows.append_column("rank", pa.array(range(pairs), pa.int32()))
     place, ref = Path(tempfile.mkdtemp(dir=folder)), refs.pin(model, None, "--model")
     prompter = Prompter(refs.load_tokenizer(ref), "tofu")
-    batches.write(
+    batches.write_token_pairs(
         pairs_of(("inverted",), None, rows), prompter, spec.max_length, str(place / "pairs.parquet")
     )
     return Job(
@@ -305,7 +305,7 @@ def plain(case: Case, turn: Turn) -> Measured:
                     network, [item["inverted"] for item in items], case.width, pad
                 )
             else:
-                found = layout.layout(items, pad, "cpu", packed=packed)
+                found = layout.lay_out(items, pad, "cpu", packed=packed)
                 model = zero.Model(None, None, pad, keeps_logits=True, half=False)
                 logits, labels = loop.forward(network, found, model, None)[0], found.labels
             loss = (

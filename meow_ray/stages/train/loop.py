@@ -146,7 +146,7 @@ def _check_packing(model: Model, data: Dataset) -> None:
         together, alone = (
             forward(
                 network,
-                layout.layout(part, model.pad, model.engine.device, packed=True),
+                layout.lay_out(part, model.pad, model.engine.device, packed=True),
                 model,
                 None,
             )[0].float()
@@ -181,7 +181,7 @@ def _terms(
     from meow_ray.stages.train import losses
 
     spec = job.objective
-    found = layout.layout(items, model.pad, model.engine.device, packed=job.resources.packing)
+    found = layout.lay_out(items, model.pad, model.engine.device, packed=job.resources.packing)
     logits, hidden = forward(model.engine, found, model, spec.layer)
     reference_logits = reference_hidden = None
     if spec.needs_frozen:

@@ -76,7 +76,8 @@ def _fit(
 
     target, path = context.config.target, storage.join(context.work, "pairs.parquet")
     prompter = Prompter(refs.load_tokenizer(ref), target.template, target.system)
-    batches.write(pairs, prompter, spec.max_length, path)  # once: no worker does it again
+    # once: no worker does it again
+    batches.write_token_pairs(pairs, prompter, spec.max_length, path)
     deepspeed = (
         context.inputs[f"{name}_deepspeed"].value if f"{name}_deepspeed" in context.inputs else {}
     )

@@ -1,4 +1,4 @@
-"""What an actor of the stage `reference` does with a batch."""
+"""The step that an actor of the stage `reference` runs on a batch of rows."""
 
 import pyarrow as pa
 
@@ -7,11 +7,24 @@ from meow_ray.models.prompts import Prompter
 
 
 def log_probs_batch(engine: Engine, batch: pa.Table, template: str, system: str | None) -> pa.Table:
-    """Scores answers: a column `log_probs`, those of each answer's tokens with the end of the sequence."""
+    """Returns a batch of pairs with the log-probabilities of their answers.
+
+    Args:
+        engine: the engine of the target.
+        batch: rows with the columns `question` and `answer`.
+        template: the prompt template of the target.
+        system: the system prompt of the target.
+
+    Returns:
+        The batch with the column `log_probs`: one number per token of the answer, with the end of
+        the sequence.
+    """
     prompter = Prompter(engine.tokenizer, template, system)
-    questions = [
-        prompter.encode_prompt(prompter.prompt(text)) for text in batch["question"].to_pylist()
+    prompts = [
+        prompter.encode_prompt(prompter.prompt(question))
+        for question in batch["question"].to_pylist()
     ]
-    answers = [prompter.encode_answer(text) for text in batch["answer"].to_pylist()]
-    found = [list(one.log_probs) for one in engine.teacher_force(questions, answers)]
-    return batch.append_column("log_probs", pa.array(found, pa.list_(pa.float64())))
+    answers = [prompter.encode_answer(answer) for answer in batch["answer"].to_pylist()]
+    results = engine.teacher_force(prompts, answers)
+    log_probs = [list(result.log_probs) for result in results]
+    return batch.append_column("log_probs", pa.array(log_probs, pa.list_(pa.float64())))
