@@ -180,7 +180,7 @@ def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder:
     rows = rows.append_column("rank", pa.array(range(pairs), pa.int32()))
     place, ref = Path(tempfile.mkdtemp(dir=folder)), refs.pin(model, None, "--model")
     prompter = Prompter(refs.load_tokenizer(ref), "tofu")
-    batches.write(
+    batches.write_token_pairs(
         pairs_of(("inverted",), None, rows), prompter, spec.max_length, str(place / "pairs.parquet")
     )
     return Job(

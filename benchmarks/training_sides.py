@@ -133,7 +133,7 @@ def plain(case: Case, turn: Turn) -> Measured:
                     network, [item["inverted"] for item in items], case.width, pad
                 )
             else:
-                found = layout.layout(items, pad, "cpu", packed=packed)
+                found = layout.lay_out(items, pad, "cpu", packed=packed)
                 model = zero.Model(None, None, pad, keeps_logits=True, half=False)
                 logits, labels = forward(network, found, model, None)[0], found.labels
             loss = (

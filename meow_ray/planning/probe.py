@@ -146,7 +146,9 @@ def _training_job(
     facts = pa.Table.from_pylist(_repeated_forget_facts(sample, section.batch_size * STEPS))
     prompter = Prompter(sample.tokenizer, config.target.template, config.target.system)
     pairs = storage.join(folder, "pairs.parquet")
-    batches.write(pairs_of(("inverted",), None, facts), prompter, spec.max_length, pairs)
+    batches.write_token_pairs(
+        pairs_of(("inverted",), None, facts), prompter, spec.max_length, pairs
+    )
     return Job(
         model=target.model,
         pairs=pairs,

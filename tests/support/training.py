@@ -55,7 +55,7 @@ def job(
     pairs = place / "pairs.parquet"
     ref = pin(str(model), None, "model")
     prompter = Prompter(load_tokenizer(ref), "chat")
-    batches.write(
+    batches.write_token_pairs(
         pairs_of(objective.roles, facts, selected, objective.idk_answers),
         prompter,
         spec.max_length,

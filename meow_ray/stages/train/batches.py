@@ -1,9 +1,9 @@
-"""What a training step reads: the global batch of a step, its cut into micro-batches, their layout."""
+"""The tokenised pairs of a run, the global batch of each step, and its micro-batches."""
 
 import random
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ from meow_ray.errors import MeowError
 from meow_ray.models.prompts import IGNORE, Prompter
 
 PIECE = 4096
-"""Pairs that are tokenised at once."""
+"""Number of pairs that are tokenised at once."""
 TOKENS = pa.schema(
     [
         ("item", pa.int32()),
@@ -28,7 +28,10 @@ TOKENS = pa.schema(
         ("log_probs", pa.list_(pa.float64())),
     ]
 )
-"""`pairs.PAIRS` as a worker reads them: `fact` is a number, `prompt` the tokens of the question."""
+"""`pairs.PAIRS` after tokenisation.
+
+`fact` is the number of the fact, and `prompt` is the number of tokens before the answer.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,154 +40,209 @@ class Pair:
 
     input_ids: list[int]
     labels: list[int]
-    """`IGNORE` over the question."""
+    """The tokens of the answer; `IGNORE` at the tokens of the question."""
     log_probs: list[float] | None = None
-    """Of the answer's tokens in the model before training."""
+    """Log-probabilities of the answer's tokens in the model before training."""
 
     @cached_property
     def num_labels(self) -> int:
-        """The tokens that a loss is taken on."""
+        """The number of tokens that a loss is computed on."""
         return sum(label != IGNORE for label in self.labels[1:])
 
 
 Item = dict[str, Pair]
-"""What an objective compares: one pair of each role."""
+"""The pairs that an objective compares: one of each role."""
+
+
+# --- tokenisation -------------------------------------------------------------------------------
 
 
 @storage.retry_transient
-def write(pairs: Query, prompter: Prompter, max_length: int, uri: str) -> None:
-    """Tokenises `pairs.PAIRS` into a Parquet file of `TOKENS`, piece by piece.
+def write_token_pairs(pairs: Query, prompter: Prompter, max_length: int, uri: str) -> None:
+    """Tokenises `pairs.PAIRS` piece by piece into a Parquet file with the columns `TOKENS`.
 
     Raises:
-        MeowError: a pair is longer than `max_length`, or its `log_probs` are not those of its tokens.
+        MeowError: a pair is longer than `max_length`, or its `log_probs` do not match its tokens.
     """
     with pairs.batches() as reader:
         tables.write_stream(_tokenised(reader, prompter, max_length), TOKENS, uri)
 
 
 def _tokenised(
-    rows: Iterable[pa.RecordBatch], prompter: Prompter, max_length: int
+    batches: Iterable[pa.RecordBatch], prompter: Prompter, max_length: int
 ) -> Iterator[pa.Table]:
-    fact, name = -1, None
-    for batch in (whole.slice(i, PIECE) for whole in rows for i in range(0, whole.num_rows, PIECE)):
-        found = prompter.encode_pairs(batch["question"].to_pylist(), batch["answer"].to_pylist())
-        columns = batch.select(["item", "role", "fact_id", "log_probs"]).to_pylist()
-        for row, (ids, labels) in zip(columns, found, strict=True):
-            fact, name = fact + (row["fact_id"] != name), row["fact_id"]
-            row |= {"fact": fact, "input_ids": ids, "prompt": labels.count(IGNORE)}
-            if len(ids) > max_length:
-                raise MeowError(
-                    f"The pair of the fact {name} has {len(ids)} tokens, `max_length` is {max_length}; raise it."
-                )
-            if row["log_probs"] is not None and len(row["log_probs"]) != len(ids) - row["prompt"]:
-                raise MeowError(
-                    f"`reference` has {len(row['log_probs'])} log-probabilities of an answer of the fact {name}, "
-                    f"which has {len(ids) - row['prompt']} tokens: it is of another model or template."
-                )
-        yield pa.Table.from_pylist(columns, TOKENS)
+    """Yields pairs as `TOKENS`; a new number of a fact begins where `fact_id` changes."""
+    fact_number = -1
+    fact_id = None
+    for piece in _pieces(batches):
+        encoded = prompter.encode_pairs(piece["question"].to_pylist(), piece["answer"].to_pylist())
+        rows = piece.select(["item", "role", "fact_id", "log_probs"]).to_pylist()
+        for row, (input_ids, labels) in zip(rows, encoded, strict=True):
+            if row["fact_id"] != fact_id:
+                fact_id = row["fact_id"]
+                fact_number += 1
+            row["fact"] = fact_number
+            row["input_ids"] = input_ids
+            row["prompt"] = labels.count(IGNORE)
+            _check_row(row, max_length)
+        yield pa.Table.from_pylist(rows, TOKENS)
+
+
+def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of record batches, at most `PIECE` at a time."""
+    for batch in batches:
+        for start in range(0, batch.num_rows, PIECE):
+            yield batch.slice(start, PIECE)
+
+
+def _check_row(row: Mapping[str, Any], max_length: int) -> None:
+    """Refuses a pair that is too long, or whose log-probabilities do not match its tokens."""
+    length = len(row["input_ids"])
+    if length > max_length:
+        raise MeowError(
+            f"`max_length`: a pair of the fact {row['fact_id']} has {length} tokens (limit "
+            f"{max_length}). Raise `max_length`."
+        )
+    if row["log_probs"] is None:
+        return
+    answer_length = length - row["prompt"]
+    if len(row["log_probs"]) != answer_length:
+        raise MeowError(
+            f"`reference`: an answer of the fact {row['fact_id']} has {answer_length} tokens, but "
+            f"{len(row['log_probs'])} log-probabilities. Compute `reference` with the same model "
+            "and template."
+        )
+
+
+# --- batches ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All pairs of a run; the batch of a step is a function of the seed and the step alone."""
+    """All pairs of a run; a step's batch depends on the pairs, the settings and the step alone."""
 
     pairs: pa.Table
-    """`TOKENS`: item by item, each with its roles in order, then the retain set."""
+    """`TOKENS`: the items, each with its roles in order, then the retain set."""
     spec: FineTuning
 
     @cached_property
     def roles(self) -> list[str]:
-        """The roles of an item."""
+        """The roles of an item, in order."""
         first = self.pairs.slice(0, 16).to_pylist()
         return [row["role"] for row in first if row["item"] == 0]
 
     @cached_property
     def num_retain(self) -> int:
-        """Pairs of the retain set, which belong to no item."""
+        """The number of pairs of the retain set; they belong to no item."""
         return int(self.pairs["item"].null_count)
 
     @cached_property
     def num_items(self) -> int:
-        """What an epoch goes through."""
+        """The number of items."""
         return (int(self.pairs.num_rows) - self.num_retain) // len(self.roles)
 
     @cached_property
     def _starts(self) -> Any:
-        """The first item of each fact, and the end: the items of a fact stand together."""
+        """The first item of each fact, then the number of items.
+
+        The items of a fact are consecutive.
+        """
         import numpy as np
 
-        fact = self.pairs["fact"].to_numpy()[: self.num_items * len(self.roles) : len(self.roles)]
-        return np.append(np.flatnonzero(np.diff(fact, prepend=-1)), len(fact))
+        num_roles = len(self.roles)
+        facts = self.pairs["fact"].to_numpy()[: self.num_items * num_roles : num_roles]
+        first_items = np.flatnonzero(np.diff(facts, prepend=-1))
+        return np.append(first_items, len(facts))
 
     @cached_property
     def per_epoch(self) -> int:
-        """Optimiser steps of an epoch."""
+        """The number of optimiser steps of an epoch."""
         return -(-len(self._order(0)) // self.spec.batch_size)
 
     @cached_property
     def num_steps(self) -> int:
-        """Optimiser steps of a whole run."""
+        """The number of optimiser steps of a run."""
         return self.spec.epochs * self.per_epoch
 
     def item(self, number: int) -> Item:
-        """Returns an item by its number."""
+        """Returns the item with this number, from 0."""
         first = number * len(self.roles)
         return {role: self._pair(first + i) for i, role in enumerate(self.roles)}
 
     def batch(self, step: int) -> list[Item]:
         """Returns the global batch of a step, counted from 0."""
         epoch, position = divmod(step, self.per_epoch)
-        order, start = self._order(epoch), position * self.spec.batch_size
-        chosen = order[start : start + self.spec.batch_size]
+        order = self._order(epoch)
+        start = position * self.spec.batch_size
+        numbers = order[start : start + self.spec.batch_size]
+        items = [self.item(number) for number in numbers]
         if not self.num_retain:
-            return [self.item(i) for i in chosen]
-        drawn = epoch * len(order) + start
+            return items
+        drawn_before = epoch * len(order) + start
         return [
-            self.item(i) | {"retain": self._retained(drawn + offset)}
-            for offset, i in enumerate(chosen)
+            item | {"retain": self._retain_pair(drawn_before + offset)}
+            for offset, item in enumerate(items)
         ]
 
     def _order(self, epoch: int) -> Sequence[int]:
-        times = self.spec.num_batch if isinstance(self.spec, Train) else None
-        if times is None:
-            return _shuffled(self.num_items, f"{self.spec.seed}/{epoch}")
+        """Returns the numbers of an epoch's items, in the order in which its steps read them."""
+        seed = f"{self.spec.seed}/{epoch}"
+        num_batch = self.spec.num_batch if isinstance(self.spec, Train) else None
+        if num_batch is None:
+            return _shuffled(self.num_items, seed)
         starts = self._starts.tolist()
-        facts = (
-            range(*starts[i : i + 2])
-            for i in _shuffled(len(starts) - 1, f"{self.spec.seed}/{epoch}")
-        )
-        return array(
-            "i",
-            (
-                items[(epoch * times + turn) % len(items)]
-                for items in facts
-                for turn in range(times)
-            ),
-        )
+        facts = _shuffled(len(starts) - 1, seed)
+        candidates = (range(starts[fact], starts[fact + 1]) for fact in facts)
+        return array("i", _in_turn(candidates, num_batch, epoch))
 
-    def _retained(self, number: int) -> Pair:
-        """Returns the retain pair that is drawn as the `number`th: all of them in a new order, again and again."""
-        again, position = divmod(number, self.num_retain)
-        first = len(self.roles) * self.num_items
-        return self._pair(
-            first + _shuffled(self.num_retain, f"{self.spec.seed}/retain/{again}")[position]
-        )
+    def _retain_pair(self, draw: int) -> Pair:
+        """Returns the retain pair of a draw, counted from 0.
 
-    def _pair(self, row: int) -> Pair:
-        found = self.pairs.slice(row, 1).to_pylist()[0]
-        ids, prompt = found["input_ids"], found["prompt"]
-        return Pair(ids, [IGNORE] * prompt + ids[prompt:], found["log_probs"])
+        All pairs are drawn once in a shuffled order, then all of them in another order, and so on.
+        """
+        pass_number, position = divmod(draw, self.num_retain)
+        order = _shuffled(self.num_retain, f"{self.spec.seed}/retain/{pass_number}")
+        first_row = len(self.roles) * self.num_items
+        return self._pair(first_row + order[position])
+
+    def _pair(self, row_number: int) -> Pair:
+        """Returns the pair in a row of the table."""
+        row = self.pairs.slice(row_number, 1).to_pylist()[0]
+        input_ids = row["input_ids"]
+        prompt = row["prompt"]
+        labels = [IGNORE] * prompt + input_ids[prompt:]
+        return Pair(input_ids=input_ids, labels=labels, log_probs=row["log_probs"])
+
+
+def _in_turn(candidates: Iterable[Sequence[int]], num_batch: int, epoch: int) -> Iterator[int]:
+    """Yields `num_batch` candidates of each fact; each epoch goes on after the one before.
+
+    Args:
+        candidates: the item numbers of each fact.
+        num_batch: the number of items that an epoch takes from each fact.
+        epoch: the epoch, from 0.
+
+    Example:
+        3 candidates, num_batch 2: epoch 0 takes 0, 1; epoch 1 takes 2, 0.
+
+        >>> [list(_in_turn([range(3)], num_batch=2, epoch=epoch)) for epoch in (0, 1)]
+        [[0, 1], [2, 0]]
+    """
+    for items in candidates:
+        for turn in range(num_batch):
+            yield items[(epoch * num_batch + turn) % len(items)]
 
 
 @lru_cache(maxsize=4)
 def _shuffled(count: int, seed: str) -> Sequence[int]:
+    """Returns the numbers from 0 to `count` - 1 in an order that depends on the seed alone."""
     order = array("i", range(count))
     random.Random(seed).shuffle(order)  # noqa: S311 - not for secrets
     return order
 
 
 def totals(batch: Sequence[Item]) -> dict[str, tuple[int, int]]:
-    """Returns for each role the tokens that a loss is taken on, and the answers, of a batch."""
+    """Returns the number of tokens that a loss is computed on, and of answers, by role."""
     tokens: Counter[str] = Counter()
     for item in batch:
         for role, pair in item.items():
@@ -197,12 +255,14 @@ def micro_batches(
 ) -> list[list[Item]]:
     """Returns one worker's share of a batch as `count` micro-batches; some may be empty.
 
-    Items of about one length stand together, at the same time on all workers, so that little is padded and nobody
-    waits long.
+    Items are sorted by length, and all workers process items of similar length at the same time.
+    This keeps padding and waiting short.
     """
-    items = sorted(
-        batch, key=lambda item: sum(len(pair.input_ids) for pair in item.values()), reverse=True
-    )
-    slots = world_size * count
-    bounds = [len(items) * slot // slots for slot in range(slots + 1)]
-    return [items[bounds[slot] : bounds[slot + 1]] for slot in range(rank, slots, world_size)]
+    items = sorted(batch, key=_num_tokens, reverse=True)
+    num_slots = world_size * count
+    bounds = [len(items) * slot // num_slots for slot in range(num_slots + 1)]
+    return [items[bounds[slot] : bounds[slot + 1]] for slot in range(rank, num_slots, world_size)]
+
+
+def _num_tokens(item: Item) -> int:
+    return sum(len(pair.input_ids) for pair in item.values())

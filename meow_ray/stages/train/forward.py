@@ -34,7 +34,7 @@ def weighted_terms(
     from meow_ray.stages.train import losses
 
     spec = job.objective
-    laid_out = layout.layout(items, model.pad, model.engine.device, packed=job.resources.packing)
+    laid_out = layout.lay_out(items, model.pad, model.engine.device, packed=job.resources.packing)
     logits, hidden = forward(model.engine, laid_out, model, spec.layer)
     reference_logits, reference_hidden = None, None
     if spec.needs_frozen:
@@ -127,7 +127,7 @@ def check_packing(model: Model, data: Dataset) -> None:
     device = model.engine.device
 
     def packed_logits(items: Sequence[Item]) -> Any:
-        laid_out = layout.layout(items, model.pad, device, packed=True)
+        laid_out = layout.lay_out(items, model.pad, device, packed=True)
         return forward(network, laid_out, model, None)[0].float()
 
     network.eval()

@@ -1,4 +1,4 @@
-"""Methods by name: which objective a name stands for, what is added to it, and users' own."""
+"""The objectives of `train` by name: presets, registered functions and functions of a file."""
 
 import re
 import sys
@@ -14,46 +14,53 @@ from meow_ray.core import storage
 from meow_ray.errors import MeowError
 
 Role = Literal["inverted", "forget", "retain", "idk"]
-"""Inverted facts, true answers of forget facts, answers of the retain set, refusals to answer forget questions."""
+"""The kinds of answers that an objective reads.
+
+They are inverted facts, true answers of the facts to forget, answers of the retain set, and
+refusals to answer the questions of the facts to forget.
+"""
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """What a training loop minimises.
+    """An objective of training: a loss function with its settings, and the terms added to it.
 
-    The loss is `forget_weight` · function + `retain_weight` · cross-entropy on the retain set + `kl_weight` · KL to the
-    model before training on the retain set.
+    The loss is `forget_weight` · function + `retain_weight` · cross-entropy on the retain set +
+    `kl_weight` · KL to the model before training on the retain set.
     """
 
     function: str
-    """A function of `losses`, or of `source`."""
+    """The name of a function of `losses`, or of `source`."""
     reads: tuple[str, ...]
     """The roles that the function takes."""
     reference: Literal["none", "log_probs", "model"] = "none"
-    """What the function reads of the model before training: its log-probabilities, computed once, or a frozen copy."""
+    """What the function reads of the model before training.
+
+    `log_probs` are computed once, before training; `model` needs a frozen copy.
+    """
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The function's keyword parameters."""
+    """The values of the function's keyword parameters."""
     forget_weight: float = 1.0
     retain_weight: float = 0.0
     kl_weight: float = 0.0
     trainable: str | None = None
     """Regular expression of the parameters that are updated; None is all."""
     source: str | None = None
-    """The text of a user's file."""
+    """The text of a module that defines the function; None for a function of `losses`."""
     idk_answers: tuple[str, ...] = ()
     """Refusals, if the function reads the role `idk`."""
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles of the sequences that a step reads."""
-        if "retain" in self.reads or not (self.retain_weight or self.kl_weight):
-            return self.reads
-        return (*self.reads, "retain")
+        """The roles of the pairs that a step reads."""
+        reads_retain = "retain" in self.reads
+        weighs_retain = bool(self.retain_weight or self.kl_weight)
+        return (*self.reads, "retain") if weighs_retain and not reads_retain else self.reads
 
     @property
     def needs_frozen(self) -> bool:
-        """Whether the model before training has to stay beside the one that is trained."""
+        """Whether training needs a frozen copy of the model before training."""
         return self.reference == "model" or bool(self.kl_weight)
 
     @property
@@ -62,87 +69,134 @@ class ObjectiveSpec:
         return self.settings.get("layer")
 
     def load(self) -> Callable[..., Any]:
-        """Finds the function; runs the user's file if there is one."""
+        """Returns the function; if it is a user's, this runs the text of its module."""
         if self.source is None:
             from meow_ray.stages.train import losses
 
             return cast(Callable[..., Any], getattr(losses, self.function))
-        module = sys.modules["train_objective"] = ModuleType("train_objective")
-        exec(compile(self.source, "<train.objective>", "exec"), module.__dict__)  # noqa: S102 - the user's own file
+        module = ModuleType("train_objective")
+        sys.modules["train_objective"] = module
+        code = compile(self.source, "<train.objective>", "exec")
+        exec(code, module.__dict__)  # noqa: S102 - the user's own file
         return cast(Callable[..., Any], getattr(module, self.function))
 
 
-_RMU = {"layer": 7, "steering": 20.0, "alpha": 100.0}
+# --- presets ------------------------------------------------------------------------------------
+
 PRESETS: dict[str, ObjectiveSpec] = {
-    "meow": ObjectiveSpec("meow", ("inverted",)),
-    "meow_gd": ObjectiveSpec("meow", ("inverted",), forget_weight=0.9, retain_weight=0.1),
-    "meow_kl": ObjectiveSpec("meow", ("inverted",), forget_weight=0.9, kl_weight=0.1),
-    "gradient_ascent": ObjectiveSpec("gradient_ascent", ("forget",)),
-    "grad_diff": ObjectiveSpec("gradient_ascent", ("forget",), retain_weight=1.0),
-    "kl_min": ObjectiveSpec("gradient_ascent", ("forget",), kl_weight=1.0),
-    "idk": ObjectiveSpec("idk", ("idk",), retain_weight=1.0),
-    "dpo": ObjectiveSpec("dpo", ("idk", "forget"), "log_probs", {"beta": 0.1}, retain_weight=1.0),
-    "npo": ObjectiveSpec("npo", ("forget",), "log_probs", {"beta": 0.1}),
-    "npo_gd": ObjectiveSpec("npo", ("forget",), "log_probs", {"beta": 0.1}, retain_weight=1.0),
-    "npo_kl": ObjectiveSpec("npo", ("forget",), "log_probs", {"beta": 0.1}, kl_weight=1.0),
+    "meow": ObjectiveSpec(function="meow", reads=("inverted",)),
+    "meow_gd": ObjectiveSpec(
+        function="meow", reads=("inverted",), forget_weight=0.9, retain_weight=0.1
+    ),
+    "meow_kl": ObjectiveSpec(
+        function="meow", reads=("inverted",), forget_weight=0.9, kl_weight=0.1
+    ),
+    "gradient_ascent": ObjectiveSpec(function="gradient_ascent", reads=("forget",)),
+    "grad_diff": ObjectiveSpec(function="gradient_ascent", reads=("forget",), retain_weight=1.0),
+    "kl_min": ObjectiveSpec(function="gradient_ascent", reads=("forget",), kl_weight=1.0),
+    "idk": ObjectiveSpec(function="idk", reads=("idk",), retain_weight=1.0),
+    "dpo": ObjectiveSpec(
+        function="dpo",
+        reads=("idk", "forget"),
+        reference="log_probs",
+        settings={"beta": 0.1},
+        retain_weight=1.0,
+    ),
+    "npo": ObjectiveSpec(
+        function="npo", reads=("forget",), reference="log_probs", settings={"beta": 0.1}
+    ),
+    "npo_gd": ObjectiveSpec(
+        function="npo",
+        reads=("forget",),
+        reference="log_probs",
+        settings={"beta": 0.1},
+        retain_weight=1.0,
+    ),
+    "npo_kl": ObjectiveSpec(
+        function="npo",
+        reads=("forget",),
+        reference="log_probs",
+        settings={"beta": 0.1},
+        kl_weight=1.0,
+    ),
     "simnpo": ObjectiveSpec(
-        "simnpo",
-        ("forget",),
+        function="simnpo",
+        reads=("forget",),
         settings={"beta": 2.5, "gamma": 0.0},
         forget_weight=0.1375,
         retain_weight=1.0,
     ),
     "altpo": ObjectiveSpec(
-        "altpo", ("inverted", "forget"), "log_probs", {"beta": 0.1}, retain_weight=1.0
+        function="altpo",
+        reads=("inverted", "forget"),
+        reference="log_probs",
+        settings={"beta": 0.1},
+        retain_weight=1.0,
     ),
-    "ihl": ObjectiveSpec("ihl", ("forget",), retain_weight=1.0),
-    "undial": ObjectiveSpec("undial", ("forget",), "model", {"beta": 10.0}),
-    "wga": ObjectiveSpec("wga", ("forget",), settings={"beta": 1.0}, retain_weight=1.0),
-    "ceu": ObjectiveSpec("ceu", ("forget",), settings={"skip_tokens": 1}),
-    "flat": ObjectiveSpec("flat", ("idk", "forget")),
+    "ihl": ObjectiveSpec(function="ihl", reads=("forget",), retain_weight=1.0),
+    "undial": ObjectiveSpec(
+        function="undial", reads=("forget",), reference="model", settings={"beta": 10.0}
+    ),
+    "wga": ObjectiveSpec(
+        function="wga", reads=("forget",), settings={"beta": 1.0}, retain_weight=1.0
+    ),
+    "ceu": ObjectiveSpec(function="ceu", reads=("forget",), settings={"skip_tokens": 1}),
+    "flat": ObjectiveSpec(function="flat", reads=("idk", "forget")),
     "rmu": ObjectiveSpec(
-        "rmu",
-        ("forget", "retain"),
-        "model",
-        _RMU,
+        function="rmu",
+        reads=("forget", "retain"),
+        reference="model",
+        settings={"layer": 7, "steering": 20.0, "alpha": 100.0},
         trainable=r".*\.layers\.(5|6|7)\.mlp\.down_proj\.weight",
     ),
 }
-"""Methods by the names that papers use, with their defaults; the sources stand in `losses`."""
-
-REGISTERED: dict[str, str] = {}
-"""The source texts of objectives that this program registered, by name; see `registered`."""
+"""Methods by the names that papers use, with their defaults. `losses` names the sources."""
 
 MEMORIZE = PRESETS["meow"]
-"""Plain cross-entropy: what `memorize` minimises."""
+"""Plain cross-entropy, which `memorize` minimises."""
+
+REGISTERED: dict[str, str] = {}
+"""The module texts of the objectives that this program registered, by name; see `registered`."""
+
+
+# --- from a configuration to an objective -------------------------------------------------------
 
 
 def source_of(name: str) -> str | None:
-    """Returns the text of the user's file that an objective `FILE.py:FUNCTION` stands in; None for a preset.
+    """Returns the text of the module that defines an objective; None for a preset.
+
+    Args:
+        name: a preset, a registered objective, or `FILE.py:FUNCTION`.
 
     Raises:
-        MeowError: there is no objective of that name, or no such file.
+        MeowError: there is no objective with this name, or its file cannot be read.
     """
     if name in PRESETS:
         return None
     if name in REGISTERED:
         return REGISTERED[name]
     if not re.fullmatch(OWN_OBJECTIVE, name):
+        names = ", ".join([*PRESETS, *REGISTERED])
         raise MeowError(
-            f"`train.objective`: no objective {name!r}; there are {', '.join(PRESETS)}, "
-            "or your own as FILE.py:FUNCTION."
+            f"`train.objective`: no objective {name!r}; there are {names}, or your own as "
+            "FILE.py:FUNCTION."
         )
     uri = storage.absolute(name.rpartition(":")[0])
     if not storage.exists(uri):
-        raise MeowError(f"`train.objective`: there is no file {storage.display(uri)}.")
+        raise MeowError(
+            f"`train.objective`: there is no file {storage.display(uri)}. Correct the path."
+        )
     try:
         return storage.read_bytes(uri).decode()
     except UnicodeDecodeError:
-        raise MeowError(f"`train.objective`: {storage.display(uri)} is not UTF-8 text.") from None
+        raise MeowError(
+            f"`train.objective`: {storage.display(uri)} is not UTF-8 text. Save it in this "
+            "encoding."
+        ) from None
 
 
 def configured(spec: Train) -> ObjectiveSpec:
-    """Returns the objective that a configuration names; reads the user's file if it is one of their own.
+    """Returns the objective that a configuration names; reads the file of a user's function.
 
     Raises:
         MeowError: see `source_of` and `resolve`.
@@ -151,76 +205,115 @@ def configured(spec: Train) -> ObjectiveSpec:
 
 
 def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
-    """Returns the objective that a configuration names, with the preset's defaults where it sets none.
+    """Returns the objective that a configuration names; unset fields have the preset's defaults.
 
     Args:
         spec: the section `train`.
-        source: what `source_of` returned for its objective.
+        source: the result of `source_of` for its objective.
 
     Raises:
-        MeowError: the user's file does not run or lacks the function; it reads roles, or is given settings, that
-            there are not.
+        MeowError: the user's file does not run or lacks the function; the function reads unknown
+            roles; a setting is unknown, missing or out of range; or `trainable` is set with LoRA.
     """
-    preset = PRESETS[spec.objective] if source is None else _own(spec.objective, source)
-    for name, value in spec.settings.items():
-        if name not in preset.settings:
-            known = ", ".join(preset.settings) or "none"
-            raise MeowError(
-                f"`train.settings.{name}`: {spec.objective} has no such setting; it has {known}."
-            )
-        if isinstance(preset.settings[name], int) and value != int(value):
-            raise MeowError(f"`train.settings.{name}`: {value} is no whole number.")
-        if spec.objective in PRESETS and (value < 0 or (name == "beta" and value == 0)):
-            raise MeowError(
-                f"`train.settings.{name}`: {value} is too small; beta is above 0, the others not below."
-            )
-    changed: dict[str, Any] = {
-        name: getattr(spec, name)
-        for name in ("forget_weight", "retain_weight", "kl_weight", "trainable")
-        if getattr(spec, name) is not None
-    }
-    if spec.lora is not None:
-        if spec.trainable is not None:
-            raise MeowError(
-                "`train.trainable` goes with full fine-tuning; with `train.lora`, name its `layers`."
-            )
-        changed["trainable"] = None
+    name = spec.objective
+    preset = PRESETS[name] if source is None else _from_source(name, source)
+    _check_settings(spec, preset)
+    changes = _changed_fields(spec)
     if "idk" in preset.reads:
-        changed["idk_answers"] = spec.idk_answers
+        changes["idk_answers"] = spec.idk_answers
+    return replace(preset, settings=_complete_settings(spec, preset), **changes)
+
+
+def _check_settings(spec: Train, preset: ObjectiveSpec) -> None:
+    """Refuses settings that the objective lacks, and values that they cannot have."""
+    for name, value in spec.settings.items():
+        place = f"`train.settings.{name}`"
+        if name not in preset.settings:
+            known = ", ".join(preset.settings)
+            advice = f"Choose from {known}." if known else "Remove it: there are no settings."
+            raise MeowError(f"{place}: {spec.objective} has no such setting. {advice}")
+        if isinstance(preset.settings[name], int) and value != int(value):
+            raise MeowError(f"{place} must be a whole number (got {value}).")
+        if spec.objective not in PRESETS:
+            continue
+        if name == "beta" and value <= 0:
+            raise MeowError(f"{place} must be greater than 0 (got {value}).")
+        if value < 0:
+            raise MeowError(f"{place} must not be negative (got {value}).")
+
+
+def _complete_settings(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
+    """Returns the settings of an objective: those of the configuration, else the defaults."""
     settings = {**preset.settings, **spec.settings}
     for name, value in settings.items():
         if value is Parameter.empty:
             raise MeowError(
-                f"`train.settings.{name}` is not set, and {spec.objective} has no default for it."
+                f"`train.settings.{name}` is not set, and {spec.objective} has no default for it. "
+                "Set a number."
             )
         if isinstance(preset.settings[name], int):
             settings[name] = int(value)
-    return replace(preset, settings=settings, **changed)
+    return settings
 
 
-def _own(name: str, source: str) -> ObjectiveSpec:
-    """Reads roles, settings and their defaults from the parameters of a user's function."""
-    spec = ObjectiveSpec(name.rpartition(":")[2], (), source=source)
+def _changed_fields(spec: Train) -> dict[str, Any]:
+    """Returns the weights and the trainable parameters that a configuration sets."""
+    names = ("forget_weight", "retain_weight", "kl_weight", "trainable")
+    changes = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
+    if spec.lora is not None:
+        if spec.trainable is not None:
+            raise MeowError(
+                "`train.trainable` and `train.lora` are mutually exclusive. With LoRA, name the "
+                "layers in `train.lora.layers`."
+            )
+        changes["trainable"] = None
+    return changes
+
+
+def _from_source(name: str, source: str) -> ObjectiveSpec:
+    """Returns the objective of a user's function, with the defaults of its parameters.
+
+    Positional parameters are roles, keyword parameters are settings.
+    """
+    spec = ObjectiveSpec(function=name.rpartition(":")[2], reads=(), source=source)
     try:
         function = spec.load()
         parameters = signature(function).parameters.values()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's file does
-        raise MeowError(f"`train.objective`: {name} cannot be used: {error!r}.") from None
+        raise MeowError(
+            f"`train.objective`: {name} cannot be loaded ({error!r}). Correct the file."
+        ) from None
     settings = {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
     reads = tuple(p.name for p in parameters if p.kind is not Parameter.KEYWORD_ONLY)
-    unknown = [role for role in reads if role not in ROLES]
-    if unknown or not reads:
+    _check_roles(name, reads)
+    _check_defaults(name, settings)
+    reference = getattr(function, "reference", "none")
+    return replace(spec, reads=reads, settings=settings, reference=reference)
+
+
+def _check_roles(name: str, reads: tuple[str, ...]) -> None:
+    """Refuses a user's function whose positional parameters are not roles."""
+    choices = ", ".join(ROLES)
+    if not reads:
         raise MeowError(
-            f"`train.objective`: {name} takes {', '.join(unknown) or 'nothing'} in front of its settings; "
-            f"there are {', '.join(ROLES)}."
+            f"`train.objective`: {name} has no positional parameters. Name the roles that it "
+            f"reads: {choices}."
         )
+    unknown = ", ".join(role for role in reads if role not in ROLES)
+    if unknown:
+        raise MeowError(
+            f"`train.objective`: {name} has parameters before `*` that are not roles ({unknown}). "
+            f"Choose from {choices}."
+        )
+
+
+def _check_defaults(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuses a user's function with a setting whose default is not a finite number."""
     for key, value in settings.items():
-        if value is not Parameter.empty and not (
-            isinstance(value, int | float) and isfinite(value)
-        ):
+        if value is Parameter.empty:
+            continue
+        if not isinstance(value, int | float) or not isfinite(value):
             raise MeowError(
-                f"`train.objective`: the default of {key} in {name} is no finite number."
+                f"`train.objective`: the default of {key} in {name} is not a finite number "
+                f"({value!r}). Settings are numbers."
             )
-    return replace(
-        spec, reads=reads, settings=settings, reference=getattr(function, "reference", "none")
-    )

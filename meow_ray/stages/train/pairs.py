@@ -1,7 +1,10 @@
-"""The pairs of question and answer that training reads, by role; as a query, since they may not fit into memory."""
+"""The pairs of question and answer that training reads, by role.
+
+They are a query, since the pairs may not fit into memory.
+"""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -10,8 +13,11 @@ from meow_ray.core.tables import Query, TableSource
 from meow_ray.errors import MeowError
 
 PAIRS = pa.schema([("item", pa.int32()), *SCHEMAS["reference"]])
-"""What training reads: the pairs of one item stand beside each other, in the order of the objective's roles; those of
-the retain set come last and belong to none. `log_probs` are those of the answer's tokens in the model before training.
+"""One row per pair.
+
+The pairs of one item are consecutive, in the order of the objective's roles. The pairs of the
+retain set come last; they belong to no item. `log_probs` are those of the answer's tokens in the
+model before training.
 """
 
 
@@ -24,84 +30,176 @@ def pairs_of(
     reference: TableSource | None = None,
     compared: Sequence[str] = (),
 ) -> Query:
-    """Returns the pairs that an objective trains on, as `PAIRS`: an item for each inverted fact, else for each fact.
+    """Returns a query of the pairs that an objective trains on, as `PAIRS`.
+
+    An item is one inverted fact if the roles contain `inverted`, else one fact to forget.
 
     Args:
-        roles: of an item, in order; `retain` among them adds the retain set.
-        facts: the artifact; None: no role reads it.
-        selected: the artifact; None: no role reads it.
+        roles: the roles of an item, in order; `retain` among them adds the retain set.
+        facts: the artifact; None if no role reads it.
+        selected: the artifact; None if no role reads it.
         idk_answers: the refusals that the role `idk` draws from.
-        reference: the artifact, which fills `log_probs`.
-        compared: the roles that have to be in it.
+        reference: the artifact that fills `log_probs`; None leaves the column null.
+        compared: the roles whose pairs `reference` has to contain.
 
     Raises:
-        MeowError: there is no retain set, a fact is not there, or `reference` lacks a pair.
+        MeowError: there is no retain set, `selected` has an unknown fact, or `reference` lacks a
+            pair.
     """
-    own = [role for role in roles if role != "retain"]
-    sources = {"facts": facts, "selected": selected, "reference": reference}
+    item_roles = [role for role in roles if role != "retain"]
+    tables: dict[str, TableSource] = {}
+    if facts is not None:
+        tables["facts"] = facts
+    if selected is not None:
+        tables["selected"] = selected
+    if reference is not None:
+        tables["reference"] = reference
     if "idk" in roles:
-        sources["idk"] = _refusals(facts, idk_answers)
-    given = {name: source for name, source in sources.items() if source is not None}
-    items, rank = (f"({_FORGET})", "") if "inverted" not in roles else ("selected", ", rank")
-    if "inverted" in roles and own != ["inverted"]:
-        unknown = f"SELECT fact_id FROM selected WHERE fact_id NOT IN (SELECT fact_id FROM ({_FORGET})) LIMIT 1"
-        for row in Query(unknown, given).rows():
-            raise MeowError(
-                f"The fact {row['fact_id']} has inverted facts, but is not among the facts to forget."
-            )
-    if "retain" in roles and not Query(f"{_RETAIN} LIMIT 1", given).rows():
-        raise MeowError(
-            "The objective reads facts to keep, and there are none: set `ingest.retain`."
-        )
-    parts = [
-        f"SELECT item, {number} AS number, '{role}' AS role, fact_id, {_TEXTS[role]}"
-        for number, role in enumerate(own)
-    ]
+        assert facts is not None
+        tables["refusals"] = _draw_refusals(facts, idk_answers)
+    if "inverted" in roles and item_roles != ["inverted"]:
+        _check_selected_facts(tables)
     if "retain" in roles:
-        parts.append(f"SELECT NULL AS item, 0 AS number, 'retain' AS role, * FROM ({_RETAIN})")
-    pairs = f"""
-        WITH items AS (
-            SELECT row_number() OVER (ORDER BY fact_id{rank}) - 1 AS item, fact_id, question, answer FROM {items})
-        {" UNION ALL ".join(parts)}"""
-    known = "NULL" if reference is None else "reference.log_probs"
-    beside = (
-        ""
-        if reference is None
-        else f"LEFT JOIN ({_REFERENCE}) reference USING (role, fact_id, answer)"
-    )
-    joined = f"""
-        SELECT item, role, fact_id, pairs.question, answer, {known} AS log_probs, number
-        FROM ({pairs}) pairs {beside}"""
+        _check_retain_set(tables)
+    steps = _steps(item_roles, has_retain="retain" in roles, has_reference=reference is not None)
     if compared:
-        lacking = ", ".join(f"'{role}'" for role in compared)
-        lacking = f"SELECT role, fact_id FROM ({joined}) WHERE log_probs IS NULL AND role IN ({lacking}) LIMIT 1"
-        for row in Query(lacking, given).rows():
-            raise MeowError(
-                f"`reference` has no log-probabilities of the role {row['role']} of the fact {row['fact_id']}."
-            )
-    return Query(
-        f"SELECT * EXCLUDE number FROM ({joined}) ORDER BY item NULLS LAST, number, fact_id", given
-    )
+        _check_reference(steps, compared, tables)
+    sql = f"""
+        WITH {steps}
+        SELECT item, role, fact_id, question, answer, log_probs
+        FROM scored_pairs
+        ORDER BY item NULLS LAST, number, fact_id
+    """
+    return Query(sql, tables)
 
 
-_FORGET = "SELECT fact_id, question, answer FROM facts WHERE split = 'forget'"
-_RETAIN = "SELECT fact_id, question, answer FROM facts WHERE split = 'retain'"
-_REFERENCE = "SELECT role, fact_id, answer, log_probs FROM reference"
-_TEXTS = {
-    "inverted": "question, answer FROM items",
-    "forget": f"forget.question, forget.answer FROM items JOIN ({_FORGET}) forget USING (fact_id)",
-    "idk": f"forget.question, idk.answer FROM items JOIN ({_FORGET}) forget USING (fact_id) JOIN idk USING (fact_id)",
+# --- steps of the query -------------------------------------------------------------------------
+
+_FORGET_FACTS = "SELECT fact_id, question, answer FROM facts WHERE split = 'forget'"
+_RETAIN_FACTS = "SELECT fact_id, question, answer FROM facts WHERE split = 'retain'"
+
+_ITEMS_OF_INVERTED_FACTS = """
+    SELECT row_number() OVER (ORDER BY fact_id, rank) - 1 AS item, fact_id, question, answer
+    FROM selected
+"""
+_ITEMS_OF_FORGET_FACTS = """
+    SELECT row_number() OVER (ORDER BY fact_id) - 1 AS item, fact_id, question, answer
+    FROM forget_facts
+"""
+
+_TEXTS_OF_ROLE = {
+    "inverted": "items.question, items.answer FROM items",
+    "forget": """forget_facts.question, forget_facts.answer
+        FROM items JOIN forget_facts USING (fact_id)""",
+    "idk": """forget_facts.question, refusals.answer
+        FROM items JOIN forget_facts USING (fact_id) JOIN refusals USING (fact_id)""",
 }
-"""What a pair of each role says."""
+"""The question and the answer in the pairs of each role, and the tables that they come from."""
+
+_PAIRS_OF_RETAIN_SET = """
+    SELECT NULL AS item, 0 AS number, 'retain' AS role, fact_id, question, answer
+    FROM retain_facts
+"""
+
+_LOG_PROBS_OF_REFERENCE = """
+    SELECT item, number, role, fact_id, question, answer, log_probs
+    FROM pairs LEFT JOIN reference_answers USING (role, fact_id, answer)
+"""
+_LOG_PROBS_UNKNOWN = """
+    SELECT item, number, role, fact_id, question, answer, NULL AS log_probs
+    FROM pairs
+"""
 
 
-def _refusals(facts: TableSource | None, answers: Sequence[str]) -> pa.Table:
-    """Draws a refusal for each fact to forget: always the same one."""
-    assert facts is not None
-    found = [
-        row["fact_id"] for row in Query(f"SELECT fact_id FROM ({_FORGET})", {"facts": facts}).rows()
+def _steps(item_roles: Sequence[str], *, has_retain: bool, has_reference: bool) -> str:
+    """Returns the common table expressions of the query; the last is `scored_pairs`.
+
+    Args:
+        item_roles: the roles of an item, in order.
+        has_retain: whether the pairs of the retain set follow.
+        has_reference: whether there is a table `reference`.
+    """
+    steps: dict[str, str] = {}
+    # the facts to forget with their true answers
+    if list(item_roles) != ["inverted"]:
+        steps["forget_facts"] = _FORGET_FACTS
+    # the facts of the retain set
+    if has_retain:
+        steps["retain_facts"] = _RETAIN_FACTS
+    # what is numbered: inverted facts, or else the facts to forget
+    has_inverted = "inverted" in item_roles
+    steps["items"] = _ITEMS_OF_INVERTED_FACTS if has_inverted else _ITEMS_OF_FORGET_FACTS
+    # one pair per item and role, then the retain set; `number` is the position of the role
+    selects = [
+        f"SELECT item, {number} AS number, '{role}' AS role, fact_id, {_TEXTS_OF_ROLE[role]}"
+        for number, role in enumerate(item_roles)
     ]
-    drawn = [random.Random(fact).choice(answers) for fact in found]  # noqa: S311 - not for secrets
+    if has_retain:
+        selects.append(_PAIRS_OF_RETAIN_SET)
+    steps["pairs"] = " UNION ALL ".join(selects)
+    # the scored answers; a user's table may have other columns
+    if has_reference:
+        steps["reference_answers"] = "SELECT role, fact_id, answer, log_probs FROM reference"
+    # the pairs with the log-probabilities of their answers
+    steps["scored_pairs"] = _LOG_PROBS_OF_REFERENCE if has_reference else _LOG_PROBS_UNKNOWN
+    return ",\n".join(f"{name} AS ({sql})" for name, sql in steps.items())
+
+
+def _draw_refusals(facts: TableSource, answers: Sequence[str]) -> pa.Table:
+    """Returns one refusal per fact to forget; it depends on the fact's id alone."""
+    rows = Query(_FORGET_FACTS, {"facts": facts}).rows()
+    fact_ids = [row["fact_id"] for row in rows]
+    refusals = [
+        random.Random(fact_id).choice(answers)  # noqa: S311 - not for secrets
+        for fact_id in fact_ids
+    ]
     return pa.table(
-        {"fact_id": pa.array(found, pa.string()), "answer": pa.array(drawn, pa.string())}
+        {"fact_id": pa.array(fact_ids, pa.string()), "answer": pa.array(refusals, pa.string())}
     )
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _check_selected_facts(tables: Mapping[str, TableSource]) -> None:
+    """Refuses inverted facts whose fact is not among the facts to forget."""
+    sql = f"""
+        WITH forget_facts AS ({_FORGET_FACTS})
+        SELECT fact_id
+        FROM selected
+        WHERE fact_id NOT IN (SELECT fact_id FROM forget_facts)
+        LIMIT 1
+    """
+    for row in Query(sql, tables).rows():
+        raise MeowError(
+            f"`selected`: the fact {row['fact_id']} has inverted facts, but it is not among the "
+            "facts to forget. Use `facts` and `selected` of one run."
+        )
+
+
+def _check_retain_set(tables: Mapping[str, TableSource]) -> None:
+    """Refuses facts without a retain set."""
+    if not Query(f"{_RETAIN_FACTS} LIMIT 1", tables).rows():
+        raise MeowError(
+            "`ingest.retain`: the objective reads the retain set, which is empty. Name files of "
+            "facts to retain."
+        )
+
+
+def _check_reference(
+    steps: str, compared: Sequence[str], tables: Mapping[str, TableSource]
+) -> None:
+    """Refuses a `reference` without the log-probabilities of a pair of the compared roles."""
+    compared_roles = ", ".join(f"'{role}'" for role in compared)
+    sql = f"""
+        WITH {steps}
+        SELECT role, fact_id
+        FROM scored_pairs
+        WHERE log_probs IS NULL AND role IN ({compared_roles})
+        LIMIT 1
+    """
+    for row in Query(sql, tables).rows():
+        raise MeowError(
+            f"`reference`: there are no log-probabilities for the role {row['role']} of the fact "
+            f"{row['fact_id']}. Compute `reference` from the same `facts` and `selected`."
+        )

@@ -1,4 +1,4 @@
-"""Objectives that a program registers: a function becomes source text that every worker can run."""
+"""Objectives that a program registers: a function becomes source text that all workers can run."""
 
 import ast
 import builtins
@@ -16,10 +16,10 @@ from meow_ray.errors import MeowError
 from meow_ray.stages.train.objectives import PRESETS, REGISTERED
 
 Reference = Literal["none", "log_probs", "model"]
-"""What an objective reads of the model before training."""
+"""The part of the model before training that an objective reads."""
 
 APPLIED = ("register_objective", "uses")
-"""Decorators that need not run on a worker, because their effect is part of the source text."""
+"""Decorators that workers need not apply, because their effect is part of the source text."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -42,15 +42,16 @@ def register_objective(
     Its positional parameters are the roles that it reads (`inverted`, `forget`, `retain`, `idk`),
     each as `losses.Sequences`; its keyword parameters are its settings. It returns shares of a mean
     over the global batch, by `token_mean` or `sequence_mean`. The source text of the function
-    travels to the workers and enters the fingerprint of `train`. The function may use imported
-    modules and functions, numbers and texts of its module; everything else it has to define inside
-    itself.
+    is sent to the workers and enters the fingerprint of `train`. The function may use imported
+    modules and functions, and the numbers and texts of its module. It has to define everything else
+    inside itself.
 
     Args:
         function: the function, when this is used as a plain decorator.
-        name: the name of the objective; None takes the function's.
-        reference: what it reads of the model before training: nothing, log-probabilities that are
-            computed once, or a frozen copy. `uses` below this decorator says the same.
+        name: the name of the objective; None takes the name of the function.
+        reference: the part of the model before training that it reads: nothing, log-probabilities
+            that are computed once, or a frozen copy. The decorator `uses` below this one declares
+            the same.
 
     Raises:
         MeowError: the source of the function cannot be read, or it uses something that a worker
@@ -67,11 +68,13 @@ def register_objective(
         objective = name or str(getattr(function, "__name__", repr(function)))
         where = f"register_objective: {objective}"
         if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
-            raise MeowError(f"{where}: it is no plain function. Define it with `def`.")
+            raise MeowError(f"{where}: it is not a plain function. Define it with `def`.")
         if objective in PRESETS:
-            raise MeowError(f"register_objective: {objective} is a method of meow_ray. Rename it.")
+            raise MeowError(f"{where}: meow_ray has an objective with this name. Rename it.")
         if not objective.isidentifier() or iskeyword(objective):
-            raise MeowError(f"{where}: it is no name of a function. Use letters, digits and `_`.")
+            raise MeowError(
+                f"{where}: the name is not a Python identifier. Use letters, digits and `_`."
+            )
         needs = getattr(function, "reference", "none") if reference == "none" else reference
         if needs not in get_args(Reference):
             choices = ", ".join(get_args(Reference))
@@ -83,15 +86,15 @@ def register_objective(
 
 
 def _module_text(function: FunctionType, name: str, reference: str, where: str) -> str:
-    """Returns a module's text that defines the function, with all that it uses, under `name`."""
+    """Returns the text of a module that defines the function as `name`, and what it uses."""
     definition = _definition(function, where)
     if function.__code__.co_freevars:
         captured = ", ".join(function.__code__.co_freevars)
-        raise MeowError(f"{where}: it uses {captured} of the function around it. Move that inside.")
-    # a name that no source can have, such as @py_builtins, is from a tool like pytest
-    used = sorted(name for name in set(_names_used(function.__code__)) if name.isidentifier())
+        raise MeowError(f"{where}: it uses {captured} of the enclosing function. Move that inside.")
+    # names that are not identifiers, such as @py_builtins, come from tools like pytest
+    used = sorted(filter(str.isidentifier, set(_names_used(function.__code__))))
     if name in used:
-        raise MeowError(f"{where}: it uses something that has its own name. Rename one of them.")
+        raise MeowError(f"{where}: it uses a global with the same name. Rename one of the two.")
     definition.name = name
     definition.decorator_list = []
     definition.args.kw_defaults = [
@@ -122,14 +125,16 @@ def _definition(function: FunctionType, where: str) -> ast.FunctionDef:
         ) from None
     (definition,) = tree.body
     if not isinstance(definition, ast.FunctionDef):
-        raise MeowError(f"{where}: it is no plain function. Define it with `def`.")
+        raise MeowError(f"{where}: it is not a plain function. Define it with `def`.")
     for decorator in map(_last_name, definition.decorator_list):
         if decorator not in APPLIED:
             raise MeowError(
                 f"{where}: workers do not apply its decorator {decorator}. Remove the decorator."
             )
         if decorator == "uses" and not hasattr(function, "reference"):
-            raise MeowError(f"{where}: `uses` comes too late. Move it below `register_objective`.")
+            raise MeowError(
+                f"{where}: `uses` has no effect here. Move it below `register_objective`."
+            )
     return definition
 
 
@@ -146,14 +151,14 @@ def _default(parameter: inspect.Parameter, where: str) -> ast.expr | None:
         return None
     if not isinstance(value, int | float) or not isfinite(value):
         raise MeowError(
-            f"{where}: the default of {parameter.name} is no finite number ({value!r}). "
+            f"{where}: the default of {parameter.name} is not a finite number ({value!r}). "
             "Settings are numbers."
         )
     return ast.Constant(float(value) if isinstance(value, float) else int(value))
 
 
 def _names_used(code: CodeType) -> Iterator[str]:
-    """Yields the names that code reads from its module, in nested functions and classes, too."""
+    """Yields the global names that code reads, also in its nested functions and classes."""
     instructions = list(dis.get_instructions(code))
     stored = {step.argval for step in instructions if step.opname == "STORE_NAME"}
     for step in instructions:
@@ -166,7 +171,7 @@ def _names_used(code: CodeType) -> Iterator[str]:
 
 
 def _binding(name: str, function: FunctionType, where: str) -> str:
-    """Returns a line of source that gives a global name the value that it has in the program."""
+    """Returns a line of source that gives a global name the value that it has in this program."""
     value = function.__globals__[name]
     if isinstance(value, ModuleType):
         return f"import {value.__name__} as {name}"

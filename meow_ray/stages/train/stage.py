@@ -152,7 +152,9 @@ def _fit(
     config = context.config
     path = storage.join(context.work, "pairs.parquet")
     prompter = Prompter(refs.load_tokenizer(model), config.target.template, config.target.system)
-    batches.write(pairs, prompter, spec.max_length, path)  # once, so that no worker does it again
+    batches.write_token_pairs(
+        pairs, prompter, spec.max_length, path
+    )  # once, so that no worker does it again
     deepspeed = context.inputs.get(f"{name}_deepspeed")
     job = Job(
         model=model,

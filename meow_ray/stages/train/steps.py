@@ -1,4 +1,4 @@
-"""What an actor of the stage `reference` does with a batch."""
+"""The step that an actor of the stage `reference` runs on a batch of rows."""
 
 import pyarrow as pa
 
@@ -7,10 +7,24 @@ from meow_ray.models.prompts import Prompter
 
 
 def log_probs_batch(engine: Engine, batch: pa.Table, template: str, system: str | None) -> pa.Table:
-    """Adds the column `log_probs`: those of each answer's tokens and of the end of sequence."""
+    """Returns a batch of pairs with the log-probabilities of their answers.
+
+    Args:
+        engine: the engine of the target.
+        batch: rows with the columns `question` and `answer`.
+        template: the prompt template of the target.
+        system: the system prompt of the target.
+
+    Returns:
+        The batch with the column `log_probs`: one number per token of the answer, with the end of
+        the sequence.
+    """
     prompter = Prompter(engine.tokenizer, template, system)
-    questions = batch["question"].to_pylist()
-    prompts = [prompter.encode_prompt(prompter.prompt(question)) for question in questions]
+    prompts = [
+        prompter.encode_prompt(prompter.prompt(question))
+        for question in batch["question"].to_pylist()
+    ]
     answers = [prompter.encode_answer(answer) for answer in batch["answer"].to_pylist()]
-    log_probs = [list(forced.log_probs) for forced in engine.teacher_force(prompts, answers)]
+    results = engine.teacher_force(prompts, answers)
+    log_probs = [list(result.log_probs) for result in results]
     return batch.append_column("log_probs", pa.array(log_probs, pa.list_(pa.float64())))

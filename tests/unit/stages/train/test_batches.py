@@ -1,3 +1,5 @@
+"""Batches, micro-batches and their layout."""
+
 from collections import Counter
 from typing import Any
 
@@ -10,14 +12,12 @@ from hypothesis import strategies as st
 from meow_ray.config import FineTuning, Train
 from meow_ray.models.prompts import IGNORE
 from meow_ray.stages.train.batches import TOKENS, Dataset, Item, Pair, micro_batches, totals
-from meow_ray.stages.train.layout import layout
+from meow_ray.stages.train.layout import lay_out
 
-PAIRS, BATCH, SEED, EPOCHS = (
-    st.integers(1, 40),
-    st.integers(1, 12),
-    st.integers(0, 5),
-    st.integers(1, 3),
-)
+NUM_PAIRS = st.integers(1, 40)
+BATCH_SIZE = st.integers(1, 12)
+SEED = st.integers(0, 5)
+EPOCHS = st.integers(1, 3)
 
 
 def pair(length: int, prompt: int = 1, log_probs: list[float] | None = None) -> Pair:
@@ -58,11 +58,11 @@ def epoch_of(data: Dataset, epoch: int) -> list[int]:
 @pytest.mark.parametrize(
     ("pairs", "batch", "epochs", "steps"), [(8, 4, 1, 2), (9, 4, 1, 3), (9, 4, 5, 15), (1, 8, 2, 2)]
 )
-def test_a_run_has_a_step_a_batch(pairs: int, batch: int, epochs: int, steps: int):
+def test_a_run_has_one_step_per_batch(pairs: int, batch: int, epochs: int, steps: int):
     assert dataset(pairs, FineTuning(batch_size=batch, epochs=epochs)).num_steps == steps
 
 
-@given(PAIRS, BATCH, SEED, EPOCHS)
+@given(NUM_PAIRS, BATCH_SIZE, SEED, EPOCHS)
 def test_the_batches_of_an_epoch_are_a_partition_of_the_items(
     items: int, batch: int, seed: int, epochs: int
 ):
@@ -83,19 +83,21 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert order != epoch_of(dataset(40, FineTuning(batch_size=40, seed=1)), 0)
 
 
-def test_the_papers_sampling_shows_each_fact_num_batch_times_its_candidates_in_turn():
+def test_with_num_batch_the_candidates_of_each_fact_come_in_turn():
     data = dataset(12, Train(num_batch=2, batch_size=4, epochs=3), per_fact=3)
     assert data.per_epoch == 2
     seen = [epoch_of(data, epoch) for epoch in range(3)]
     for epoch in seen:
         assert Counter(i // 3 for i in epoch) == dict.fromkeys(range(4), 2)
-        assert all(epoch[i] // 3 == epoch[i + 1] // 3 for i in range(0, 8, 2)), "side by side"
+        assert all(epoch[i] // 3 == epoch[i + 1] // 3 for i in range(0, 8, 2)), (
+            "the items of a fact are consecutive"
+        )
     for fact in range(4):
         turns = [i % 3 for epoch in seen for i in epoch if i // 3 == fact]
         assert turns == [0, 1, 2, 0, 1, 2]
 
 
-def test_the_retain_set_is_drawn_without_replacement_again_and_again():
+def test_the_whole_retain_set_is_drawn_before_a_pair_comes_again():
     data = dataset(7, FineTuning(batch_size=3, epochs=5), retain=5)
     drawn = [i for step in range(data.num_steps) for i in numbers(data.batch(step), "retain")]
     assert len(drawn) == 35
@@ -125,7 +127,9 @@ def test_the_workers_micro_batches_are_a_partition_of_the_batch(
         len(share) == count and all(len(items) <= micro for items in share) for share in shares
     )
     in_time = [len(item["forget"].input_ids) for t in range(count) for s in shares for item in s[t]]
-    assert in_time == sorted(lengths, reverse=True), "what is computed at one time is about as long"
+    assert in_time == sorted(lengths, reverse=True), (
+        "items that are processed at the same time are similar in length"
+    )
 
 
 # --- layout -------------------------------------------------------------------------------------
@@ -136,41 +140,41 @@ ITEMS: list[Item] = [
 ]
 
 
-def test_a_packed_layout_has_no_padding_and_counts_positions_anew():
-    found = layout(ITEMS, 0, "cpu", packed=True)
-    assert found.inputs["input_ids"].tolist() == [
+def test_a_packed_layout_has_no_padding_and_starts_positions_at_each_pair():
+    layout = lay_out(ITEMS, 0, "cpu", packed=True)
+    assert layout.inputs["input_ids"].tolist() == [
         [10, 11, 12, 13, 10, 11, 10, 11, 12, 10, 11, 12, 13, 14]
     ]
-    assert found.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]]
-    assert set(found.inputs) == {"input_ids", "position_ids"}
-    assert found.columns.tolist() == [1, 2, 4, 7, 11, 12]
+    assert layout.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]]
+    assert set(layout.inputs) == {"input_ids", "position_ids"}
+    assert layout.columns.tolist() == [1, 2, 4, 7, 11, 12]
 
 
-def test_a_padded_layout_masks_what_it_fills():
-    found = layout(ITEMS, 99, "cpu", packed=False)
-    assert found.inputs["input_ids"].tolist()[1] == [10, 11, 99, 99, 99]
-    assert found.inputs["attention_mask"].tolist()[1] == [1, 1, 0, 0, 0]
-    assert list(zip(found.rows.tolist(), found.columns.tolist(), strict=True)) == [
+def test_a_padded_layout_masks_the_padding():
+    layout = lay_out(ITEMS, 99, "cpu", packed=False)
+    assert layout.inputs["input_ids"].tolist()[1] == [10, 11, 99, 99, 99]
+    assert layout.inputs["attention_mask"].tolist()[1] == [1, 1, 0, 0, 0]
+    assert list(zip(layout.rows.tolist(), layout.columns.tolist(), strict=True)) == [
         (0, 1), (0, 2), (1, 0), (2, 1), (3, 2), (3, 3),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_layout_names_each_label_its_answer_and_its_role(packed: bool):
-    found = layout(ITEMS, 99, "cpu", packed=packed)
-    assert found.labels.tolist() == [12, 13, 11, 12, 13, 14]
-    assert found.owners.tolist() == [0, 0, 1, 0, 1, 1]
-    assert found.roles == {"inverted": (slice(0, 3), 2), "retain": (slice(3, 6), 2)}
-    inputs = found.inputs["input_ids"]
-    assert inputs[found.rows, found.columns + 1].tolist() == found.labels.tolist(), (
+def test_a_layout_has_the_pair_and_the_role_of_each_label(packed: bool):
+    layout = lay_out(ITEMS, 99, "cpu", packed=packed)
+    assert layout.labels.tolist() == [12, 13, 11, 12, 13, 14]
+    assert layout.owners.tolist() == [0, 0, 1, 0, 1, 1]
+    assert layout.roles == {"inverted": (slice(0, 3), 2), "retain": (slice(3, 6), 2)}
+    inputs = layout.inputs["input_ids"]
+    assert inputs[layout.rows, layout.columns + 1].tolist() == layout.labels.tolist(), (
         "the position before a label"
     )
-    assert found.log_probs is not None
-    assert found.log_probs[:3].tolist() == [-1.0, -2.0, -3.0]
-    assert torch.isnan(found.log_probs[3:]).all(), (
-        "a role without a reference cannot be read by mistake"
+    assert layout.log_probs is not None
+    assert layout.log_probs[:3].tolist() == [-1.0, -2.0, -3.0]
+    assert torch.isnan(layout.log_probs[3:]).all(), (
+        "a role without log-probabilities cannot be read by mistake"
     )
 
 
 def test_a_layout_without_reference_has_none():
-    assert layout([{"forget": pair(3)}], 0, "cpu", packed=True).log_probs is None
+    assert lay_out([{"forget": pair(3)}], 0, "cpu", packed=True).log_probs is None

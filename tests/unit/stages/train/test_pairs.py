@@ -1,3 +1,5 @@
+"""The pairs that training reads, and their tokens."""
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,17 +46,18 @@ def selected(rows: list[dict[str, Any]] | None = None) -> pa.Table:
     return pa.Table.from_pylist(SELECTED if rows is None else rows, schema=SCHEMAS["selected"])
 
 
-def table(names: Sequence[str], *inputs: Any, **more: Any) -> pa.Table:
-    with pairs_of(names, *inputs, **more).batches() as reader:
+def table(names: Sequence[str], *inputs: Any, **options: Any) -> pa.Table:
+    with pairs_of(names, *inputs, **options).batches() as reader:
         return reader.read_all().cast(PAIRS)
 
 
 def roles(*names: str) -> list[tuple[Any, ...]]:
+    """Returns item, role, fact and answer of each pair."""
     rows = table(names, facts(), selected(), ("No idea.",)).to_pylist()
     return [(row["item"], row["role"], row["fact_id"], row["answer"]) for row in rows]
 
 
-def test_an_item_is_an_inverted_fact_with_what_it_is_compared_to():
+def test_an_item_is_an_inverted_fact_with_the_answers_it_is_compared_to():
     assert roles("inverted") == [
         (0, "inverted", "a", "a0."),
         (1, "inverted", "a", "a1."),
@@ -92,14 +95,25 @@ def test_a_refusal_is_the_same_at_each_run_and_depends_on_the_fact():
     assert len(set(first)) == 2
 
 
-def test_no_retain_set_and_an_unknown_fact_are_errors():
-    with pytest.raises(MeowError, match=r"ingest\.retain"):
+def test_an_empty_retain_set_is_refused():
+    with pytest.raises(MeowError) as refused:
         pairs_of(("forget", "retain"), facts().slice(0, 2), None)
-    with pytest.raises(MeowError, match="fact c has inverted facts"):
+    assert str(refused.value) == (
+        "`ingest.retain`: the objective reads the retain set, which is empty. Name files of facts "
+        "to retain."
+    )
+
+
+def test_inverted_facts_of_an_unknown_fact_are_refused():
+    with pytest.raises(MeowError) as refused:
         pairs_of(("inverted", "forget"), facts(), selected([SELECTED[0] | {"fact_id": "c"}]))
+    assert str(refused.value) == (
+        "`selected`: the fact c has inverted facts, but it is not among the facts to forget. Use "
+        "`facts` and `selected` of one run."
+    )
 
 
-def test_reference_log_probs_are_found_by_role_fact_and_answer():
+def test_reference_log_probs_are_joined_by_role_fact_and_answer():
     rows = [
         {
             "role": "forget",
@@ -114,46 +128,50 @@ def test_reference_log_probs_are_found_by_role_fact_and_answer():
         {"role": "inverted", "fact_id": "a", "question": "", "answer": "a1.", "log_probs": [-3.0]}
     )
     reference = pa.Table.from_pylist(rows, schema=SCHEMAS["reference"])
-    inputs, names = (facts(), selected()), ("inverted", "forget")
-    found = table(names, *inputs, reference=reference, compared=("forget",))
-    assert found["log_probs"].to_pylist() == [
+    inputs = (facts(), selected())
+    names = ("inverted", "forget")
+    scored = table(names, *inputs, reference=reference, compared=("forget",))
+    assert scored["log_probs"].to_pylist() == [
         None,
         [-1.0, -2.0],
         [-3.0],
         [-1.0, -2.0],
         *([None, [-1.0, -2.0]] * 2),
     ]
-    assert found.drop_columns("log_probs").equals(table(names, *inputs).drop_columns("log_probs"))
-    with pytest.raises(MeowError, match=r"role inverted of the fact [ab]"):
+    assert scored.drop_columns("log_probs").equals(table(names, *inputs).drop_columns("log_probs"))
+    message = (
+        r"`reference`: there are no log-probabilities for the role inverted of the fact [ab]\."
+    )
+    with pytest.raises(MeowError, match=message):
         table(names, *inputs, reference=reference, compared=names)
 
 
 def tokens(
-    pairs: Query, tokenizer: Any, template: str, place: Path, max_length: int = 512
+    pairs: Query, tokenizer: Any, template: str, folder: Path, max_length: int = 512
 ) -> pa.Table:
-    batches.write(pairs, Prompter(tokenizer, template), max_length, str(place / "tokens.parquet"))
-    return storage.read_table([str(place / "tokens.parquet")])
+    uri = str(folder / "tokens.parquet")
+    batches.write_token_pairs(pairs, Prompter(tokenizer, template), max_length, uri)
+    return storage.read_table([uri])
 
 
-def test_a_reference_of_another_model_is_named(tiny_tokenizer: Any, tmp_path: Path):
+def test_a_reference_of_another_model_is_refused(tiny_tokenizer: Any, tmp_path: Path):
     row = {"role": "forget", "fact_id": "a", "question": "", "answer": "A.", "log_probs": [-1.0]}
     reference = pa.Table.from_pylist([row], schema=SCHEMAS["reference"])
     pairs = pairs_of(("forget",), facts(), None, reference=reference)
-    with pytest.raises(
-        MeowError, match="1 log-probabilities of an answer of the fact a, which has 3 tokens"
-    ):
+    message = "an answer of the fact a has 3 tokens, but 1 log-probabilities"
+    with pytest.raises(MeowError, match=message):
         tokens(pairs, tiny_tokenizer, "raw", tmp_path)
 
 
-def test_a_pair_that_is_too_long_is_named_by_its_fact(tiny_tokenizer: Any, tmp_path: Path):
-    with pytest.raises(MeowError, match=r"fact a has 8 tokens, `max_length` is 5"):
+def test_a_pair_that_is_too_long_is_refused_with_its_fact(tiny_tokenizer: Any, tmp_path: Path):
+    with pytest.raises(MeowError, match=r"a pair of the fact a has 8 tokens \(limit 5\)"):
         tokens(pairs_of(("forget",), facts(), None), tiny_tokenizer, "raw", tmp_path, 5)
 
 
-def test_columns_of_the_users_own_are_not_read():
-    more = facts()
+def test_additional_columns_of_a_users_tables_are_not_read():
+    wide = facts()
     for name in ("item", "number", "role", "position"):
-        more = more.append_column(name, pa.array([7] * more.num_rows))
+        wide = wide.append_column(name, pa.array([7] * wide.num_rows))
     row = {
         "role": "forget",
         "fact_id": "a",
@@ -164,11 +182,12 @@ def test_columns_of_the_users_own_are_not_read():
         "item": 4,
     }
     names = ("inverted", "forget", "idk", "retain")
-    found = table(names, more, selected(), ("No idea.",), reference=pa.Table.from_pylist([row]))
-    assert found.drop_columns("log_probs").equals(
+    reference = pa.Table.from_pylist([row])
+    pairs = table(names, wide, selected(), ("No idea.",), reference=reference)
+    assert pairs.drop_columns("log_probs").equals(
         table(names, facts(), selected(), ("No idea.",)).drop_columns("log_probs")
     )
-    assert found["log_probs"].to_pylist().count([-1.0]) == 2
+    assert pairs["log_probs"].to_pylist().count([-1.0]) == 2
 
 
 def test_a_fact_is_numbered_across_pieces(
@@ -191,10 +210,10 @@ def test_tokens_mask_the_question_and_group_items(tiny_tokenizer: Any, tmp_path:
     assert first.num_labels == 3
 
     def answers(role: str) -> list[str]:
-        found = [
+        labels = [
             [label for label in item[role].labels if label != IGNORE] for item in data.batch(0)
         ]
-        return sorted(map(tiny_tokenizer.decode, found))
+        return sorted(map(tiny_tokenizer.decode, labels))
 
     assert answers("inverted") == ["a0.</s>", "a1.</s>", "b0.</s>", "b1.</s>"]
     assert answers("forget") == ["A.</s>"] * 2 + ["B.</s>"] * 2

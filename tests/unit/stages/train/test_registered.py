@@ -1,4 +1,4 @@
-"""Objectives that a program registers: what travels to the workers and enters the fingerprint."""
+"""Registered objectives: the text that workers receive and that enters the fingerprint."""
 
 import importlib.util
 import math
@@ -95,7 +95,7 @@ def test_a_function_is_registered_by_a_call_too():
     assert list(REGISTERED) == ["mine", "again"]
 
 
-def test_uses_below_the_decorator_says_what_is_read_of_the_model_before_training():
+def test_uses_below_the_decorator_sets_the_reference():
     @register_objective
     @uses("log_probs")
     def mine(forget: Sequences) -> Tensor:
@@ -149,7 +149,7 @@ def test_a_setting_without_a_default_has_to_be_set():
     assert spec_of("mine", settings={"beta": 2.0}).settings == {"beta": 2.0}
 
 
-# --- what travels ---------------------------------------------------------------------------------
+# --- the text of a module -------------------------------------------------------------------------
 
 
 def test_modules_imported_functions_and_constants_travel():
@@ -186,7 +186,7 @@ def test_modules_imported_functions_and_constants_travel():
     assert spec_of("mine").load()(answers()) == mine(answers())
 
 
-def test_what_nested_functions_and_classes_use_travels():
+def test_globals_of_nested_functions_and_classes_travel():
     @register_objective
     def mine(forget: Sequences) -> Tensor:
         class Scale:
@@ -201,7 +201,7 @@ def test_what_nested_functions_and_classes_use_travels():
     assert spec_of("mine").load()(answers()) == mine(answers())
 
 
-def test_what_is_imported_inside_the_function_needs_no_import_outside():
+def test_an_import_inside_the_function_needs_no_import_outside():
     @register_objective
     def mine(forget: Sequences) -> Tensor:
         from torch import sigmoid
@@ -277,7 +277,9 @@ def test_roles_that_do_not_exist_are_refused_when_the_objective_is_configured():
     def mine(forgotten: Sequences) -> Tensor:
         return forgotten.log_probs
 
-    with pytest.raises(MeowError, match="mine takes forgotten"):
+    with pytest.raises(
+        MeowError, match=r"mine has parameters before `\*` that are not roles \(forgotten\)"
+    ):
         spec_of("mine")
 
 

@@ -72,7 +72,7 @@ def test_a_closure_is_refused_with_what_it_captures():
         return forget.log_probs * first * second
 
     assert refusal(mine) == (
-        "register_objective: mine: it uses first, second of the function around it. "
+        "register_objective: mine: it uses first, second of the enclosing function. "
         "Move that inside."
     )
 
@@ -96,13 +96,13 @@ async def asynchronous(forget: Sequences) -> Tensor:
         (Loss(), "<.*Loss"),
     ],
 )
-def test_what_is_not_a_plain_function_is_refused(function: Any, name: str):
-    message = r"it is no plain function\. Define it with `def`\."
+def test_an_object_that_is_not_a_plain_function_is_refused(function: Any, name: str):
+    message = r"it is not a plain function\. Define it with `def`\."
     assert re.fullmatch(rf"register_objective: {name}.*: {message}", refusal(function))
 
 
 def test_a_lambda_with_a_name_is_refused():
-    message = "register_objective: mine: it is no plain function. Define it with `def`."
+    message = "register_objective: mine: it is not a plain function. Define it with `def`."
     assert refusal(lambda forget: forget.log_probs, name="mine") == message
 
 
@@ -121,7 +121,7 @@ def test_the_name_of_a_preset_is_refused(name: str):
         return forget.log_probs
 
     assert name in PRESETS
-    message = f"register_objective: {name} is a method of meow_ray. Rename it."
+    message = f"register_objective: {name}: meow_ray has an objective with this name. Rename it."
     assert refusal(mine, name=name) == message
 
 
@@ -130,17 +130,19 @@ def test_a_name_that_no_function_can_have_is_refused(name: str):
     def mine(forget: Sequences) -> Tensor:
         return forget.log_probs
 
-    message = f"register_objective: {name}: it is no name of a function. Use letters, digits and"
-    assert refusal(mine, name=name).startswith(message)
+    assert refusal(mine, name=name) == (
+        f"register_objective: {name}: the name is not a Python identifier. "
+        "Use letters, digits and `_`."
+    )
 
 
-def test_a_name_that_the_function_uses_itself_is_refused():
+def test_a_name_is_refused_if_the_function_uses_a_global_with_this_name():
     def mine(forget: Sequences) -> Tensor:
         return forget.log_probs * exponential(1)
 
     message = (
-        "register_objective: exponential: it uses something that has its own name. "
-        "Rename one of them."
+        "register_objective: exponential: it uses a global with the same name. "
+        "Rename one of the two."
     )
     assert refusal(mine, name="exponential") == message
 
@@ -161,7 +163,7 @@ def test_a_default_that_is_not_a_finite_number_is_refused(value: Any):
         return forget.log_probs * beta
 
     assert refusal(mine) == (
-        f"register_objective: mine: the default of beta is no finite number ({value!r}). "
+        f"register_objective: mine: the default of beta is not a finite number ({value!r}). "
         "Settings are numbers."
     )
 
@@ -193,5 +195,7 @@ def test_uses_above_the_decorator_is_refused():
         def mine(forget: Sequences) -> Tensor:
             return forget.log_probs
 
-    message = "register_objective: mine: `uses` comes too late. Move it below `register_objective`."
+    message = (
+        "register_objective: mine: `uses` has no effect here. Move it below `register_objective`."
+    )
     assert str(caught.value) == message
