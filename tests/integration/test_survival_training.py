@@ -1,4 +1,4 @@
-"""Training on a Ray cluster of several nodes loses a worker, a node and its driver in one run, and no step."""
+"""A training run on several nodes loses a worker, a node and its driver, and no step."""
 
 import os
 import subprocess

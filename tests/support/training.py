@@ -1,4 +1,4 @@
-"""Fine-tunes in processes of our own, without Ray: many runs by one group of workers."""
+"""Fine-tunes in processes of the test's own, without Ray: many runs per group of workers."""
 
 import os
 import shutil
@@ -128,7 +128,7 @@ def _worker(rank: int, world_size: int, port: int, tasks: list[Any], done: Any) 
 
 
 def reference_of(job: Job) -> None:
-    """Scores the answers that the objective compares to the model before training, and rewrites the job's pairs."""
+    """Adds the log-probabilities of the model before training to the pairs of a job."""
     import torch
     from transformers import AutoModelForCausalLM
 
