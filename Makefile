@@ -57,5 +57,5 @@ endif
 	@# Compile the bytecode and DeepSpeed's CPU kernels now, instead of at their first use.
 	@$(VENV)/bin/python -m compileall -q -j 0 $(foreach package,torch transformers vllm ray deepspeed,$(VENV)/lib/python3*/site-packages/$(package)) >/dev/null 2>&1 & \
 	test $(HARDWARE) = gpu || $(VENV)/bin/python -c 'from meow_ray.stages.train.zero import compile_kernels; compile_kernels()' >/dev/null 2>&1; wait
-	@$(VENV)/bin/python -c "import torch, transformers, ray, deepspeed; print('Ready: torch', torch.__version__)" 2>/dev/null
+	@$(VENV)/bin/python -c "import meow_ray, torch, transformers, ray, deepspeed; print('Ready: torch', torch.__version__)" 2>/dev/null
 	@touch $@
