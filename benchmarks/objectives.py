@@ -1,7 +1,10 @@
-"""Every objective from its preset on the demo target, and MEOW in rounds: `python -m benchmarks.objectives run|table`.
+"""All presets of objectives on the demo target, and MEOW in rounds.
 
-All have the demo's settings: the same learning rate, epochs and batches. It shows that each works from end to end and
-what it does there; it does not rank them, which takes a grid for each (`python -m benchmarks.tofu`).
+Run `python -m benchmarks.objectives run`, then `python -m benchmarks.objectives table`.
+
+All runs have the settings of the demo: the same learning rate, epochs and batches. They show that
+each objective works from end to end, and its effect with these settings. They do not rank the
+objectives: that takes a grid of settings for each (`python -m benchmarks.tofu`).
 """
 
 import time
@@ -13,6 +16,7 @@ from tabulate import tabulate
 
 from benchmarks.common import PROJECT, metrics_of, report, run_script
 from meow_ray.core.formatting import format_number
+from meow_ray.core.manifest import EXAMPLES_FILE
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import parts_of_run
 from meow_ray.stages.train.objectives import PRESETS
@@ -20,7 +24,7 @@ from meow_ray.stages.train.objectives import PRESETS
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"
 ROUNDS = 2
 THRESHOLD = 0.5
-"""MEMO above which a fact goes round again, fixed before anything was run."""
+"""Facts with a higher MEMO go into the next round. The value was fixed before the first run."""
 COLUMNS = {
     "forget MEMO": ("forget", "memo"),
     "leak": ("forget", "leak"),
@@ -31,6 +35,7 @@ COLUMNS = {
     "ROUGE-L": ("retain", "rougeL_recall"),
     "probability": ("retain", "probability"),
 }
+"""The figures of the table, each a suite and a metric."""
 ABOVE = "facts above the threshold"
 
 app = typer.Typer(
@@ -40,74 +45,81 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    minutes: Annotated[float, typer.Option(help="Begin nothing more after so many.")] = 1e9,
+    minutes: Annotated[float, typer.Option(help="Start no run after this time.")] = 1e9,
 ) -> None:
-    """Runs what is not there yet, below the demo's storage root: the objectives, then the rounds."""
+    """Runs the objectives, then MEOW in rounds; skips runs that the demo's storage root has."""
     end = time.monotonic() + 60 * minutes
-    for overrides in (*([f"train.objective={name}"] for name in PRESETS), _in_rounds()):
-        if _figures(overrides, "after") is None and time.monotonic() < end:
-            print(*overrides, flush=True)
-            # the same result on one worker, without what two exchange
-            few = ("resources.train.num_workers=1", "resources.train.cpus_per_worker=2")
-            run_script("meow.py", "--config", str(CONFIG), *overrides, *few)
+    for overrides in _all_overrides().values():
+        if _figures(overrides, "after") is not None or time.monotonic() >= end:
+            continue
+        print(*overrides, flush=True)
+        # one worker gives the same result as two, without their communication
+        single_worker = ("resources.train.num_workers=1", "resources.train.cpus_per_worker=2")
+        run_script("meow.py", "--config", str(CONFIG), *overrides, *single_worker)
 
 
 @app.command()
 def table(output: Annotated[Path | None, typer.Option(help="JSON file.")] = None) -> None:
-    """Prints one table of what is there, and writes it as JSON."""
+    """Prints a table of the runs that are complete, and writes it as JSON."""
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
-    everything = {name: [f"train.objective={name}"] for name in PRESETS} | {
-        f"meow, {ROUNDS} rounds": _in_rounds()
-    }
-    for name, overrides in everything.items():
-        found = _figures(overrides, "after")
-        if found is None:
+    for name, overrides in _all_overrides().items():
+        after = _figures(overrides, "after")
+        if after is None:
             continue
         if not rows:
             before = _figures(overrides, "before")
             assert before is not None
             rows.append(["target", *_cells(before)])
             figures["target"] = before
-        rows.append([name, *_cells(found)])
-        figures[name] = found
+        rows.append([name, *_cells(after)])
+        figures[name] = after
     print(tabulate(rows, ("objective", *COLUMNS, ABOVE), tablefmt="github", disable_numparse=True))
     report("objectives", {"rounds": ROUNDS, "threshold": THRESHOLD}, figures, output)
 
 
 def _cells(figures: dict[str, float]) -> list[str]:
+    """Returns a row of the table."""
     return [*(format_number(figures[label]) for label in COLUMNS), str(figures[ABOVE])]
 
 
-def _in_rounds() -> list[str]:
-    return ["train.objective=meow", f"pipeline.rounds={ROUNDS}", f"pipeline.threshold={THRESHOLD}"]
+def _all_overrides() -> dict[str, list[str]]:
+    """Returns the overrides of the demo's configuration for each run, by the name of the run."""
+    overrides = {name: [f"train.objective={name}"] for name in PRESETS}
+    overrides[f"meow, {ROUNDS} rounds"] = [
+        "train.objective=meow",
+        f"pipeline.rounds={ROUNDS}",
+        f"pipeline.threshold={THRESHOLD}",
+    ]
+    return overrides
 
 
 def _figures(overrides: list[str], model: str) -> dict[str, float] | None:
-    """Returns the figures of a run, with the facts whose MEMO is above the threshold; None if it was not done."""
-    pipeline = _last(overrides)
-    values = metrics_of(pipeline, model) if pipeline else None
-    if pipeline is None or values is None:
+    """Returns the figures of a run and the number of facts above the threshold.
+
+    None if the run is not complete.
+    """
+    pipeline = _evaluating_pipeline(overrides)
+    if pipeline is None:
+        return None
+    values = metrics_of(pipeline, model)
+    if values is None:
         return None
     metrics = pipeline.artifact("metrics")
     assert metrics is not None
-    examples = [
-        row for row in metrics.extra("examples.parquet").to_pylist() if row["model"] == model
-    ]
+    examples = [row for row in metrics.extra(EXAMPLES_FILE).to_pylist() if row["model"] == model]
     above = sum(row["suite"] == "forget" and (row["memo"] or 0.0) > THRESHOLD for row in examples)
     return {label: values[key] for label, key in COLUMNS.items()} | {ABOVE: above}
 
 
-def _last(overrides: list[str]) -> Pipeline | None:
-    """Returns the pipeline that evaluates: of a run in rounds the last, which there is once the others are done."""
-    found = None
-    for part in parts_of_run(load_config(CONFIG, overrides)):
-        found = part
-    return (
-        found.pipeline
-        if found and any(stage.name == "evaluate" for stage in found.stages)
-        else None
-    )
+def _evaluating_pipeline(overrides: list[str]) -> Pipeline | None:
+    """Returns the last pipeline of a run if it evaluates.
+
+    In a run in rounds, it exists once the rounds before are complete.
+    """
+    *_, last = parts_of_run(load_config(CONFIG, overrides))
+    evaluates = any(stage.name == "evaluate" for stage in last.stages)
+    return last.pipeline if evaluates else None
 
 
 if __name__ == "__main__":

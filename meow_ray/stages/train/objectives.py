@@ -287,7 +287,7 @@ def _from_source(name: str, source: str) -> ObjectiveSpec:
     reads = tuple(p.name for p in parameters if p.kind is not Parameter.KEYWORD_ONLY)
     _check_roles(name, reads)
     _check_defaults(name, settings)
-    reference = getattr(function, "reference", "none")
+    reference: Any = getattr(function, "reference", "none")
     return replace(spec, reads=reads, settings=settings, reference=reference)
 
 

@@ -1,0 +1,159 @@
+"""Batches of answers with known logits, their losses and gradients."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meow_ray.stages.train import losses
+from meow_ray.stages.train.losses import Sequences
+from meow_ray.stages.train.objectives import PRESETS
+
+VOCAB, HIDDEN = 5, 3
+LENGTHS = {
+    "inverted": (3, 1, 4, 2),
+    "forget": (2, 5, 1, 3),
+    "retain": (4, 2, 2, 1),
+    "idk": (1, 2, 3, 1),
+}
+"""Tokens of each answer."""
+
+READS = {spec.function: spec.reads for spec in PRESETS.values()} | {
+    "nll": ("retain",),
+    "kl_to_reference": ("retain",),
+}
+SETTINGS = {
+    "wga": {"beta": 1.5},
+    "npo": {"beta": 0.5},
+    "simnpo": {"beta": 2.5, "gamma": 0.25},
+    "dpo": {"beta": 0.5},
+    "altpo": {"beta": 0.5},
+    "undial": {"beta": 3.0},
+    "ceu": {"skip_tokens": 1},
+    "rmu": {"layer": 0, "steering": 4.0, "alpha": 10.0},
+}
+"""Settings of each function; none is a preset's default."""
+
+BIG = 8192.0
+"""A logit that makes all others negligible in float32; bfloat16 can represent it."""
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The tokens of an answer, and the outputs of a model at each of them."""
+
+    labels: Tensor
+    logits: Tensor
+    before: Tensor
+    """Logits of the model before training."""
+    hidden: Tensor
+    hidden_before: Tensor
+
+
+Batch = dict[str, list[Answer]]
+Truth = Mapping[str, Sequence[float]]
+"""By role, one number per answer: the logit of its true tokens, and its activations."""
+
+
+def example(
+    dtype: torch.dtype = torch.float32,
+    now: Truth | None = None,
+    before: Truth | None = None,
+    noise: float = 1.0,
+) -> Batch:
+    """Returns a random batch with four answers per role.
+
+    Args:
+        dtype: the dtype of logits and activations.
+        now: fixed logits of the true tokens, and fixed activations, in the trained model.
+        before: the same in the model before training.
+        noise: the standard deviation of all other logits and activations.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(length: int, width: int) -> Tensor:
+        return noise * torch.randn(length, width, generator=generator)
+
+    def drawn_answer(role: str, number: int) -> Answer:
+        length = LENGTHS[role][number]
+        labels = torch.randint(VOCAB, (length,), generator=generator)
+        outputs = []
+        for truth in (now, before):
+            logits = drawn(length, VOCAB)
+            hidden = drawn(length, HIDDEN)
+            if truth is not None:
+                logits[torch.arange(length), labels] = truth[role][number]
+                hidden[:] = truth[role][number]
+            outputs.append((logits.to(dtype), hidden.to(dtype)))
+        (logits, hidden), (logits_before, hidden_before) = outputs
+        return Answer(
+            labels=labels,
+            logits=logits.requires_grad_(),
+            before=logits_before,
+            hidden=hidden.requires_grad_(),
+            hidden_before=hidden_before,
+        )
+
+    return {
+        role: [drawn_answer(role, i) for i in range(len(lengths))]
+        for role, lengths in LENGTHS.items()
+    }
+
+
+def sequences(part: list[Answer], whole: list[Answer]) -> Sequences:
+    """Returns some answers of a role, as parts of the global batch."""
+    return Sequences(
+        logits=torch.cat([answer.logits for answer in part]),
+        labels=torch.cat([answer.labels for answer in part]),
+        owner=torch.tensor([i for i, answer in enumerate(part) for _ in answer.labels]),
+        num_sequences=len(part),
+        total_tokens=sum(len(answer.labels) for answer in whole),
+        total_sequences=len(whole),
+        reference_log_probs=torch.tensor([p for answer in part for p in log_p_before(answer)]),
+        reference_logits=torch.cat([answer.before for answer in part]),
+        hidden=torch.cat([answer.hidden for answer in part]),
+        reference_hidden=torch.cat([answer.hidden_before for answer in part]),
+    )
+
+
+def loss(name: str, batch: Batch, part: slice = slice(None)) -> Tensor:
+    """Returns the loss of a part of a batch, by default of the whole batch."""
+    read = (sequences(batch[role][part], batch[role]) for role in READS[name])
+    value: Tensor = getattr(losses, name)(*read, **SETTINGS.get(name, {}))
+    assert value.shape == ()
+    assert value.dtype == torch.float32
+    return value
+
+
+def gradients(name: str, batch: Batch, value: Tensor) -> dict[str, list[Tensor]]:
+    """Returns the gradients of each answer's logits; for `rmu`, of its activations."""
+    leaves = {
+        role: [answer.hidden if name == "rmu" else answer.logits for answer in batch[role]]
+        for role in READS[name]
+    }
+    flat = [leaf for of_role in leaves.values() for leaf in of_role]
+    grads = iter(torch.autograd.grad(value, flat))
+    return {role: [next(grads) for _ in of_role] for role, of_role in leaves.items()}
+
+
+def log_softmax(row: list[float]) -> list[float]:
+    top = max(row)
+    norm = top + math.log(math.fsum(math.exp(x - top) for x in row))
+    return [x - norm for x in row]
+
+
+def log_p(answer: Answer) -> list[float]:
+    return [
+        log_softmax(row)[label]
+        for row, label in zip(answer.logits.tolist(), answer.labels.tolist(), strict=True)
+    ]
+
+
+def log_p_before(answer: Answer) -> list[float]:
+    return [
+        log_softmax(row)[label]
+        for row, label in zip(answer.before.tolist(), answer.labels.tolist(), strict=True)
+    ]

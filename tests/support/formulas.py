@@ -1,0 +1,166 @@
+"""The formulae of all objectives in plain Python, token by token."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from tests.support.answers import (
+    HIDDEN,
+    READS,
+    SETTINGS,
+    VOCAB,
+    Answer,
+    Batch,
+    log_p,
+    log_p_before,
+    log_softmax,
+)
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def minus_log_sigmoid(x: float) -> float:
+    return max(-x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def cross_entropy(answers: list[Answer]) -> float:
+    return -mean(p for answer in answers for p in log_p(answer))
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    """Returns KL(p ‖ q) of two rows of logits."""
+    return sum(math.exp(a) * (a - b) for a, b in zip(log_softmax(p), log_softmax(q), strict=True))
+
+
+def kl_by_hand(answers: list[Answer]) -> float:
+    return mean(
+        kl(p, q)
+        for answer in answers
+        for p, q in zip(answer.before.tolist(), answer.logits.tolist(), strict=True)
+    )
+
+
+def wga_by_hand(answers: list[Answer], beta: float) -> float:
+    return mean(math.exp(p) ** beta * p for answer in answers for p in log_p(answer))
+
+
+def log_ratio(answer: Answer) -> float:
+    return sum(log_p(answer)) - sum(log_p_before(answer))
+
+
+def npo_by_hand(answers: list[Answer], beta: float) -> float:
+    return 2 / beta * mean(minus_log_sigmoid(-beta * log_ratio(answer)) for answer in answers)
+
+
+def simnpo_by_hand(answers: list[Answer], beta: float, gamma: float) -> float:
+    return (
+        2
+        / beta
+        * mean(
+            minus_log_sigmoid(-beta / len(answer.labels) * sum(log_p(answer)) - gamma)
+            for answer in answers
+        )
+    )
+
+
+def preference(win: list[Answer], lose: list[Answer], beta: float) -> float:
+    return mean(
+        minus_log_sigmoid(beta * (log_ratio(good) - log_ratio(bad)))
+        for good, bad in zip(win, lose, strict=True)
+    )
+
+
+def ihl_by_hand(answers: list[Answer]) -> float:
+    values = []
+    for answer in answers:
+        for row, label in zip(answer.logits.tolist(), answer.labels.tolist(), strict=True):
+            p = [math.exp(x) for x in log_softmax(row)]
+            values.append(1 + p[label] - max(p[:label] + p[label + 1 :]))
+    return mean(values)
+
+
+def undial_by_hand(answers: list[Answer], beta: float) -> float:
+    values = []
+    for answer in answers:
+        for row, before, label in zip(
+            answer.logits.tolist(), answer.before.tolist(), answer.labels.tolist(), strict=True
+        ):
+            before[label] -= beta
+            teacher = [math.exp(x) for x in log_softmax(before)]
+            values.append(-sum(q * p for q, p in zip(teacher, log_softmax(row), strict=True)))
+    return mean(values)
+
+
+def ceu_by_hand(answers: list[Answer], skip_tokens: int) -> float:
+    values = []
+    for answer in answers:
+        for i, (row, label) in enumerate(
+            zip(answer.logits.tolist(), answer.labels.tolist(), strict=True)
+        ):
+            others = [token for token in range(VOCAB) if token != label]
+            target = log_softmax([row[token] for token in others])
+            predicted = [log_softmax(row)[token] for token in others]
+            entropy = -sum(math.exp(q) * p for q, p in zip(target, predicted, strict=True))
+            if i >= skip_tokens:
+                values.append(entropy)
+    return mean(values)
+
+
+def flat_by_hand(good: list[Answer], bad: list[Answer]) -> float:
+    def score(answer: Answer) -> float:
+        return math.tanh(mean(math.exp(p) for p in log_p(answer)))
+
+    return mean((score(b) - score(g)) / 2 for g, b in zip(good, bad, strict=True))
+
+
+def control(steering: float, like: Tensor) -> list[float]:
+    direction = torch.rand(HIDDEN, generator=torch.Generator().manual_seed(0)).tolist()
+    norm = math.sqrt(sum(x * x for x in direction))
+    return torch.tensor([steering * x / norm for x in direction]).to(like.dtype).tolist()
+
+
+def rmu_by_hand(
+    forget: list[Answer], retain: list[Answer], layer: int, steering: float, alpha: float
+) -> float:
+    def distance(hidden: list[float], target: list[float]) -> float:
+        return sum((a - b) ** 2 for a, b in zip(hidden, target, strict=True)) / HIDDEN
+
+    forget_loss = mean(
+        distance(row, control(steering, answer.hidden))
+        for answer in forget
+        for row in answer.hidden.tolist()
+    )
+    retain_loss = mean(
+        distance(*rows)
+        for answer in retain
+        for rows in zip(answer.hidden.tolist(), answer.hidden_before.tolist(), strict=True)
+    )
+    return forget_loss + alpha * retain_loss
+
+
+BY_HAND: dict[str, Callable[..., float]] = {
+    "nll": cross_entropy,
+    "kl_to_reference": kl_by_hand,
+    "meow": cross_entropy,
+    "idk": cross_entropy,
+    "gradient_ascent": lambda forget: -cross_entropy(forget),
+    "wga": wga_by_hand,
+    "npo": npo_by_hand,
+    "simnpo": simnpo_by_hand,
+    "dpo": preference,
+    "altpo": lambda inverted, forget, beta: 2 / beta * preference(inverted, forget, beta),
+    "ihl": ihl_by_hand,
+    "undial": undial_by_hand,
+    "ceu": ceu_by_hand,
+    "flat": flat_by_hand,
+    "rmu": rmu_by_hand,
+}
+
+
+def by_hand(name: str, batch: Batch) -> float:
+    return BY_HAND[name](*(batch[role] for role in READS[name]), **SETTINGS.get(name, {}))
