@@ -86,7 +86,7 @@ def resources(way: Way, **more: Any) -> TrainResources:
 
 
 class Curves:
-    """Losses of runs on the tiny model; runs with equal numbers of workers share a process group."""
+    """Losses of runs on the tiny model; runs with as many workers share a process group."""
 
     def __init__(self, folder: Path, model: Path, slow: bool) -> None:
         self.folder, self.model = folder, model
@@ -135,7 +135,7 @@ def curves(
 
 @pytest.fixture(scope="module")
 def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of a plain PyTorch loop over the same batches, one pair at a time, without DeepSpeed."""
+    """Losses of a plain PyTorch loop over the same batches, pair by pair, without DeepSpeed."""
     return plain_losses(tiny_model, tmp_path_factory.mktemp("plain"))
 
 
