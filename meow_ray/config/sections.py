@@ -204,7 +204,7 @@ class Invert(ModelSection):
         known = (info.context or {}).get("rules", value)
         unknown = [name for name in value if name not in known]
         if unknown:
-            raise ValueError(f"no rule {unknown[0]!r}; there are {', '.join(known)}")
+            raise ValueError(f"no rule {unknown[0]!r}. The rules are {', '.join(known)}")
         return value
 
 

@@ -117,7 +117,7 @@ class Train(FineTuning):
         if known is None or value in known or re.fullmatch(OWN_OBJECTIVE, value):
             return value
         raise ValueError(
-            f"no objective {value!r}; there are {', '.join(known)}, or your own as FILE.py:FUNCTION"
+            f"no objective {value!r}. Choose from {', '.join(known)}, or use FILE.py:FUNCTION"
         )
 
 

@@ -178,7 +178,7 @@ def source_of(name: str) -> str | None:
     if not re.fullmatch(OWN_OBJECTIVE, name):
         names = ", ".join([*PRESETS, *REGISTERED])
         raise MeowError(
-            f"`train.objective`: no objective {name!r}; there are {names}, or your own as "
+            f"`train.objective`: no objective {name!r}. Choose from {names}, or use "
             "FILE.py:FUNCTION."
         )
     uri = storage.absolute(name.rpartition(":")[0])

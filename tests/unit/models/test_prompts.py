@@ -87,7 +87,9 @@ def test_the_error_about_a_bad_template_names_its_key_and_its_fields(template: s
 
 
 def test_a_mistyped_template_name_is_refused():
-    with pytest.raises(MeowError, match=r"`target\.template` = 'caht': .* neither chat, tofu, raw"):
+    with pytest.raises(
+        MeowError, match=r"`target\.template` = 'caht': .* should be chat, tofu, raw"
+    ):
         load_config(None, ["target.template=caht"])
 
 

@@ -350,7 +350,7 @@ def test_a_refusal_lists_the_roles(tmp_path: Path, parameters: str, message: str
 def test_an_unknown_name_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setitem(REGISTERED, "soft_ascent", "")
     known = ", ".join([*PRESETS, "soft_ascent"])
-    message = f"no objective {name!r}; there are {known}, or your own as FILE.py:FUNCTION"
+    message = f"no objective {name!r}. Choose from {known}, or use FILE.py:FUNCTION"
     with pytest.raises(MeowError) as refused:
         load_config(None, [f"train.objective={name!r}"])
     assert message in str(refused.value)
