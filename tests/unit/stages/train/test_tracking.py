@@ -1,3 +1,5 @@
+"""Trackers of training: TensorBoard, MLflow, and Weights & Biases."""
+
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +59,7 @@ def test_event_files_hold_the_curves(tmp_path: Path):
         (3, 1 / 3),
     ]
     assert [step for step, _ in found["tokens_per_second"]] == [2, 3], (
-        "a first step has no time of its own"
+        "the time before the first step is unknown"
     )
     assert {"learning_rate", "memory_gib", "terms/objective", "terms/kl"} <= found.keys()
     assert all(value > 0 for _, value in found["memory_gib"])
@@ -68,7 +70,7 @@ def test_event_files_reach_an_object_store(s3: Callable[[str], str], tmp_path: P
     tracker = Tracker(spec(place))
     tracker.log(RECORDS[0])
     tracker.flush()
-    assert storage.list_files(place), "while the run goes on"
+    assert storage.list_files(place), "they are uploaded during the run"
     tracker.close()
     storage.copy_folder(place, str(tmp_path / "copy"))
     assert events(tmp_path / "copy")["loss"] == [(1, 1.0)]
@@ -79,13 +81,13 @@ def test_a_tracker_that_logs_nothing_leaves_nothing(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_no_tracker_is_asked_that_is_not_switched_on(tmp_path: Path):
+def test_a_disabled_tracker_is_not_called(tmp_path: Path):
     write(Tracker(spec(str(tmp_path / "run"), tensorboard=False)))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_a_tracker_that_is_not_installed_is_named(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_tracker_that_is_not_installed_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tracking, "find_spec", lambda module: None)
     with pytest.raises(MeowError, match=f"`tracking.{name}` is set.*pip install {name}"):
         spec("", **{name: "somewhere"}).check()
@@ -95,7 +97,7 @@ def test_a_tracker_that_is_not_installed_is_named(name: str, monkeypatch: pytest
 def test_mlflow_gets_parameters_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")  # to be restored
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "")  # restored after the test
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
     one = spec("", tensorboard=False, mlflow=str(tmp_path / "mlruns"))
     write(Tracker(one))

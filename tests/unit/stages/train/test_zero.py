@@ -1,3 +1,5 @@
+"""DeepSpeed's settings, the requirements of 4-bit weights, and failing checkpoints."""
+
 import json
 import resource
 import signal
@@ -20,7 +22,7 @@ def settings(
     return zero.settings(FineTuning(**spec), resources, 5, on_gpu=on_gpu, user_settings=own or {})
 
 
-def test_the_configuration_says_what_deepspeed_does():
+def test_deepspeed_settings_follow_from_the_configuration():
     found = settings(max_grad_norm=0.7, train_dtype="bfloat16")
     assert found["train_micro_batch_size_per_gpu"] == 3
     assert found["gradient_accumulation_steps"] == 5
@@ -62,7 +64,7 @@ def test_a_users_settings_are_added():
     assert found["gradient_clipping"] == 1.0
 
 
-def test_a_users_settings_replace_defaults_of_ours_alone():
+def test_a_users_settings_replace_only_our_defaults():
     own = {"zero_optimization": {"reduce_bucket_size": 7}, "steps_per_print": 10}
     found = settings(own, on_gpu=False)
     assert found["zero_optimization"]["reduce_bucket_size"] == 7
@@ -89,14 +91,16 @@ def test_a_users_settings_replace_defaults_of_ours_alone():
         ({"checkpoint": {"load_universal": True}}, ["checkpoint.load_universal"]),
     ],
 )
-def test_a_setting_that_contradicts_ours_is_named(own: dict[str, Any], words: list[str]):
+def test_a_setting_that_contradicts_the_configuration_is_refused(
+    own: dict[str, Any], words: list[str]
+):
     with pytest.raises(MeowError) as caught:
         settings(own)
     for word in ["`deepspeed`", *words]:
         assert word in str(caught.value)
 
 
-def test_offload_takes_further_settings_of_a_file():
+def test_offload_accepts_other_settings_of_a_file():
     own = {"zero_optimization": {"offload_param": {"device": "cpu", "buffer_size": 7}}}
     found = settings(own, TrainResources(zero_stage=3, offload="cpu"))["zero_optimization"][
         "offload_param"
@@ -104,12 +108,12 @@ def test_offload_takes_further_settings_of_a_file():
     assert found == {"device": "cpu", "pin_memory": True, "buffer_size": 7}
 
 
-def test_a_file_that_switches_fp16_off_is_fine():
+def test_a_file_may_disable_fp16():
     assert settings({"fp16": {"enabled": False}})["bf16"] == {"enabled": False}
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "3"])
-def test_a_file_that_is_no_object_is_refused_by_name(content: str):
+def test_a_file_without_a_json_object_is_refused_by_name(content: str):
     with pytest.raises(MeowError, match=r"ds\.json (is|holds) no JSON"):
         zero.read_settings("ds.json", content.encode())
     assert zero.read_settings("ds.json", json.dumps({"a": 1}).encode()) == {"a": 1}
@@ -133,7 +137,7 @@ class Engine:
         torch.save(torch.zeros(1 << 20), Path(folder, tag, "part.pt"))
 
 
-def test_a_checkpoint_without_room_says_so_and_leaves_none(tmp_path: Path):
+def test_a_checkpoint_on_a_full_disk_is_refused_and_leaves_none(tmp_path: Path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
@@ -143,4 +147,6 @@ def test_a_checkpoint_without_room_says_so_and_leaves_none(tmp_path: Path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
-    assert not (tmp_path / checkpoints.LAYOUT).exists(), "what has no layout is no checkpoint"
+    assert not (tmp_path / checkpoints.LAYOUT).exists(), (
+        "a folder without a layout is not a checkpoint"
+    )
