@@ -73,7 +73,7 @@ def speed(
     max_model_len: MaxModelLen = None,
     batch_size: BatchSize = BATCH_SIZE,
     repeat: Annotated[
-        int, typer.Option(help="Rounds; each runs every side anew, times are medians.")
+        int, typer.Option(help="Rounds; each runs every side once, times are medians.")
     ] = 1,
     pipeline: Annotated[
         bool, typer.Option(help="Run the stage through Ray too, on half of the facts and all.")

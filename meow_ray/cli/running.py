@@ -1,4 +1,4 @@
-"""Commands that run stages, and those that look after what runs leave behind."""
+"""Commands that run stages, show their state, and clean up after them."""
 
 import json
 import sys

@@ -165,7 +165,7 @@ def _checked(
 
 
 def _regrouped(reader: pa.RecordBatchReader, size: int) -> Iterator[pa.Table]:
-    """Yields the rows of a stream as tables of `size` rows, whatever the size of its batches.
+    """Yields the rows of a stream as tables of `size` rows, however its batches are cut.
 
     The last table may be smaller.
     """

@@ -239,8 +239,8 @@ class MemoSteps:
     ) -> list[list[Branch]]:
         """Generates from the branches of each forced sequence, each distinct beginning once.
 
-        A beginning is the tokens before a branch. Several answers, or facts, can share it. It is
-        then continued as far as the longest of their windows needs.
+        A beginning is the tokens before a branch. Several answers, or facts, can share it;
+        the longest of their windows then decides how many tokens are generated.
         """
         branches_of_sequences = []
         limits: dict[tuple[int, ...], int] = {}

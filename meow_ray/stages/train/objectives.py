@@ -292,7 +292,7 @@ def _from_source(name: str, source: str) -> ObjectiveSpec:
 
 
 def _check_roles(name: str, reads: tuple[str, ...]) -> None:
-    """Refuses a user's function whose positional parameters are not roles."""
+    """Refuses a user's function whose positional parameters are not roles, or only `retain`."""
     choices = ", ".join(ROLES)
     if not reads:
         raise MeowError(
@@ -304,6 +304,11 @@ def _check_roles(name: str, reads: tuple[str, ...]) -> None:
         raise MeowError(
             f"`train.objective`: {name} has parameters before `*` that are not roles ({unknown}). "
             f"Choose from {choices}."
+        )
+    if set(reads) == {"retain"}:
+        raise MeowError(
+            f"`train.objective`: {name} reads only retain, so it forgets nothing. Add a role: "
+            "inverted, forget or idk."
         )
 
 

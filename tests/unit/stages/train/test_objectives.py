@@ -43,8 +43,8 @@ def plain(forget):
 
 
 @uses("model")
-def whole(retain, *, layer=3):
-    return retain.hidden.sum()
+def whole(forget, retain, *, layer=3):
+    return forget.hidden.sum() + retain.hidden.sum()
 
 
 number = math.pi
@@ -242,7 +242,17 @@ def test_weights_and_settings_of_a_function_are_configured_like_those_of_a_prese
 
 
 def test_a_role_that_a_function_reads_is_not_read_twice(tmp_path: Path):
-    assert from_file(tmp_path, function="whole", retain_weight=1.0).roles == ("retain",)
+    spec = from_file(tmp_path, function="whole", retain_weight=1.0)
+    assert spec.roles == ("forget", "retain")
+
+
+def test_an_objective_that_reads_only_retain_is_refused(tmp_path: Path):
+    with pytest.raises(MeowError) as refused:
+        from_file(tmp_path, "def mine(retain): ...\n")
+    assert str(refused.value) == (
+        f"`train.objective`: {tmp_path}/mine.py:mine reads only retain, so it forgets nothing. "
+        "Add a role: inverted, forget or idk."
+    )
 
 
 @pytest.mark.parametrize(
