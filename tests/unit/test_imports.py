@@ -36,9 +36,24 @@ def test_no_module_imports_a_heavy_library_when_it_is_imported():
     assert json.loads(done.stdout) == {}, "heavy library: the first module that loads it"
 
 
-def test_deepspeed_prints_nothing_when_it_is_imported_after_the_package():
-    script = "import meow_ray, deepspeed; deepspeed.accelerator.get_accelerator()"
+def test_the_libraries_that_a_driver_imports_print_nothing():
+    # without a GPU, DeepSpeed warns on the terminal, also when transformers or peft import it
+    script = (
+        "import importlib, sys\n"
+        "import meow_ray\n"
+        "for name in meow_ray.__all__:\n"
+        "    getattr(meow_ray, name)\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer\n"
+        "sys.modules['deepspeed'].accelerator.get_accelerator()\n"
+    )
+    names = ("ray.data", "ray.train.torch", "transformers.integrations", "accelerate", "peft")
+    estimators = ("deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2")
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", script, *names, *estimators],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
