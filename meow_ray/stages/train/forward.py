@@ -1,7 +1,6 @@
 """Forward passes of a micro-batch: logits, activations, and the weighted terms of the loss."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from meow_ray.errors import MeowError
@@ -36,7 +35,8 @@ def weighted_terms(
     spec = job.objective
     laid_out = layout.lay_out(items, model.pad, model.engine.device, packed=job.resources.packing)
     logits, hidden = forward(model.engine, laid_out, model, spec.layer)
-    reference_logits, reference_hidden = None, None
+    reference_logits = None
+    reference_hidden = None
     if spec.needs_frozen:
         reference_logits, reference_hidden = _reference_forward(laid_out, model, spec.layer)
 
@@ -72,11 +72,10 @@ def _reference_forward(laid_out: Layout, model: Model, layer: int | None) -> tup
     import torch
 
     if model.frozen:
-        network, without_adapter = model.frozen, nullcontext()
-    else:
-        network, without_adapter = model.engine, model.engine.module.disable_adapter()
-    with torch.no_grad(), without_adapter:
-        return forward(network, laid_out, model, layer)
+        with torch.no_grad():
+            return forward(model.frozen, laid_out, model, layer)
+    with torch.no_grad(), model.engine.module.disable_adapter():
+        return forward(model.engine, laid_out, model, layer)
 
 
 def forward(network: Any, laid_out: Layout, model: Model, layer: int | None) -> tuple[Any, Any]:

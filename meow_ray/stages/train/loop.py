@@ -53,11 +53,11 @@ def run(job: Job, hooks: Hooks) -> None:
     is_converted = resume != hooks.resume
     config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": is_converted}
     model = zero.build(
-        job.model,
-        job.spec,
-        job.resources,
-        config,
-        data.num_steps,
+        ref=job.model,
+        spec=job.spec,
+        resources=job.resources,
+        config=config,
+        total=data.num_steps,
         frozen=job.objective.needs_frozen,
         trainable=job.objective.trainable,
     )

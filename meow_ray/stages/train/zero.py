@@ -52,9 +52,9 @@ def read_settings(path: str, content: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(content)
     except ValueError as error:
-        raise MeowError(f"`deepspeed`: {path} is no JSON: {error}.") from None
+        raise MeowError(f"`deepspeed`: {path} is not valid JSON: {error}.") from None
     if not isinstance(parsed, dict):
-        raise MeowError(f"`deepspeed`: {path} holds no JSON object. Put the settings in {{…}}.")
+        raise MeowError(f"`deepspeed`: {path} is not a JSON object. Put the settings in {{…}}.")
     return parsed
 
 
@@ -168,12 +168,12 @@ def check_quantization(spec: FineTuning, *, on_gpu: bool) -> None:
 
 
 def build(
+    *,
     ref: ModelRef,
     spec: FineTuning,
     resources: TrainResources,
     config: dict[str, Any],
     total: int,
-    *,
     frozen: bool,
     trainable: str | None,
 ) -> Model:

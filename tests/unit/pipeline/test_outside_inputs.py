@@ -106,5 +106,5 @@ def test_a_deepspeed_file_is_identified_by_its_content(tmp_path: Path):
 
     assert digest_of('{"a": 1, "b": 2}') == digest_of('{"b": 2,   "a": 1}')
     assert digest_of('{"a": 1, "b": 2}') != digest_of('{"a": 1}')
-    with pytest.raises(MeowError, match=r"ds\.json is no JSON"):
+    with pytest.raises(MeowError, match=r"ds\.json is not valid JSON"):
         digest_of("{")

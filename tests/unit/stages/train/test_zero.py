@@ -114,7 +114,7 @@ def test_a_file_may_disable_fp16():
 
 @pytest.mark.parametrize("content", ["{", "[1]", "3"])
 def test_a_file_without_a_json_object_is_refused_by_name(content: str):
-    with pytest.raises(MeowError, match=r"ds\.json (is|holds) no JSON"):
+    with pytest.raises(MeowError, match=r"ds\.json is not (valid JSON|a JSON object)"):
         zero.read_settings("ds.json", content.encode())
     assert zero.read_settings("ds.json", json.dumps({"a": 1}).encode()) == {"a": 1}
 
