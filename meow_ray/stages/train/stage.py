@@ -115,12 +115,12 @@ def train(context: Context) -> dict[str, Any]:
     pairs = _pairs(context, objective.roles, objective.idk_answers, compared=compared)
     model = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
     _check_layer(objective, model)
-    name = PurePosixPath(config.train.objective).name
-    chain = _chain(target, pairs, name)
+    objective_name = PurePosixPath(config.train.objective).name
+    chain = _chain(target, pairs, objective_name)
     figures = _fit(
         context, name="train", pairs=pairs, model=model, spec=config.train, objective=objective
     )
-    return {"objective": name, **figures, "chain": chain}
+    return {"objective": objective_name, **figures, "chain": chain}
 
 
 def _check_layer(objective: ObjectiveSpec, model: ModelRef) -> None:
@@ -152,9 +152,8 @@ def _fit(
     config = context.config
     path = storage.join(context.work, "pairs.parquet")
     prompter = Prompter(refs.load_tokenizer(model), config.target.template, config.target.system)
-    batches.write_token_pairs(
-        pairs, prompter, spec.max_length, path
-    )  # once, so that no worker does it again
+    # the driver tokenises once, so that no worker has to
+    batches.write_token_pairs(pairs, prompter, spec.max_length, path)
     deepspeed = context.inputs.get(f"{name}_deepspeed")
     job = Job(
         model=model,
@@ -256,7 +255,8 @@ def _roles(config: Config, verify: bool) -> Artifact:
 
 def _deepspeed_file(section: str) -> OutsideInput:
     """Returns the input that is a user's file of DeepSpeed settings for `memorize` or `train`."""
-    name, key = f"{section}_deepspeed", f"{section}.deepspeed"
+    name = f"{section}_deepspeed"
+    key = f"{section}.deepspeed"
 
     def resolve(config: Config, verify: bool) -> Artifact:
         path = getattr(config, section).deepspeed

@@ -16,7 +16,7 @@ from meow_ray.errors import MeowError
 
 @dataclass(frozen=True)
 class TrackerSpec:
-    """The trackers of one run, and what they are told about it."""
+    """The trackers of one run, with the run's name and settings."""
 
     config: Tracking
     name: str
@@ -57,7 +57,7 @@ class Tracker:
         self._clock: float | None = None
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Writes the figures of an optimiser step: those of its record, tokens a second, memory."""
+        """Writes the figures of an optimiser step: its record, tokens per second and memory."""
         now = time.perf_counter()
         figures = {
             "loss": record["loss"],
@@ -74,50 +74,56 @@ class Tracker:
             sink(figures, record["step"])
 
     def flush(self) -> None:
-        """Makes what was written visible where others look."""
+        """Makes the curves so far visible in TensorBoard's folder."""
         if self._writer is not None:
             self._writer.flush()
             if self._writer.logdir != self.spec.folder:
                 storage.copy_folder(self._writer.logdir, self.spec.folder)
 
     def close(self) -> None:
-        """Ends the run."""
+        """Writes what is left, and closes the trackers."""
         self.flush()
         self._closing.close()
 
     def _open(self) -> None:
-        config, settings = self.spec.config, dict(self.spec.settings)
+        config = self.spec.config
         if config.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            folder = self.spec.folder
-            local = (
-                folder
-                if storage.is_local(folder)
-                else self._closing.enter_context(TemporaryDirectory())
-            )
-            self._writer = SummaryWriter(local)
-            self._closing.callback(self._writer.close)
-            self._sinks.append(self._to_tensorboard)
+            self._open_tensorboard()
         if config.mlflow:
-            import mlflow
-
-            if self.spec.mlflow.startswith("file:"):  # it reads a folder, but only if asked to
-                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-            mlflow.set_tracking_uri(self.spec.mlflow)
-            mlflow.set_experiment("meow_ray")
-            mlflow.start_run(run_name=self.spec.name)
-            mlflow.log_params(settings)
-            self._closing.callback(mlflow.end_run)
-            self._sinks.append(lambda figures, step: mlflow.log_metrics(figures, step=step))
+            self._open_mlflow()
         if config.wandb:
-            import wandb
+            self._open_wandb(config.wandb)
 
-            run = wandb.init(project=config.wandb, name=self.spec.name, config=settings)
-            self._closing.callback(
-                wandb.teardown
-            )  # finish() alone returns before its process has written the run
-            self._sinks.append(lambda figures, step: run.log(figures, step=step))
+    def _open_tensorboard(self) -> None:
+        from tensorboardX import SummaryWriter
+
+        folder = self.spec.folder
+        if not storage.is_local(folder):  # `flush` copies the event files
+            folder = self._closing.enter_context(TemporaryDirectory())
+        self._writer = SummaryWriter(folder)
+        self._closing.callback(self._writer.close)
+        self._sinks.append(self._to_tensorboard)
+
+    def _open_mlflow(self) -> None:
+        import mlflow
+
+        if self.spec.mlflow.startswith("file:"):  # MLflow refuses a folder without this variable
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        mlflow.set_tracking_uri(self.spec.mlflow)
+        mlflow.set_experiment("meow_ray")
+        mlflow.start_run(run_name=self.spec.name)
+        mlflow.log_params(dict(self.spec.settings))
+        self._closing.callback(mlflow.end_run)
+        self._sinks.append(lambda figures, step: mlflow.log_metrics(figures, step=step))
+
+    def _open_wandb(self, project: str) -> None:
+        import wandb
+
+        settings = dict(self.spec.settings)
+        run = wandb.init(project=project, name=self.spec.name, config=settings)
+        # finish() alone returns before its process has written the run
+        self._closing.callback(wandb.teardown)
+        self._sinks.append(lambda figures, step: run.log(figures, step=step))
 
     def _to_tensorboard(self, figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():
