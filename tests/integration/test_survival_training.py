@@ -1,4 +1,4 @@
-"""A training run on several nodes loses a worker, a node and its driver, and no step."""
+"""Training survives the loss of a worker, a node and its driver without losing a step."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ WORKER = "RayTrainWorker"
 
 
 class Training:
-    """The stage `train` of one storage root, as a driver on the cluster."""
+    """The stage `train` with a storage root of its own, run by a driver on the cluster."""
 
     def __init__(self, folder: Path, name: str, model: Path, address: str, *overrides: str) -> None:
         self.root = folder / name
@@ -72,7 +72,7 @@ class Training:
         return {path.parent.name for path in self.root.glob("work/**/checkpoint_*/layout.json")}
 
     def wait_for_checkpoint(self, process: subprocess.Popen[str]) -> None:
-        """Waits until a checkpoint is whole that was not there before."""
+        """Waits until another checkpoint is complete."""
         before = self.checkpoints()
         wait_for(process, lambda: bool(self.checkpoints() - before))
 
@@ -84,9 +84,9 @@ class Training:
         return list(storage.read_json(storage.join(self.model(), HISTORY_FILE)))
 
     def model(self) -> str:
-        found = latest(str(self.root), "model")
-        assert found is not None
-        return found.uri
+        artifact = latest(str(self.root), "model")
+        assert artifact is not None
+        return artifact.uri
 
 
 def workers(node: Any) -> list[psutil.Process]:
@@ -98,11 +98,10 @@ def workers(node: Any) -> list[psutil.Process]:
 def undisturbed(
     cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Training:
-    found = Training(
-        tmp_path_factory.mktemp("training"), "undisturbed", tiny_model, cluster.address
-    )
-    found.finish(found.start())
-    return found
+    folder = tmp_path_factory.mktemp("training")
+    training = Training(folder, "undisturbed", tiny_model, cluster.address)
+    training.finish(training.start())
+    return training
 
 
 def test_worker_node_and_driver_are_killed_in_one_run(
@@ -114,16 +113,18 @@ def test_worker_node_and_driver_are_killed_in_one_run(
     next(worker for node in cluster.list_all_nodes() for worker in workers(node)).kill()
     disturbed.wait_for_checkpoint(process)
     wait_for(process, lambda: any(workers(node) for node in cluster.list_all_nodes()))
-    away_from_head = [node for node in cluster.list_all_nodes()[1:] if workers(node)]
-    kill_node((away_from_head or cluster.list_all_nodes()[1:])[0])
+    other_nodes = cluster.list_all_nodes()[1:]  # the first is the head
+    training_nodes = [node for node in other_nodes if workers(node)]
+    kill_node((training_nodes or other_nodes)[0])
     disturbed.wait_for_checkpoint(process)
     process.kill()
     process.wait()
-    time.sleep(2)  # what the driver had started ends with it
+    time.sleep(2)  # the driver's workers end with it
     disturbed.finish(disturbed.start())
     assert disturbed.history() == undisturbed.history()
     first, second = (
-        load_file(Path(one.model(), "model.safetensors")) for one in (disturbed, undisturbed)
+        load_file(Path(training.model(), "model.safetensors"))
+        for training in (disturbed, undisturbed)
     )
     assert all((weight == second[name]).all() for name, weight in first.items())
 

@@ -1,4 +1,4 @@
-"""Fine-tunes in processes of the test's own, without Ray: many runs per group of workers."""
+"""Fine-tunes in processes that a test starts itself, without Ray: many runs per group."""
 
 import os
 import shutil
@@ -30,10 +30,10 @@ class Run:
 
     job: Job
     checkpoints: Path
-    """Each checkpoint is a folder below, named by its step."""
+    """The folder for checkpoints; each is a subfolder named by its step."""
     resume: Path | None = None
     stop_at: int | None = None
-    """End after the checkpoint of this step, as a killed run does."""
+    """The run ends after the checkpoint of this step, as if it were killed."""
 
 
 class _StoppedError(Exception):
@@ -47,12 +47,12 @@ def job(
     selected: Any,
     spec: Train,
     resources: TrainResources,
-    **more: Any,
+    **settings: Any,
 ) -> Job:
-    """Makes a job with its pairs and an output folder of its own below `folder`."""
+    """Makes a job; its pairs and its output are in a new folder below `folder`."""
     objective = resolve(spec, None)
-    place = Path(tempfile.mkdtemp(dir=folder))
-    pairs = place / "pairs.parquet"
+    job_folder = Path(tempfile.mkdtemp(dir=folder))
+    pairs = job_folder / "pairs.parquet"
     ref = pin(str(model), None, "model")
     prompter = Prompter(load_tokenizer(ref), "chat")
     batches.write_token_pairs(
@@ -61,11 +61,19 @@ def job(
         spec.max_length,
         str(pairs),
     )
-    return Job(ref, str(pairs), spec, objective, resources, str(place / "out"), **more)
+    return Job(
+        model=ref,
+        pairs=str(pairs),
+        spec=spec,
+        objective=objective,
+        resources=resources,
+        out=str(job_folder / "out"),
+        **settings,
+    )
 
 
 class Workers:
-    """Processes that stay, so that what they import is imported once."""
+    """Processes that serve many runs, so that they import the libraries once."""
 
     def __init__(self, world_size: int) -> None:
         import torch
@@ -74,27 +82,30 @@ class Workers:
             server.bind(("127.0.0.1", 0))
             port = server.getsockname()[1]
         context = torch.multiprocessing.get_context("spawn")
-        self._tasks, self._done = [context.Queue() for _ in range(world_size)], context.Queue()
+        self._tasks = [context.Queue() for _ in range(world_size)]
+        self._done = context.Queue()
         arguments = (world_size, port, self._tasks, self._done)
         self._processes = torch.multiprocessing.spawn(
             _worker, arguments, nprocs=world_size, join=False
         )
 
     def train(self, runs: Sequence[Run]) -> list[list[dict[str, Any]]]:
-        """Runs each after the other; returns the histories (empty for one that was stopped)."""
+        """Runs one after the other; returns their histories (empty if the run was stopped)."""
         for tasks in self._tasks:
             tasks.put(list(runs))
         for _ in self._tasks:
-            while True:
-                try:
-                    self._done.get(timeout=1)
-                    break
-                except Empty:
-                    assert not self._processes.join(timeout=0), (
-                        "a worker has ended"
-                    )  # raises what a worker raised
-        places = [Path(run.job.out, HISTORY_FILE) for run in runs]
-        return [storage.read_json(str(place)) if place.exists() else [] for place in places]
+            self._wait_for_a_worker()
+        histories = [Path(run.job.out, HISTORY_FILE) for run in runs]
+        return [storage.read_json(str(path)) if path.exists() else [] for path in histories]
+
+    def _wait_for_a_worker(self) -> None:
+        while True:
+            try:
+                self._done.get(timeout=1)
+                return
+            except Empty:
+                # join() raises the exception of a worker that failed
+                assert not self._processes.join(timeout=0), "a worker has ended"
 
     def close(self) -> None:
         for tasks in self._tasks:
@@ -119,9 +130,15 @@ def _worker(rank: int, world_size: int, port: int, tasks: list[Any], done: Any) 
                     raise _StoppedError
 
             with suppress(_StoppedError):
-                loop.run(
-                    run.job, Hooks(rank, rank, world_size, run.resume, save, lambda record: None)
+                hooks = Hooks(
+                    rank=rank,
+                    local_rank=rank,
+                    world_size=world_size,
+                    resume=run.resume,
+                    save=save,
+                    progress=lambda record: None,
                 )
+                loop.run(run.job, hooks)
             torch.distributed.barrier()
         done.put(rank)
     torch.distributed.destroy_process_group()
@@ -150,5 +167,7 @@ def _score(model: Any, pair: Pair) -> list[float]:
 
     log_probs = model(torch.tensor([pair.input_ids])).logits[0].log_softmax(-1)
     return [
-        log_probs[t - 1, label].item() for t, label in enumerate(pair.labels) if label != IGNORE
+        log_probs[position - 1, label].item()
+        for position, label in enumerate(pair.labels)
+        if label != IGNORE
     ]
