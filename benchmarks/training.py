@@ -8,9 +8,10 @@ first step of a side allocates memory and does not count.
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing import Manager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,12 +44,14 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="Model folder or .gguf file [SmolLM2-135M-Instruct].")]
-Batch = Annotated[int, typer.Option(help="Pairs of an optimiser step.")]
-Micro = Annotated[int, typer.Option(help="Pairs of a forward pass.")]
+Batch = Annotated[int, typer.Option(help="Pairs per optimiser step.")]
+Micro = Annotated[int, typer.Option(help="Pairs per forward pass.")]
 Output = Annotated[
     Path | None, typer.Option(help="JSON file; the default is below benchmarks/results.")
 ]
 Side = Callable[[Case, Turn], Measured]
+Group = dict[str, tuple[Side, Case]]
+"""Sides that take turns, by name."""
 
 
 @app.command()
@@ -61,19 +64,17 @@ def speed(
     micro_batch_size: Micro = 8,
     output: Output = None,
 ) -> None:
-    """Times ours, a plain PyTorch loop, transformers' Trainer, and the paper's padding to 200.
+    """Time ours, a plain PyTorch loop, transformers' Trainer, and the paper's padding to 200.
 
     The sides of a group take turns, one step each, so that a slow phase of the machine affects all.
     All have the environment that our workers get on CPU.
     """
-    found: dict[str, Measured] = {}
+    measured: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as folder, Manager() as manager:
         spec = Train(batch_size=batch_size, epochs=1, learning_rate=1e-5, warmup_ratio=0)
         packed = _job(model, pairs, spec, TrainResources(micro_batch_size=micro_batch_size), folder)
-        padded = Job(
-            **{**vars(packed), "resources": packed.resources.model_copy(update={"packing": False})}
-        )
-        groups: list[dict[str, tuple[Side, Case]]] = [
+        padded = replace(packed, resources=packed.resources.model_copy(update={"packing": False}))
+        groups: list[Group] = [
             {
                 "paper": (plain, Case(padded, PAPER_WIDTH)),
                 "plain_packed": (plain, Case(packed)),
@@ -86,41 +87,47 @@ def speed(
             },
         ]
         for group in groups:
-            turns = [manager.Semaphore(int(i == 0)) for i in range(len(group))]
-            ring = [
-                Turn(mine, after) for mine, after in zip(turns, turns[1:] + turns[:1], strict=True)
-            ]
-            calls = [
-                (side, (case, turn), CPU_ENV)
-                for (side, case), turn in zip(group.values(), ring, strict=True)
-            ]
-            found |= zip(group, together(calls), strict=True)
-            print(
-                *(f"{name}: {found[name].tokens_per_second:.1f} tokens/s" for name in group),
-                sep="\n",
-                flush=True,
-            )
-    rates = {name: one.tokens_per_second for name, one in found.items()}
-    figures = {
-        "tokens_per_second": rates,
-        "peak_rss_mib": {name: one.peak_rss_mib for name, one in found.items()},
-        "ours_over_paper": {
-            name: found[f"ours_{name}"].over(found["paper"]) for name in ("padded", "packed")
-        },
-        "ours_over_plain": {
-            name: found[f"ours_{name}"].over(found[f"plain_{name}"])
-            for name in ("padded", "packed")
-        },
-        "ours_padded_over_trainer": found["ours_padded"].over(found["trainer"]),
-        "largest_relative_difference_of_losses": {
-            name: _difference(one.losses, found["plain_padded"].losses)
-            for name, one in found.items()
-            if name != "trainer"
-        },
-        "step_seconds": {name: one.step_seconds for name, one in found.items()},
-    }
+            measured |= _in_turns(group, manager)
+            for name in group:
+                print(f"{name}: {measured[name].tokens_per_second:.1f} tokens/s", flush=True)
     settings = {"pairs": pairs, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
-    report("training_speed", settings, figures, output)
+    report("training_speed", settings, _speed_figures(measured), output)
+
+
+def _in_turns(group: Group, manager: Any) -> dict[str, Measured]:
+    """Runs the sides of a group, each in a process of its own, one step at a time in a ring."""
+    semaphores = [manager.Semaphore(int(position == 0)) for position in range(len(group))]
+    next_semaphores = semaphores[1:] + semaphores[:1]
+    calls = [
+        (side, (case, Turn(mine, after)), CPU_ENV)
+        for (side, case), mine, after in zip(
+            group.values(), semaphores, next_semaphores, strict=True
+        )
+    ]
+    return dict(zip(group, together(calls), strict=True))
+
+
+def _speed_figures(measured: dict[str, Measured]) -> dict[str, Any]:
+    """Returns the figures of `speed` by the measurements of all sides."""
+    layouts = ("padded", "packed")
+    ours_over_paper = {name: measured[f"ours_{name}"].over(measured["paper"]) for name in layouts}
+    ours_over_plain = {
+        name: measured[f"ours_{name}"].over(measured[f"plain_{name}"]) for name in layouts
+    }
+    differences = {
+        name: _difference(side.losses, measured["plain_padded"].losses)
+        for name, side in measured.items()
+        if name != "trainer"
+    }
+    return {
+        "tokens_per_second": {name: side.tokens_per_second for name, side in measured.items()},
+        "peak_rss_mib": {name: side.peak_rss_mib for name, side in measured.items()},
+        "ours_over_paper": ours_over_paper,
+        "ours_over_plain": ours_over_plain,
+        "ours_padded_over_trainer": measured["ours_padded"].over(measured["trainer"]),
+        "largest_relative_difference_of_losses": differences,
+        "step_seconds": {name: side.step_seconds for name, side in measured.items()},
+    }
 
 
 @app.command()
@@ -131,23 +138,18 @@ def memory(
     output: Output = None,
 ) -> None:
     """Measure the peak memory of one of two workers, by ZeRO stage, full and with LoRA."""
-    figures = {}
+    peaks: dict[str, Any] = {}
     for name, lora in (("full", None), ("lora", Lora())):
         for stage in (1, 2, 3):
             spec = Train(batch_size=batch_size, epochs=1, learning_rate=1e-5, lora=lora)
             resources = TrainResources(zero_stage=stage, micro_batch_size=micro_batch_size)
             with tempfile.TemporaryDirectory() as folder:
                 job = _job(model, 2 * batch_size, spec, resources, folder)
-                figures[f"{name}_zero{stage}"] = {
-                    "worker_peak_rss_mib": fresh(two_workers, job, env=CPU_ENV)
-                }
-            print(f"{name}, ZeRO {stage}: {figures[f'{name}_zero{stage}']}", flush=True)
-    report(
-        "training_memory",
-        {"batch_size": batch_size, "micro_batch_size": micro_batch_size},
-        figures,
-        output,
-    )
+                peak = {"worker_peak_rss_mib": fresh(two_workers, job, env=CPU_ENV)}
+            peaks[f"{name}_zero{stage}"] = peak
+            print(f"{name}, ZeRO {stage}: {peak}", flush=True)
+    settings = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
+    report("training_memory", settings, peaks, output)
 
 
 @app.command()
@@ -160,35 +162,42 @@ def pairs(
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         job = _job(model, count, Train(), TrainResources(), folder)
-        seconds, found = time.perf_counter() - began, job.load().pairs
+        seconds = time.perf_counter() - began
+        held = job.load().pairs
     figures = {
-        "tokens_per_pair": pc.sum(pc.list_value_length(found["input_ids"])).as_py() / count,
+        "tokens_per_pair": pc.sum(pc.list_value_length(held["input_ids"])).as_py() / count,
         "tokenised_pairs_per_second": count / seconds,
-        "bytes_per_pair": found.nbytes / count,
+        "bytes_per_pair": held.nbytes / count,
     }
     report("training_pairs", {"pairs": count}, figures, output)
 
 
-def _job(model: str, pairs: int, spec: Train, resources: TrainResources, folder: str) -> Job:
-    """Writes the pairs, repeated if there are too few; returns the job that trains on them."""
+def _job(model: str, count: int, spec: Train, resources: TrainResources, folder: str) -> Job:
+    """Writes the pairs, repeated if they are too few; returns a job that trains on them."""
     path = SHARED_DATA / "meow" / "inverted_forget01.json"
     table = own_candidates.complete(read_records(str(path)), path.name)
-    rows = table.take([i % table.num_rows for i in range(pairs)]).select(
-        ["fact_id", "question", "inverted_answer"]
-    )
+    rows = table.take([i % table.num_rows for i in range(count)])
+    rows = rows.select(["fact_id", "question", "inverted_answer"])
     rows = rows.rename_columns(["fact_id", "question", "answer"])
-    rows = rows.append_column("rank", pa.array(range(pairs), pa.int32()))
-    place, ref = Path(tempfile.mkdtemp(dir=folder)), refs.pin(model, None, "--model")
+    rows = rows.append_column("rank", pa.array(range(count), pa.int32()))
+    ref = refs.pin(model, None, "--model")
     prompter = Prompter(refs.load_tokenizer(ref), "tofu")
-    batches.write_token_pairs(
-        pairs_of(("inverted",), None, rows), prompter, spec.max_length, str(place / "pairs.parquet")
-    )
+    job_folder = Path(tempfile.mkdtemp(dir=folder))
+    pairs_path = str(job_folder / "pairs.parquet")
+    inverted = pairs_of(("inverted",), None, rows)
+    batches.write_token_pairs(inverted, prompter, spec.max_length, pairs_path)
     return Job(
-        ref, str(place / "pairs.parquet"), spec, PRESETS["meow"], resources, str(place / "out")
+        model=ref,
+        pairs=pairs_path,
+        spec=spec,
+        objective=PRESETS["meow"],
+        resources=resources,
+        out=str(job_folder / "out"),
     )
 
 
 def _difference(losses: Sequence[float], others: Sequence[float]) -> float:
+    """Returns the largest relative difference of two sides' losses over all steps."""
     return max(abs(a - b) / abs(b) for a, b in zip(losses, others, strict=True))
 
 

@@ -1,8 +1,9 @@
 """The sides of the training benchmark: ours, a plain loop, and the Trainer of transformers."""
 
+import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,7 +14,7 @@ from meow_ray.models import refs
 from meow_ray.models.prompts import IGNORE
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.train import batches, layout, loop, zero
-from meow_ray.stages.train.batches import Dataset, Pair
+from meow_ray.stages.train.batches import Dataset, Item, Pair
 from meow_ray.stages.train.forward import forward
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.loop import Hooks
@@ -21,23 +22,22 @@ from meow_ray.stages.train.loop import Hooks
 PAPER_WIDTH = 200
 """Tokens that the MEOW authors' code pads each pair to."""
 
-
 LONGEST_TURN = 900
-"""Seconds."""
+"""Seconds after which a side gives up waiting for its turn."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One job that all sides do."""
+    """A job, and how its batches are padded."""
 
     job: Job
     width: int | None = None
-    """Pad to this width; None pads to the longest pair of a micro-batch."""
+    """Tokens that each pair is padded to; None pads to the longest pair of a micro-batch."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a side took."""
+    """The times, losses and peak memory of a side."""
 
     step_seconds: list[float]
     tokens: list[int]
@@ -46,55 +46,48 @@ class Measured:
 
     @property
     def tokens_per_second(self) -> float:
-        """Median over all steps but the first."""
-        return median(
-            count / took for count, took in zip(self.tokens[1:], self.step_seconds[1:], strict=True)
-        )
+        """The median over all steps but the first."""
+        steps = zip(self.tokens[1:], self.step_seconds[1:], strict=True)
+        return median(tokens / seconds for tokens, seconds in steps)
 
     def over(self, other: "Measured") -> float:
-        """The speed over another side's: the median over pairs of steps, without the first."""
-        return median(
-            b / a for a, b in zip(self.step_seconds[1:], other.step_seconds[1:], strict=True)
-        )
+        """Returns the speed relative to another side's: the median over steps but the first."""
+        steps = zip(self.step_seconds[1:], other.step_seconds[1:], strict=True)
+        return median(theirs / seconds for seconds, theirs in steps)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A side's place in a ring whose sides do one thing at a time."""
+    """A side's turn in a ring of sides, of which one works at a time."""
 
     mine: Any
+    """A semaphore that the side before this one releases."""
     after: Any
-    """Semaphores."""
+    """The semaphore of the next side."""
 
     def take(self) -> None:
         """Waits until it is this side's turn.
 
         Raises:
-            RuntimeError: it never is: another side has failed.
+            RuntimeError: another side has failed and does not pass its turn on.
         """
         if not self.mine.acquire(timeout=LONGEST_TURN):
-            raise RuntimeError("Another side does not pass its turn on.")
+            raise RuntimeError(
+                f"benchmarks.training: no turn within {LONGEST_TURN} s. "
+                "Look for the error of another side above."
+            )
 
     def pass_on(self) -> None:
-        """Lets the next one go on."""
+        """Lets the next side work."""
         self.after.release()
 
 
 def ours(case: Case, turn: Turn) -> Measured:
-    """Our training loop, one worker."""
-    import os
-
-    import torch
-
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-    }
-    torch.distributed.init_process_group("gloo")
-    data, seconds, losses = case.job.load(), list[float](), list[float]()
+    """Measures our training loop with one worker."""
+    _join_group(rank=0, world_size=1, port=0)
+    data = case.job.load()
+    seconds: list[float] = []
+    losses: list[float] = []
     turn.take()
     start = time.perf_counter()
 
@@ -107,41 +100,38 @@ def ours(case: Case, turn: Turn) -> Measured:
             turn.take()
             start = time.perf_counter()
 
-    loop.run(case.job, Hooks(0, 0, 1, None, lambda folder, metrics: None, progress))
+    loop.run(case.job, _hooks(0, 1, progress))
     turn.pass_on()
     return Measured(seconds, _tokens(data), losses, peak_rss_mib())
 
 
 def plain(case: Case, turn: Turn) -> Measured:
-    """A plain PyTorch loop over our micro-batches; with a width, over the paper's."""
+    """Measures a plain PyTorch loop over our micro-batches; with a width, padded as the paper's."""
     import torch
     from transformers import get_linear_schedule_with_warmup
 
-    job, data = case.job, case.job.load()
+    job = case.job
+    data = job.load()
     network, optimizer = _network(job.model, job.spec.learning_rate)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, data.num_steps + 1)
-    pad, packed = refs.load_tokenizer(job.model).pad_token_id, job.resources.packing
+    pad = refs.load_tokenizer(job.model).pad_token_id
     seconds, losses = [], []
     for step in range(data.num_steps):
         turn.take()
         start = time.perf_counter()
         batch = data.batch(step)
-        tokens, total = batches.totals(batch)["inverted"][0], 0.0
+        tokens = batches.totals(batch)["inverted"][0]
+        total = 0.0
         for items in batches.micro_batches(batch, 0, 1, job.accumulation(1)):
             if case.width:
-                logits, labels = _paper_forward(
-                    network, [item["inverted"] for item in items], case.width, pad
-                )
+                pairs = [item["inverted"] for item in items]
+                logits, labels = _paper_forward(network, pairs, case.width, pad)
             else:
-                found = layout.lay_out(items, pad, "cpu", packed=packed)
-                model = zero.Model(None, None, pad, keeps_logits=True, half=False)
-                logits, labels = forward(network, found, model, None)[0], found.labels
-            loss = (
-                torch.nn.functional.cross_entropy(
-                    logits, labels, ignore_index=IGNORE, reduction="sum"
-                )
-                / tokens
+                logits, labels = _our_forward(network, items, pad, packed=job.resources.packing)
+            summed = torch.nn.functional.cross_entropy(
+                logits, labels, ignore_index=IGNORE, reduction="sum"
             )
+            loss = summed / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(network.parameters(), job.spec.max_grad_norm)
@@ -154,8 +144,16 @@ def plain(case: Case, turn: Turn) -> Measured:
     return Measured(seconds, _tokens(data), losses, peak_rss_mib())
 
 
+def _our_forward(network: Any, items: Sequence[Item], pad: int, *, packed: bool) -> tuple[Any, Any]:
+    """Returns the logits and labels of answers, laid out as in our training loop."""
+    laid_out = layout.lay_out(items, pad, "cpu", packed=packed)
+    model = zero.Model(engine=None, frozen=None, pad=pad, keeps_logits=True, half=False)
+    logits, _ = forward(network, laid_out, model, None)
+    return logits, laid_out.labels
+
+
 def _paper_forward(network: Any, pairs: Sequence[Pair], width: int, pad: int) -> tuple[Any, Any]:
-    """All logits of pairs that are padded to one width, as the authors' code computes them."""
+    """Returns all logits and labels of pairs padded to one width, as in the authors' code."""
     import torch
 
     ids = torch.tensor([p.input_ids + [pad] * (width - len(p.input_ids)) for p in pairs])
@@ -166,21 +164,22 @@ def _paper_forward(network: Any, pairs: Sequence[Pair], width: int, pad: int) ->
 
 
 def trainer(case: Case, turn: Turn) -> Measured:
-    """The Trainer of transformers with its own padding to the longest of a batch."""
+    """Measures the Trainer of transformers, which pads to the longest pair of a micro-batch."""
     import torch
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
-    job, data = case.job, case.job.load()
+    job = case.job
+    data = job.load()
     network, _ = _network(job.model, job.spec.learning_rate)
     tokenizer = refs.load_tokenizer(job.model)
-    order = [
-        pair
-        for step in range(data.num_steps)
-        for pair in (item["inverted"] for item in data.batch(step))
-    ]
+    pairs = [item["inverted"] for step in range(data.num_steps) for item in data.batch(step)]
     rows = [
-        {"input_ids": p.input_ids, "attention_mask": [1] * len(p.input_ids), "labels": p.labels}
-        for p in order
+        {
+            "input_ids": pair.input_ids,
+            "attention_mask": [1] * len(pair.input_ids),
+            "labels": pair.labels,
+        }
+        for pair in pairs
     ]
     seconds: list[float] = []
 
@@ -208,20 +207,21 @@ def trainer(case: Case, turn: Turn) -> Measured:
             use_cpu=not torch.cuda.is_available(),
             train_sampling_strategy="sequential",
         )
-        Trainer(
-            network, arguments, DataCollatorForSeq2Seq(tokenizer), rows, callbacks=[Clock()]
-        ).train()
+        collator = DataCollatorForSeq2Seq(tokenizer)
+        Trainer(network, arguments, collator, rows, callbacks=[Clock()]).train()
     return Measured(seconds, _tokens(data), [], peak_rss_mib())
 
 
 def _network(ref: ModelRef, learning_rate: float) -> tuple[Any, Any]:
+    """Loads a model; returns it with its optimiser."""
     import torch
     from transformers import AutoModelForCausalLM
 
     network = AutoModelForCausalLM.from_pretrained(ref.folder, dtype=torch.float32).train()
-    return network, torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         network.parameters(), lr=learning_rate, weight_decay=0.0, fused=True
     )
+    return network, optimizer
 
 
 def _tokens(data: Dataset) -> list[int]:
@@ -242,13 +242,35 @@ def two_workers(job: Job) -> list[float]:
 
 
 def _memory_worker(rank: int, job: Job, folder: str) -> None:
-    import os
-
     import torch
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512", "WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    loop.run(job, Hooks(rank, rank, 2, None, lambda folder, metrics: None, lambda record: None))
+    _join_group(rank=rank, world_size=2, port=29512)
+    loop.run(job, _hooks(rank, 2, lambda record: None))
     Path(folder, str(rank)).write_text(str(peak_rss_mib()))
+
+
+def _join_group(rank: int, world_size: int, port: int) -> None:
+    """Joins the process group of the workers on this machine."""
+    import torch
+
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+    }
+    torch.distributed.init_process_group("gloo")
+
+
+def _hooks(rank: int, world_size: int, progress: Callable[[dict[str, Any]], None]) -> Hooks:
+    """Returns the hooks of a run that saves no checkpoints."""
+    return Hooks(
+        rank=rank,
+        local_rank=rank,
+        world_size=world_size,
+        resume=None,
+        save=lambda folder, metrics: None,
+        progress=progress,
+    )
