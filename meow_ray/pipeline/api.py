@@ -22,7 +22,7 @@ from meow_ray.pipeline.failures import plain_user_errors
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import parts_of_run
 from meow_ray.stages.evaluate import tofu_logs
-from meow_ray.stages.ingest import facts as facts_module
+from meow_ray.stages.ingest.facts import FactRow, valid_facts
 from meow_ray.stages.invert.own_candidates import complete
 from meow_ray.stages.report import compare
 
@@ -354,15 +354,10 @@ def _in_order_of(facts: pa.Table, table: pa.Table) -> pa.Table:
 
 
 def _facts_table(forget: Pairs, retain: Pairs) -> pa.Table:
-    def rows(split: str, pairs: Pairs) -> list[facts_module.FactRow]:
+    def rows(split: str, pairs: Pairs) -> list[FactRow]:
         return [
-            facts_module.FactRow(file=split, line=number, question=question, answer=answer)
+            FactRow(file=split, line=number, question=question, answer=answer)
             for number, (question, answer) in enumerate(pairs, start=1)
         ]
 
-    table, rejects = facts_module.build_facts(
-        rows("forget", forget), rows("retain", retain), lambda question, answer: None
-    )
-    if rejects.num_rows:
-        raise MeowError(facts_module.rejects_text(rejects))
-    return table
+    return valid_facts(rows("forget", forget), rows("retain", retain))

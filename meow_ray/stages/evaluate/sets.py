@@ -12,8 +12,7 @@ from meow_ray.core.manifest import Artifact
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate.tofu import Results, check_same_forget_set
-from meow_ray.stages.ingest import facts as facts_module
-from meow_ray.stages.ingest.facts import read_sources, rejects_text
+from meow_ray.stages.ingest.facts import FactRow, read_sources, valid_facts
 
 HOLDOUT = "holdout"
 """The set that no model has seen; membership inference compares the forget set with it."""
@@ -146,9 +145,7 @@ def read_set(name: str, source: Source, config: Config) -> pa.Table:
             rows have one.
     """
     rows = read_sources([source], config)
-    table, rejects = facts_module.build_facts(rows, [], lambda question, answer: None)
-    if rejects.num_rows:
-        raise MeowError(f"evaluate.sets.{name}: {rejects_text(rejects)}")
+    table = valid_facts(rows, where=f"evaluate.sets.{name}")
     facts = [
         fact | {column: _alternative(row, column) for column in ALTERNATIVES}
         for fact, row in zip(table.to_pylist(), rows, strict=True)
@@ -163,7 +160,7 @@ def read_set(name: str, source: Source, config: Config) -> pa.Table:
     return pa.Table.from_pylist(facts, schema=SET_SCHEMA)
 
 
-def _alternative(row: facts_module.FactRow, column: str) -> Any:
+def _alternative(row: FactRow, column: str) -> Any:
     """Returns a text or a list of texts of a row, as the column's type asks; None if absent."""
     value = row.record.get(column)
     if value is None:

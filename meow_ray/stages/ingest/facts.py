@@ -106,6 +106,26 @@ def build_facts(
     )
 
 
+def valid_facts(
+    forget: Sequence[FactRow], retain: Sequence[FactRow] = (), where: str = ""
+) -> pa.Table:
+    """Returns the `facts` table of rows that must all be valid, of any length.
+
+    Args:
+        forget: rows of the forget set.
+        retain: rows of the retain set.
+        where: names the rows in errors, such as `memorize.data`.
+
+    Raises:
+        MeowError: a row is rejected.
+    """
+    table, rejects = build_facts(forget, retain, lambda question, answer: None)
+    if rejects.num_rows:
+        place = f"{where}: " if where else ""
+        raise MeowError(f"{place}{rejects_text(rejects)}")
+    return table
+
+
 def rejects_text(rejects: pa.Table, most: int = 10) -> str:
     """Returns a message that names rejected rows by file, line and reason, without their text."""
     lines = [f"{rejects.num_rows} rows were rejected:"]

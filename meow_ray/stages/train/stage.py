@@ -21,8 +21,7 @@ from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.ingest import facts as facts_module
-from meow_ray.stages.ingest.facts import read_sources, rejects_text
+from meow_ray.stages.ingest.facts import read_sources, valid_facts
 from meow_ray.stages.inputs import (
     COLUMNS,
     TARGET,
@@ -45,9 +44,7 @@ def memorize(context: Context) -> dict[str, Any]:
     config = context.config
     assert config.memorize is not None
     rows = read_sources(context.inputs["memorize_data"].value, config)
-    facts, rejects = facts_module.build_facts(rows, [], lambda question, answer: None)
-    if rejects.num_rows:
-        raise MeowError(f"memorize.data: {rejects_text(rejects)}")
+    facts = valid_facts(rows, where="memorize.data")
     return _fit(
         context,
         name="memorize",
