@@ -57,23 +57,19 @@ def conform_to(
     return table
 
 
-def check_columns(columns: pa.Schema, artifact: str, where: str) -> None:
+def check_columns(columns: pa.Schema, artifact: str, schema: pa.Schema, where: str) -> None:
     """Checks the columns of a table without its rows: their names, and text or number.
 
     Args:
         columns: the columns of the table.
-        artifact: name of an artifact with a schema.
+        artifact: name of the artifact in errors.
+        schema: the columns that the artifact needs.
         where: names the table in errors.
 
     Raises:
         MeowError: a column is missing, comes twice, or is of another kind (text, integer, floating
             point) than the schema's.
     """
-    check_columns_of(columns, artifact, SCHEMAS[artifact], where)
-
-
-def check_columns_of(columns: pa.Schema, artifact: str, schema: pa.Schema, where: str) -> None:
-    """Checks the columns of a table against the given schema; see `check_columns`."""
     _check_names(columns, artifact, schema, where)
     lower_names = [name.casefold() for name in columns.names]
     for field in schema:

@@ -63,7 +63,7 @@ def table_adopter(schema: pa.Schema, key: Sequence[str]) -> Adopt:
         files = main_files(uri)
         table: TableSource = files
         if tables.count_rows(files) >= LARGE:
-            checks.check_columns_of(tables.columns(files), name, schema, where)
+            checks.check_columns(tables.columns(files), name, schema, where)
         else:
             table = checks.conform_to(storage.read_table(files), name, schema, key, where)
         digest = storage.content_digest(uri, verify=verify)

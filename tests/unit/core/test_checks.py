@@ -37,7 +37,7 @@ def source_of(request: pytest.FixtureRequest, tmp_path: Path) -> SourceOf:
 def check(source: TableSource) -> None:
     """Checks a `memo` table as a stage checks its input."""
     columns = source.schema if isinstance(source, pa.Table) else tables.columns(source)
-    checks.check_columns(columns, "memo", "mine")
+    checks.check_columns(columns, "memo", SCHEMAS["memo"], "mine")
     checks.check_keys(source, "memo", "mine")
 
 

@@ -163,7 +163,7 @@ def selected(**kinds: pa.DataType | None) -> pa.Schema:
 
 @pytest.mark.parametrize("artifact", SCHEMAS)
 def test_the_columns_of_each_schema_pass_its_check(artifact: str):
-    check_columns(SCHEMAS[artifact], artifact, "mine")
+    check_columns(SCHEMAS[artifact], artifact, SCHEMAS[artifact], "mine")
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_the_columns_of_each_schema_pass_its_check(artifact: str):
     ids=str,
 )
 def test_columns_of_the_same_kind_and_additional_ones_are_accepted(kinds: dict[str, pa.DataType]):
-    check_columns(selected(**kinds), "selected", "mine")
-    check_columns(pa.schema(list(selected(**kinds))[::-1]), "selected", "mine")
+    check_columns(selected(**kinds), "selected", SCHEMAS["selected"], "mine")
+    check_columns(pa.schema(list(selected(**kinds))[::-1]), "selected", SCHEMAS["selected"], "mine")
 
 
 @pytest.mark.parametrize(
@@ -222,4 +222,4 @@ def test_a_missing_column_or_one_of_another_kind_is_an_error(
     kinds: dict[str, pa.DataType | None], message: str
 ):
     with pytest.raises(MeowError, match=message):
-        check_columns(selected(**kinds), "selected", "mine")
+        check_columns(selected(**kinds), "selected", SCHEMAS["selected"], "mine")
