@@ -5,7 +5,7 @@ stage writes into a new folder, and the artifact exists once its manifest is wri
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -81,6 +81,11 @@ Inputs = tuple[Input, ...] | Callable[[Config], tuple[Input, ...]]
 """The inputs of a stage, or a function that returns them for a configuration."""
 
 
+def names_of(inputs: Iterable[Input]) -> tuple[str, ...]:
+    """Returns the names of inputs."""
+    return tuple(entry if isinstance(entry, str) else entry.name for entry in inputs)
+
+
 def _always(config: Config) -> bool:
     return True
 
@@ -128,10 +133,7 @@ class Stage:
 
     def input_names(self, config: Config) -> tuple[str, ...]:
         """Returns the names of the inputs of the stage under a configuration."""
-        return tuple(
-            entry if isinstance(entry, str) else entry.name
-            for entry in self.declared_inputs(config)
-        )
+        return names_of(self.declared_inputs(config))
 
     def ingredients(self, config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
         """Returns what the fingerprint is the hash of.

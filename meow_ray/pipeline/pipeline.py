@@ -80,10 +80,7 @@ class Pipeline:
             for entry in entries
             if isinstance(entry, OutsideInput)
         }
-        self._input_names = {
-            name: [entry if isinstance(entry, str) else entry.name for entry in entries]
-            for name, entries in declared.items()
-        }
+        self._input_names = {name: stage.names_of(entries) for name, entries in declared.items()}
         self._adopt = {step.artifact: step.adopt for step in stages if step.adopt}
         self._adopt |= {name: entry.adopt for name, entry in self._outside.items() if entry.adopt}
         for name in self.overrides:
