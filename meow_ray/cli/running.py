@@ -21,11 +21,13 @@ from meow_ray.cli.options import (
     named_inputs,
     pipeline_options,
 )
+from meow_ray.config import Config
 from meow_ray.core import storage
 from meow_ray.core.manifest import MAIN, Artifact, leftovers
 from meow_ray.core.stage import State
 from meow_ray.distributed import cluster, progress
 from meow_ray.errors import MeowError
+from meow_ray.pipeline.api import Run
 from meow_ray.pipeline.events import Event
 from meow_ray.pipeline.graph import STAGES
 from meow_ray.pipeline.pipeline import Pipeline, load_config
@@ -75,7 +77,7 @@ def run(
         for part in parts:
             finished += _run_part(part, force, as_json)
     if not as_json:
-        _print_outcome(finished)
+        _print_outcome(settings, finished)
 
 
 @app.command("stage")
@@ -214,11 +216,12 @@ def _copied(artifact: Artifact, output: str) -> str:
     return storage.display(target)
 
 
-def _print_outcome(states: list[State]) -> None:
+def _print_outcome(config: Config, states: list[State]) -> None:
     artifacts = {state.stage.artifact: state.artifact for state in states if state.artifact}
+    finished = Run(config, artifacts)
     if "metrics" in artifacts:
         show.show_metrics(artifacts["metrics"])
     if "model" in artifacts:
-        print(f"Model:  {storage.display(artifacts['model'].uri)}")
+        print(f"Model:  {finished.model}")
     if "report" in artifacts:
-        print(f"Report: {storage.display(artifacts['report'].uri)}/report.html")
+        print(f"Report: {finished.report}")
