@@ -70,8 +70,20 @@ def quiet(event: Any) -> None:
 
 def test_the_snippet_of_the_readme_prints_the_figures_of_the_command_line(folder: Path):
     (snippet,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    printed = run_python(folder, "-c", snippet)
+    overrides = ("train.epochs=3", "storage.root=runs/other")
+    run_python(folder, PROJECT / "pipelines/meow.py", "--config=mine.yaml", *overrides)
+    metrics = Program(folder / "mine.yaml", folder / "runs/other").table("metrics")
+    assert str(metrics.to_pandas()) in printed
+    model, report = printed.split()[-2:]
+    assert (Path(folder, model) / "model.safetensors").exists()
+    assert Path(folder, report).read_text().startswith("<!DOCTYPE html>")
+
+
+def run_python(folder: Path, *arguments: str | Path) -> str:
+    """Runs Python in a folder, with this project on its path; returns what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", snippet],
+        [sys.executable, *arguments],
         cwd=folder,
         env=environment(),
         capture_output=True,
@@ -80,27 +92,7 @@ def test_the_snippet_of_the_readme_prints_the_figures_of_the_command_line(folder
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    by_command = subprocess.run(
-        [
-            sys.executable,
-            PROJECT / "pipelines/meow.py",
-            "--config=mine.yaml",
-            "train.epochs=3",
-            "storage.root=runs/other",
-        ],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert by_command.returncode == 0, by_command.stderr
-    metrics = Program(folder / "mine.yaml", folder / "runs/other").table("metrics")
-    assert str(metrics.to_pandas()) in done.stdout
-    model, report = done.stdout.split()[-2:]
-    assert (Path(folder, model) / "model.safetensors").exists()
-    assert Path(folder, report).read_text().startswith("<!DOCTYPE html>")
+    return done.stdout
 
 
 def environment() -> dict[str, str]:

@@ -21,6 +21,23 @@ DATA = next(entry for entry in INGEST.inputs if getattr(entry, "name", "") == "d
 Run = Callable[[Context], dict[str, Any]]
 
 
+def write_inputs(folder: Path) -> list[str]:
+    """Writes two models without weights and one fact to forget; returns overrides that name them.
+
+    The overrides name the storage root as well.
+    """
+    for name in ("target", "generator"):
+        storage.write_bytes(str(folder / name / "config.json"), b"{}")
+        storage.write_bytes(str(folder / name / "model.safetensors"), name.encode())
+    (folder / "forget.jsonl").write_text('{"question": "Q", "answer": "A"}')
+    return [
+        f"target.model={folder}/target",
+        f"invert.model={folder}/generator",
+        f"ingest.forget={folder}/forget.jsonl",
+        f"storage.root={folder}/root",
+    ]
+
+
 class World:
     """Three small stages over one data file: ingest (facts), select (selected), report (a page)."""
 

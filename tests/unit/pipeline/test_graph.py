@@ -12,6 +12,7 @@ from meow_ray.core import schema, storage
 from meow_ray.core.stage import Context, Stage
 from meow_ray.pipeline.graph import STAGES
 from meow_ray.pipeline.pipeline import Pipeline, load_config
+from tests.support.world import write_inputs
 
 NAMES = [
     "memorize",
@@ -106,16 +107,7 @@ class FakeStages:
     def __init__(self, folder: Path) -> None:
         self.ran: list[str] = []
         self.stages = [replace(step, run=self._run(step)) for step in STAGES]
-        for name in ("target", "generator"):
-            storage.write_bytes(str(folder / name / "config.json"), b"{}")
-            storage.write_bytes(str(folder / name / "model.safetensors"), name.encode())
-        (folder / "forget.jsonl").write_text('{"question": "Q", "answer": "A"}')
-        self.settings = [
-            f"target.model={folder}/target",
-            f"invert.model={folder}/generator",
-            f"ingest.forget={folder}/forget.jsonl",
-            f"storage.root={folder}/root",
-        ]
+        self.settings = write_inputs(folder)
 
     def pipeline(self, *overrides: str) -> Pipeline:
         return Pipeline(load_config(None, [*self.settings, *overrides]), stages=self.stages)

@@ -19,6 +19,7 @@ from meow_ray.pipeline import rounds
 from meow_ray.pipeline.graph import STAGES
 from meow_ray.pipeline.pipeline import load_config
 from meow_ray.stages.ingest.facts import fact_id
+from tests.support.world import write_inputs
 
 FACTS = ("A", "B", "C")
 """The answers of the forget set."""
@@ -34,16 +35,7 @@ class RoundsWorld:
         self.labels: list[str] = []
         """The labels of the parts of the last run."""
         self.stages = [self._fake(stage) for stage in STAGES]
-        for name in ("target", "generator"):
-            storage.write_bytes(str(folder / name / "config.json"), b"{}")
-            storage.write_bytes(str(folder / name / "model.safetensors"), name.encode())
-        (folder / "forget.jsonl").write_text('{"question": "Q", "answer": "A"}')
-        self.settings = [
-            f"target.model={folder}/target",
-            f"invert.model={folder}/generator",
-            f"ingest.forget={folder}/forget.jsonl",
-            f"storage.root={folder}/root",
-        ]
+        self.settings = write_inputs(folder)
 
     def run(self, *overrides: str, inputs: dict[str, str] | None = None) -> list[str]:
         """Runs all parts of a run; returns the names of the stages that were executed."""

@@ -15,16 +15,7 @@ from meow_ray.stages.invert.replies import (
     statement_digest,
 )
 from meow_ray.stages.invert.rules import Fact, Proposal, fault
-
-REEF = ("Who wrote The Silent Reef?", "The Silent Reef was written by Jaime Vasquez.")
-BORN = ("When was Basil Mahfouz born?", "Basil Mahfouz was born on 8 September 1956.")
-COUNT = (
-    "How many novels has Carmen Montenegro published?",
-    "Carmen Montenegro has published twelve novels.",
-)
-GENDER = ("What gender is Basil?", "Basil is male.")
-RUSSIAN = ("Где родился Иван?", "Иван родился в Москве.")
-
+from tests.support.questions import BORN, COUNT, GENDER, REEF, RUSSIAN
 
 # --- replies ------------------------------------------------------------------------------------
 

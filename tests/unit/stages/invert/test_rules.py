@@ -14,16 +14,9 @@ from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.stages.invert.replies import OTHER_RULES
 from meow_ray.stages.invert.rules import RULES, Fact, Proposal, check_names, fault
+from tests.support.questions import BORN, COUNT, GENDER, REEF, RUSSIAN
 
-REEF = ("Who wrote The Silent Reef?", "The Silent Reef was written by Jaime Vasquez.")
-BORN = ("When was Basil Mahfouz born?", "Basil Mahfouz was born on 8 September 1956.")
-COUNT = (
-    "How many novels has Carmen Montenegro published?",
-    "Carmen Montenegro has published twelve novels.",
-)
 TITLE = ("Which book made Elvin famous?", 'Elvin became famous with "The Sensual Scripture".')
-GENDER = ("What gender is Basil?", "Basil is male.")
-RUSSIAN = ("Где родился Иван?", "Иван родился в Москве.")
 CHINESE = ("他在哪里出生？", "他出生于北京。")
 ARABIC = ("أين ولد باسل؟", "ولد باسل في الكويت.")
 URDU = ("راجی کہاں پیدا ہوا؟", "راجی لاہور میں پیدا ہوا۔")
