@@ -11,7 +11,6 @@ from meow_ray.config.resources import (
     TrainResources,
 )
 from meow_ray.config.sections import (
-    FORMATS,
     Dtype,
     Ingest,
     Invert,
@@ -24,7 +23,6 @@ from meow_ray.config.sections import (
 from meow_ray.config.training import OWN_OBJECTIVE, FineTuning, Lora, Memorize, Train
 
 __all__ = [
-    "FORMATS",
     "NODE_LABELS",
     "OWN_OBJECTIVE",
     "Config",

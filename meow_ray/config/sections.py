@@ -10,6 +10,7 @@ Names that other modules define (objectives, validity rules) are checked only if
 context lists them; see `files.Names`.
 """
 
+import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -20,26 +21,32 @@ from meow_ray.config.fields import Section, content, field
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-"""Suffixes of the data files that can be read; each may be followed by .gz."""
+_DATA_SUFFIXES = frozenset(
+    ".jsonl .ndjson .json .csv .tsv .txt .parquet .arrow .feather .gz .bz2 .xz .zst .lz4 .zip .tar "
+    ".xlsx .xls .ods .orc .avro".split()
+)
+"""Suffixes of data files, which names of hub datasets do not have."""
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class Source(Section):
     """A file of questions and answers, or a Hugging Face dataset."""
 
     path: str = Field(
-        description="JSONL, JSON, CSV or Parquet file, also with .gz, or the name or folder of a "
-        "Hugging Face dataset"
+        min_length=1,
+        description="JSON, CSV, Parquet or Arrow file, also compressed, a folder of them, or the "
+        "name of a Hugging Face dataset",
     )
     subset: str | None = Field(None, description="configuration name of a Hugging Face dataset")
     split: str = Field("train", description="split of a Hugging Face dataset")
     revision: str | None = Field(None, description="revision of a Hugging Face dataset")
 
     @property
-    def is_file(self) -> bool:
-        """Whether this is a file in one of the `FORMATS`, and not a Hugging Face dataset."""
-        path = self.path.partition("?")[0].removesuffix(".gz")
-        return PurePosixPath(path).suffix in FORMATS
+    def can_be_hub_name(self) -> bool:
+        """Whether this can be the name of a hub dataset; otherwise it can only be a path."""
+        suffix = PurePosixPath(self.path).suffix.lower()
+        return bool(_HUB_NAME.fullmatch(self.path)) and suffix not in _DATA_SUFFIXES
 
     @model_validator(mode="before")
     @classmethod
@@ -96,9 +103,26 @@ class Ingest(Section):
         ("answer", "undesired_answer"),
         "possible names of the column with the answer; the first match wins",
     )
+    encoding: str | None = field(
+        None,
+        "encoding of text files that are neither UTF-8 nor have a byte order mark, such as "
+        "windows-1252",
+    )
     on_reject: Literal["fail", "skip"] = field(
         "fail", "what to do if a row is rejected: fail the stage or skip the row"
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                "".encode(value)
+        except LookupError:
+            raise ValueError(
+                f"no encoding {value!r}. Write a name such as windows-1252, cp1251 or gbk"
+            ) from None
+        return value
 
 
 class Invert(ModelSection):

@@ -10,6 +10,10 @@ from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import MAIN, Artifact
 from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.tables import TableSource
+from meow_ray.errors import MeowError
+
+PARQUET = b"PAR1"
+"""The first bytes of a Parquet file."""
 
 LARGE = 100_000
 """Tables with at least this many rows are queried from their files instead of being loaded."""
@@ -61,6 +65,8 @@ def table_adopter(schema: pa.Schema, key: Sequence[str]) -> Adopt:
         uri = storage.absolute(uri)
         where = storage.display(uri)
         files = main_files(uri)
+        for file in files:
+            _check_is_parquet(file, name)
         table: TableSource = files
         if tables.count_rows(files) >= LARGE:
             checks.check_columns(tables.columns(files), name, schema, where)
@@ -77,3 +83,18 @@ def main_files(uri: str) -> list[str]:
     files = storage.parquet_files(uri)
     main = [file for file in files if file.endswith(f"/{MAIN}")]
     return main or files
+
+
+def is_parquet(uri: str) -> bool:
+    """Tells whether a file is Parquet, by its first bytes."""
+    fs, path = storage.filesystem(uri)
+    with storage.naming_errors(uri), fs.open_input_file(path) as file:
+        return bool(file.read(len(PARQUET)) == PARQUET)
+
+
+def _check_is_parquet(uri: str, table: str) -> None:
+    if not is_parquet(uri):
+        raise MeowError(
+            f"{storage.display(uri)}: not a Parquet file. `--input {table}` takes the table "
+            f"{table} as Parquet: a file, or a folder of them, as `--output` writes it."
+        )

@@ -121,9 +121,18 @@ the file that it reads.
 
 def exists(uri: str) -> bool:
     """Tells whether there is a file or a folder at the URI."""
+    return bool(_kind(uri) != pafs.FileType.NotFound)
+
+
+def is_folder(uri: str) -> bool:
+    """Tells whether there is a folder at the URI."""
+    return bool(_kind(uri) == pafs.FileType.Directory)
+
+
+def _kind(uri: str) -> pafs.FileType:
     fs, path = filesystem(uri)
     with naming_errors(uri):
-        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+        return fs.get_file_info(path).type
 
 
 def list_files(uri: str) -> list[str]:
@@ -315,12 +324,10 @@ def parquet_files(uri: str) -> list[str]:
     Raises:
         MeowError: there is no Parquet file.
     """
-    fs, path = filesystem(uri)
-    with naming_errors(uri):
-        info = fs.get_file_info(path)
-    if info.type == pafs.FileType.File:
+    kind = _kind(uri)
+    if kind == pafs.FileType.File:
         return [uri]
-    if info.type == pafs.FileType.NotFound:
+    if kind == pafs.FileType.NotFound:
         raise MeowError(f"{display(uri)}: {CAUSES[errno.ENOENT]}.")
     files = [join(uri, name) for name in list_files(uri) if name.endswith(".parquet")]
     if not files:
@@ -382,9 +389,7 @@ def content_digest(uri: str, *, verify: bool = False) -> str:
     Raises:
         MeowError: there is no such file or folder.
     """
-    fs, path = filesystem(uri)
-    with naming_errors(uri):
-        kind = fs.get_file_info(path).type
+    kind = _kind(uri)
     if kind == pafs.FileType.NotFound:
         raise MeowError(f"{display(uri)}: there is no such file or folder.")
     if kind == pafs.FileType.File:

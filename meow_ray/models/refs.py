@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from meow_ray.core import local_cache, storage
+from meow_ray.core import hub_cache, local_cache, storage
 from meow_ray.errors import MeowError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -27,6 +27,8 @@ UNUSED = (
     "original/*",
 )
 """Files of a hub model that are not downloaded: weights in other formats."""
+TOKENIZER = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"}
+"""Files of which a model's tokenizer has at least one."""
 ADAPTER = "adapter_config.json"
 """File of PEFT's configuration in the folder of a LoRA adapter."""
 BASE = "base.json"
@@ -55,10 +57,7 @@ class ModelRef:
         and a LoRA adapter is merged into its base model once.
         """
         if self.commit:
-            from huggingface_hub import snapshot_download
-
-            path = snapshot_download(self.uri, revision=self.commit, ignore_patterns=list(UNUSED))
-            return Path(path)
+            return _downloaded(self.uri, self.commit) or _download(self.uri, self.commit)
         if self.uri.endswith(".gguf"):
             return _converted(self.uri, self.digest)
         folder = storage.local_copy(self.uri, self.digest)
@@ -208,7 +207,7 @@ def _hub_commit(model: str, revision: str | None, key: str) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        info = HfApi().model_info(model, revision=revision)
+        info = HfApi().model_info(model, revision=revision, timeout=hub_cache.TIMEOUT)
     except GatedRepoError:
         raise MeowError(
             f"`{key}`: the hub model {model} is gated. "
@@ -231,17 +230,31 @@ def _hub_commit(model: str, revision: str | None, key: str) -> str:
 
 def _downloaded_commit(model: str, revision: str | None, key: str) -> str:
     """Returns the commit of a hub model that this machine has downloaded before."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(model, revision=revision, local_files_only=True)
-    except (LocalEntryNotFoundError, OSError):
+    folder = _downloaded(model, revision)
+    if folder is None:
         raise MeowError(
             f"`{key}`: there is no folder {model}, and the hub cannot be reached to look for a "
-            "model of that name. Check the name and the network."
-        ) from None
-    return Path(folder).name
+            "model of that name. This machine has no whole copy of it either. Check the name and "
+            "the network, or download the model where there is a network."
+        )
+    return folder.name
+
+
+def _downloaded(model: str, revision: str | None) -> Path | None:
+    """Returns the folder of a hub model if all that it needs is on this machine."""
+    folder = hub_cache.snapshot(model, revision, "model")
+    if folder is None:
+        return None
+    names = {path.name for path in folder.iterdir() if path.exists()}
+    weights = {name for name in names if name.endswith(".safetensors")}
+    is_whole = "config.json" in names and hub_cache.has_all_shards(weights)
+    return folder if is_whole and weights and names & TOKENIZER else None
+
+
+def _download(model: str, commit: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=commit, ignore_patterns=list(UNUSED)))
 
 
 def _converted(uri: str, digest: str) -> Path:

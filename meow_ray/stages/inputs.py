@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from meow_ray.config import Config, EngineResources, Invert, Memorize, Source, Target
-from meow_ray.core import manifest, storage
+from meow_ray.core import hub_datasets, manifest, storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput
 from meow_ray.engines import EngineSpec
@@ -15,8 +15,8 @@ from meow_ray.models.refs import ModelRef
 TEMPLATE = ("target.template", "target.system")
 """The fields of the configuration that decide how a question becomes a prompt."""
 
-COLUMNS = ("ingest.question_columns", "ingest.answer_columns")
-"""The fields of the configuration that name the columns of files of facts."""
+COLUMNS = ("ingest.question_columns", "ingest.answer_columns", "ingest.encoding")
+"""The fields of the configuration that say how files of facts are read."""
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -160,32 +160,49 @@ def data_sources(name: str, sources: Mapping[str, Source | None], verify: bool) 
     Raises:
         MeowError: there is no such file, or no such dataset can be reached.
     """
+    pinned = {label: source and pin(source) for label, source in sources.items()}
     digests = {
         label: _source_digest(source, verify)
-        for label, source in sources.items()
+        for label, source in pinned.items()
         if source is not None
     }
-    return Artifact(name, "", storage.json_digest(digests), value=dict(sources))
+    return Artifact(name, "", storage.json_digest(digests), value=pinned)
+
+
+def pin(source: Source) -> Source:
+    """Returns a source whose revision is a commit if it is a hub dataset.
+
+    Raises:
+        MeowError: there is no such file, or no such dataset.
+    """
+    if is_stored(source):
+        return source
+    return source.model_copy(update={"revision": hub_datasets.commit_of(source)})
+
+
+def is_stored(source: Source) -> bool:
+    """Tells whether a source is a file or a folder, and not the name of a hub dataset.
+
+    Raises:
+        MeowError: there is no such file or folder, and its path cannot be the name of a dataset.
+    """
+    where = storage.display(source.path)
+    if source.path.startswith(("http://", "https://")):
+        raise MeowError(
+            f"{where}: web addresses are not read. Download the file, or write a hub dataset as "
+            "owner/name."
+        )
+    if storage.exists(storage.absolute(source.path)):
+        return True
+    if not source.can_be_hub_name:
+        raise MeowError(f"{where}: there is no such file or folder. Correct the path.")
+    return False
 
 
 def _source_digest(source: Source, verify: bool) -> list[str | None]:
     """Returns what identifies a file by its content, or a dataset by its commit."""
-    if source.is_file or storage.exists(source.path):
+    if is_stored(source):
         content = storage.content_digest(storage.absolute(source.path), verify=verify)
     else:
-        content = f"{source.path}@{_dataset_commit(source)}"
+        content = f"{source.path}@{source.revision}"
     return [content, source.subset, source.split]
-
-
-def _dataset_commit(source: Source) -> str:
-    """Returns the commit of a Hugging Face dataset at the configured revision."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return str(HfApi().dataset_info(source.path, revision=source.revision).sha)
-    except (HfHubHTTPError, OSError, ValueError):
-        raise MeowError(
-            f"{source.path}: there is no such file, and no Hugging Face dataset of that name can "
-            "be reached. Correct the path or the name."
-        ) from None

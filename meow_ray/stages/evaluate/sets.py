@@ -12,6 +12,7 @@ from meow_ray.core.manifest import Artifact
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate.tofu import Results, check_same_forget_set
+from meow_ray.stages.ingest import passages
 from meow_ray.stages.ingest.facts import FactRow, read_sources, valid_facts
 
 HOLDOUT = "holdout"
@@ -181,22 +182,20 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def read_passages(text: Artifact) -> list[str]:
-    """Reads the passages of `evaluate.text`, one per line; none if the input has no file.
+def read_passages(text: Artifact, encoding: str | None = None) -> list[str]:
+    """Reads the passages of `evaluate.text`; none if the input has no file.
 
     Raises:
-        MeowError: the file is not UTF-8, or has no passage.
+        MeowError: the file cannot be read, or has no passage.
     """
     if not text.uri:
         return []
-    name = storage.display(text.uri)
     try:
-        lines = storage.read_bytes(text.uri).decode().splitlines()
-    except UnicodeDecodeError as error:
+        texts = passages.read_passages(text.uri, encoding)
+    except MeowError as error:
+        raise MeowError(f"`evaluate.text`: {error}") from error
+    if not texts:
         raise MeowError(
-            f"`evaluate.text`: {name}, byte {error.start}: this is not UTF-8. Convert the file."
-        ) from None
-    passages = [line.strip() for line in lines if line.strip()]
-    if not passages:
-        raise MeowError(f"`evaluate.text`: {name} is empty. Give it one passage per line.")
-    return passages
+            f"`evaluate.text`: {storage.display(text.uri)} is empty. Give it one passage per line."
+        )
+    return texts

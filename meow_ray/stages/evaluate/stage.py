@@ -32,7 +32,7 @@ from meow_ray.stages.inputs import (
 def _check(config: Config, inputs: Mapping[str, Artifact]) -> None:
     """Refuses mistakes that would show only after models have answered."""
     lm_eval.check_installed(config.evaluate.lm_eval)
-    read_passages(inputs["text"])
+    read_passages(inputs["text"], config.ingest.encoding)
     sets = read_sets(inputs["sets"].value, config)
     retain_model = inputs["retain_model"]
     if isinstance(retain_model.value, dict):
@@ -112,7 +112,7 @@ def _write_rows(context: Context, key: Mapping[str, Any]) -> str:
     uri = _work_path(context, key, ".parquet")
     if not storage.exists(uri):
         sets = read_sets(context.inputs["sets"].value, context.config)
-        passages = read_passages(context.inputs["text"])
+        passages = read_passages(context.inputs["text"], context.config.ingest.encoding)
         facts = context.inputs["facts"].source
         cluster.call(suites.write_rows, facts, sets, passages, context.config.evaluate, uri)
     return uri

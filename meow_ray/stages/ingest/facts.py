@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -12,7 +12,15 @@ from meow_ray.config import Config, Source
 from meow_ray.core import storage
 from meow_ray.core.schema import REJECTS_SCHEMA, SCHEMAS
 from meow_ray.errors import MeowError
-from meow_ray.stages.ingest.readers import read_source
+from meow_ray.stages.ingest.columns import (
+    Columns,
+    Pair,
+    advice,
+    has_layout,
+    pair_in_layout,
+    pair_of,
+)
+from meow_ray.stages.ingest.readers import Row, read_source
 
 LengthCheck: TypeAlias = Callable[[str, str], str | None]
 """Returns why a question and its answer are too long, or None if they are not."""
@@ -28,6 +36,8 @@ class FactRow:
     answer: Any
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """All columns of the row."""
+    fault: str = ""
+    """Why the row has no question and answer, if it is known."""
 
 
 def fact_id(question: str, answer: str) -> str:
@@ -41,49 +51,65 @@ def read_sources(sources: Sequence[Source], config: Config) -> list[FactRow]:
     spec = config.ingest
     rows = []
     for source in sources:
-        rows += read_rows(source, spec.question_columns, spec.answer_columns)
+        rows += read_rows(source, spec.question_columns, spec.answer_columns, spec.encoding)
     return rows
 
 
-def read_rows(source: Source, questions: Sequence[str], answers: Sequence[str]) -> list[FactRow]:
-    """Reads the rows of a file or dataset.
+def read_rows(
+    source: Source,
+    questions: Sequence[str],
+    answers: Sequence[str],
+    encoding: str | None = None,
+) -> list[FactRow]:
+    """Reads the rows of a file, a folder or a dataset.
 
     Args:
-        source: the file or dataset.
+        source: the file, folder or dataset.
         questions: possible names of the question's column; the first that a row has is used.
         answers: possible names of the answer's column.
+        encoding: the encoding of text files that are not UTF-8.
 
     Raises:
         MeowError: the source cannot be read, is empty or malformed, or has none of the columns.
     """
     name = storage.display(source.path)
-    rows: list[FactRow] = []
-    columns: set[str] = set()
-    for line, record in read_source(source):
-        if not isinstance(record, dict):
-            raise MeowError(
-                f"{name}, line {line}: expected an object with a question and an answer "
-                f"(got {type(record).__name__}). Write one object per fact."
-            )
-        columns.update(record)
-        row = FactRow(
-            file=name,
-            line=line,
-            question=_first_column(record, questions),
-            answer=_first_column(record, answers),
-            record=record,
-        )
-        rows.append(row)
+    columns = Columns(questions, answers)
+    rows = list(read_source(source, columns, encoding))
     if not rows:
         raise MeowError(f"{name}: the file has no rows. Add a row for each fact.")
-    for wanted in (questions, answers):
-        if not columns.intersection(wanted):
-            # the message does not list the columns: in a file without a header they are facts
+    names: set[str] = set()
+    for row in rows:
+        if not isinstance(row.record, dict):
             raise MeowError(
-                f"{name}: no column {' or '.join(wanted)} among its {len(columns)}. "
-                "Name yours in `ingest.question_columns` and `ingest.answer_columns`."
+                f"{row.file}, line {row.line}: expected an object with a question and an answer "
+                f"(got {type(row.record).__name__}). Write one object per fact."
             )
-    return rows
+        names.update(row.record)
+    to_pair = _pair_reader(name, names, columns)
+    return [_fact_row(row, to_pair(row.record)) for row in rows]
+
+
+def _pair_reader(
+    name: str, names: Collection[str], columns: Columns
+) -> Callable[[Mapping[str, Any]], Pair]:
+    """Returns the function that takes question and answer from the rows of a source.
+
+    Raises:
+        MeowError: the rows have neither the wanted columns nor a known layout.
+    """
+    missing = columns.missing(names)
+    if not missing:
+        return lambda record: pair_of(record, columns)
+    if has_layout(names):
+        return pair_in_layout
+    # the message does not list the columns: in a file without a header they are facts
+    raise MeowError(
+        f"{name}: no column {' or '.join(missing)} among its {len(names)}. {advice(names, columns)}"
+    )
+
+
+def _fact_row(row: Row, pair: Pair) -> FactRow:
+    return FactRow(row.file, row.line, pair.question, pair.answer, row.record, pair.fault)
 
 
 def build_facts(
@@ -140,7 +166,7 @@ def _check(
     row: FactRow, split: str, facts: Mapping[str, Mapping[str, str]], too_long: LengthCheck
 ) -> tuple[str, dict[str, str] | None]:
     """Returns why a row is rejected and None, or an empty reason and its fact."""
-    reason = _text_fault("question", row.question) or _text_fault("answer", row.answer)
+    reason = row.fault or _text_fault("question", row.question) or _text_fault("answer", row.answer)
     if reason:
         return reason, None
     question = unicodedata.normalize("NFC", row.question).strip()
@@ -161,7 +187,7 @@ def _text_fault(name: str, value: Any) -> str | None:
     if value is None:
         return f"{name} is missing"
     if not isinstance(value, str):
-        return f"{name} is not a text but {type(value).__name__}"
+        return f"{name} is not a text but {type(value).__name__}{_cure(value)}"
     if not value.strip():
         return f"{name} is empty"
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -169,6 +195,10 @@ def _text_fault(name: str, value: Any) -> str | None:
     return None
 
 
-def _first_column(record: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """Returns the value of the first column in `names` that a record has, or None."""
-    return next((record[name] for name in names if name in record), None)
+def _cure(value: Any) -> str:
+    """Returns how a value of another type becomes a text."""
+    if isinstance(value, list):
+        return "; write one of its texts"
+    if isinstance(value, int | float):
+        return "; put it in quotes, or write the text of the choice that it numbers"
+    return ""

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from meow_ray.config import Config, Source
+from meow_ray.config import Config
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import MAIN, REJECTS_FILE, SHORTFALL_FILE, Artifact
-from meow_ray.core.outside import LARGE, adopt_table, main_files
+from meow_ray.core.outside import LARGE, adopt_table, is_parquet, main_files
 from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.core.tables import Query
@@ -173,7 +173,7 @@ def _adopt_candidates(name: str, uri: str, verify: bool) -> Artifact:
     """Takes a user's own candidates: Parquet, or a file of any format that `ingest` reads."""
     uri = storage.absolute(uri)
     where = storage.display(uri)
-    if Source(path=uri).is_file and not where.endswith(".parquet"):
+    if storage.exists(uri) and not storage.is_folder(uri) and not is_parquet(uri):
         table = complete(read_records(uri), where)
     else:
         files = main_files(uri)

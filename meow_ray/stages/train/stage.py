@@ -234,7 +234,8 @@ def _memorize_data(config: Config, verify: bool) -> Artifact:
     if not config.memorize.data:
         raise MeowError("`memorize.data` is not set: name the files of the facts to memorise.")
     labelled = {str(i): source for i, source in enumerate(config.memorize.data)}
-    return replace(data_sources("memorize_data", labelled, verify), value=config.memorize.data)
+    data = data_sources("memorize_data", labelled, verify)
+    return replace(data, value=list(data.value.values()))
 
 
 def _objective(config: Config, verify: bool) -> Artifact:
