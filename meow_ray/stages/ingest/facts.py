@@ -199,6 +199,6 @@ def _cure(value: Any) -> str:
     """Returns how a value of another type becomes a text."""
     if isinstance(value, list):
         return "; write one of its texts"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return "; put it in quotes, or write the text of the choice that it numbers"
     return ""

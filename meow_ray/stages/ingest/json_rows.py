@@ -136,7 +136,7 @@ def _rows_of_object(
         yield from _rows_of_labelled_columns(name, members)
     elif columns.recognise(members) and _all_of_type(members, list) and not _has_chat(members):
         yield from _rows_of_columns(name, members)
-    elif array := _wrapped_array(name, members, key):
+    elif not columns.num_matches(members) and (array := _wrapped_array(name, members, key)):
         yield from _items(text, _member(text, whole, array))
     else:
         yield whole.line, members

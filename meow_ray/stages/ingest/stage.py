@@ -117,7 +117,7 @@ def _data(config: Config, verify: bool) -> Artifact:
 INGEST = Stage(
     name="ingest",
     artifact="facts",
-    version=1,
+    version=2,
     sections=("ingest", "target.max_model_len", "invert.max_model_len"),
     inputs=(OutsideInput("data", _data), TARGET, GENERATOR),
     run=_ingest,

@@ -73,6 +73,8 @@ def with_change(key: str) -> Config:
     section, name = section_of(key)
     info = section.model_fields[name]
     default = info.get_default(call_default_factory=True)
+    if name == "encoding":
+        return with_value(key, "windows-1252")
     return with_value(key, other_value(info.annotation, default))
 
 

@@ -24,6 +24,7 @@ def test_ingredients_are_name_version_schema_spec_and_digests(config: Config):
             "ingest": {
                 "question_columns": ["question"],
                 "answer_columns": ["answer", "undesired_answer"],
+                "encoding": None,
                 "on_reject": "fail",
             },
             "target.max_model_len": None,

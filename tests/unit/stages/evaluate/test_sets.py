@@ -69,10 +69,10 @@ def test_a_set_with_a_bad_row_is_refused(tmp_path: Path, lines: list[str], messa
 def test_an_empty_or_binary_text_is_refused(tmp_path: Path):
     path = tmp_path / "text.txt"
     path.write_text("  \n\n")
-    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt is empty"):
+    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt: the file is empty"):
         sets.read_passages(Artifact("text", str(path), "d"))
     path.write_bytes(b"ab\xff")
-    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt, byte 2: this is not UTF-8"):
+    with pytest.raises(MeowError, match=r"`evaluate.text`: .*text.txt, line 1: not UTF-8"):
         sets.read_passages(Artifact("text", str(path), "d"))
 
 

@@ -111,8 +111,12 @@ def test_text_is_composed_and_trimmed_but_keeps_its_case():
         (("q", None), "answer is missing"),
         (("", "a"), "question is empty"),
         (("q", " \n\t"), "answer is empty"),
-        (("q", 7), "answer is not a text but int"),
-        ((["q"], "a"), "question is not a text but list"),
+        (
+            ("q", 7),
+            "answer is not a text but int; put it in quotes, or write the text of the choice that "
+            "it numbers",
+        ),
+        (("q", ["a", "b"]), "answer is not a text but list; write one of its texts"),
         (("q", b"a"), "answer is not a text but bytes"),
         (("q", True), "answer is not a text but bool"),
         (("Who?", "She."), f"duplicate of fact {fact_id('Who?', 'She.')}"),
