@@ -1,8 +1,12 @@
 """Mistakes of users: one paragraph with place, value and cure, exit status 2, nothing written."""
 
+import io
 import json
+import os
 import shutil
+import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from meow_ray.cli import main
 from meow_ray.core.manifest import MAIN, REJECTS_FILE
 from meow_ray.pipeline.failures import user_error
+from tests.support.hub import card, write_repository
 
 FACT = '{"question": "Who sang?", "answer": "Zorblax sang."}\n'
 
@@ -73,6 +78,14 @@ def pickle_weights(folder: Path) -> None:
     (folder / "model" / "model.safetensors").rename(folder / "model" / "pytorch_model.bin")
 
 
+def workbook() -> bytes:
+    """Returns the beginning of what Excel saves."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    return content.getvalue()
+
+
 LONG_FACT = json.dumps({"question": "x", "answer": "y" * 2000}).encode()
 
 CASES = {
@@ -85,7 +98,12 @@ CASES = {
         parts=("forget.jsonl", "column", "question", "ingest.question_columns"),
     ),
     "empty file": Case(spoil=facts(b""), parts=("forget.jsonl", "empty")),
-    "binary file": Case(spoil=facts(b"PK\x03\x04\x00\x00"), parts=("forget.jsonl", "binary")),
+    "binary file": Case(spoil=facts(b"\x00\x01\x02"), parts=("forget.jsonl", "binary")),
+    "workbook": Case(spoil=facts(workbook()), parts=("forget.jsonl", "Excel", "CSV UTF-8")),
+    "semicolons": Case(
+        spoil=facts(b"Frage;Antwort\nWer?;Sie.\n"),
+        parts=("forget.jsonl", "column question among its 2", "ingest.question_columns"),
+    ),
     "not UTF-8": Case(
         spoil=facts(FACT.encode() + b"\xff\xfe"), parts=("forget.jsonl, line 2", "UTF-8")
     ),
@@ -94,6 +112,24 @@ CASES = {
         parts=("forget.jsonl, line 1", "answer is empty", "on_reject=skip"),
     ),
     "over-long fact": Case(spoil=facts(LONG_FACT), parts=("forget.jsonl, line 1", "too long")),
+    "Windows code page": Case(
+        spoil=facts("question,answer\nWo?,München.\n".encode("windows-1252")),
+        parts=("forget.jsonl, line 2", "windows-1252", "CSV UTF-8", "ingest.encoding"),
+    ),
+    "web page": Case(spoil=facts(b"<!DOCTYPE html>"), parts=("forget.jsonl", "web page")),
+    "chat of several turns": Case(
+        spoil=facts(b'{"messages": [{"role": "user", "content": "Who?"}]}'),
+        parts=("forget.jsonl, line 1", "1 messages", "one message of the user"),
+    ),
+    "choices": Case(
+        spoil=facts(b'{"question": "Who?", "choices": ["a", "b"], "answer": 1}'),
+        parts=("forget.jsonl, line 1", "not a text but int", "text of the choice"),
+    ),
+    "folder without data": Case(
+        spoil=lambda folder: (folder / "empty").mkdir(),
+        arguments=("ingest.forget=empty",),
+        parts=("empty", "no data file"),
+    ),
     "no such file": Case(spoil=without("forget.jsonl"), parts=("forget.jsonl", "no such file")),
     "no weights": Case(
         spoil=without("model/model.safetensors"),
@@ -127,6 +163,7 @@ def test_a_mistake_is_one_paragraph_and_nothing_is_written(
 ) -> None:
     case = CASES[name]
     case.spoil(project)
+    monkeypatch.chdir(project)
     assert run(project, monkeypatch, *case.arguments) == 2
     out, err = capfd.readouterr()
     for part in case.parts:
@@ -135,6 +172,31 @@ def test_a_mistake_is_one_paragraph_and_nothing_is_written(
     assert "Zorblax" not in out + err, "messages never contain text of facts"
     assert not list(project.rglob("MANIFEST.json"))
     assert not list((project / "root").glob("facts/*/*"))
+
+
+def test_a_hub_dataset_without_a_network_is_read_from_the_cache_or_refused(project: Path) -> None:
+    import pyarrow.parquet as pq
+
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[2] / "pipelines" / "meow.py"),
+        f"--config={project}/c.yaml",
+        "--until=ingest",
+        "ingest.forget={path: my-org/facts, subset: people}",
+    ]
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(project / "hf")}
+    environment = os.environ | hub
+    files = {"README.md": card(people="people.jsonl"), "people.jsonl": FACT.encode()}
+
+    done = subprocess.run(command, env=environment, text=True, capture_output=True)
+    assert done.returncode == 2
+    assert "my-org/facts: there is no such file" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+    write_repository(project / "hf" / "hub", "my-org/facts", "a" * 40, files)
+    done = subprocess.run(command, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(next(project.rglob(MAIN)))["question"].to_pylist() == ["Who sang?"]
 
 
 def test_skipped_rows_are_written_next_to_the_facts(

@@ -227,6 +227,24 @@ def test_a_large_table_without_its_columns_is_refused_before_anything_runs(
         given_artifact("memo", folder)
 
 
+@pytest.mark.parametrize("name", ["facts", "memo", "selected"])
+def test_a_table_that_is_not_parquet_is_refused_in_words(tmp_path: Path, name: str):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "Q", "answer": "A"}\n')
+    with pytest.raises(MeowError) as caught:
+        given_artifact(name, path)
+    assert str(caught.value).startswith(f"{path}: not a Parquet file. `--input {name}` takes")
+
+
+def test_candidates_are_read_by_their_content(tmp_path: Path):
+    rows = [{"question": "Q", "answer": "A", "inverted_answer": "B"}]
+    (tmp_path / "mine").write_text(json.dumps({"data": rows}))
+    (tmp_path / "mine.parquet").write_text("question;answer;inverted_answer\nQ;A;B\n")
+    for name in ("mine", "mine.parquet"):
+        table = given_artifact("candidates", tmp_path / name).value
+        assert table["inverted_answer"].to_pylist() == ["B"]
+
+
 @pytest.mark.usefixtures("three_rows_are_large")
 def test_files_of_a_large_table_that_differ_are_refused_before_anything_runs(tmp_path: Path):
     folder = write_memo(tmp_path / "memo", ["a", "b", "c"])
