@@ -187,7 +187,7 @@ def is_stored(source: Source) -> bool:
         MeowError: there is no such file or folder, and its path cannot be the name of a dataset.
     """
     where = storage.display(source.path)
-    if source.path.startswith(("http://", "https://")):
+    if source.path.startswith(("http://", "https://", "hf://")):
         raise MeowError(
             f"{where}: web addresses are not read. Download the file, or write a hub dataset as "
             "owner/name."

@@ -162,12 +162,14 @@ def advice(names: Collection[str], columns: Columns) -> str:
             "These are SQuAD's articles. Write one row for each question, with the text of one "
             "answer."
         )
-    if {"chosen", "rejected"} <= set(names):
+    if {"prompt", "chosen", "rejected"} <= set(names):
         return (
             "These are preference pairs. Say which text is the true answer: "
             "`ingest.question_columns=[prompt]` and `ingest.answer_columns=[chosen]` or "
             "`[rejected]`."
         )
+    if {"chosen", "rejected"} <= set(names):
+        return "These are preference pairs. Write one row per fact, with its question and answer."
     for question, answer in KNOWN_PAIRS:
         if question in names and answer in names:
             return (
@@ -183,7 +185,10 @@ def advice(names: Collection[str], columns: Columns) -> str:
         )
     if set(names) == {"text"}:
         return "These are passages. Facts to forget are questions and answers; write them as such."
-    return "Name yours in `ingest.question_columns` and `ingest.answer_columns`."
+    return (
+        "Name yours in `ingest.question_columns` and `ingest.answer_columns`, or add a header to a "
+        "CSV file that has none."
+    )
 
 
 def _low(names: Collection[str]) -> set[str]:

@@ -22,6 +22,10 @@ CURE = "Save the data as JSON Lines, CSV (UTF-8) or Parquet"
 """What to do with a file of another format."""
 
 
+class EmptyFileError(MeowError):
+    """A file without content."""
+
+
 def read_content(uri: str) -> bytes:
     """Returns the content of a file, unpacked if it is compressed.
 
@@ -31,7 +35,7 @@ def read_content(uri: str) -> bytes:
     name = storage.display(uri)
     content = _unpacked(name, storage.read_bytes(uri))
     if not content.strip():
-        raise MeowError(f"{name}: the file is empty. Write its content again.")
+        raise EmptyFileError(f"{name}: the file is empty. Write its content again.")
     _refuse_other_formats(name, content)
     return content
 
@@ -136,6 +140,9 @@ def _zip_kind(content: bytes) -> str:
 
 # --- text ---------------------------------------------------------------------------------------
 
+_MARK = "\ufeff"
+"""The byte order mark as a character."""
+
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -159,9 +166,9 @@ def decoded(name: str, content: bytes, encoding: str | None) -> str:
     """
     for mark, marked in _MARKS.items():
         if content.startswith(mark):
-            return _strictly_decoded(name, content, marked)
+            return _strictly_decoded(name, content, marked, "Write the file again")
     try:
-        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        text = content.decode("utf-8").lstrip(_MARK)
     except UnicodeDecodeError as error:
         if encoding is None or content.startswith(codecs.BOM_UTF8):
             raise _not_utf8(name, error) from None
@@ -170,17 +177,16 @@ def decoded(name: str, content: bytes, encoding: str | None) -> str:
             return text
         if encoding is None:
             raise _has_nulls(name, content)
-    return _strictly_decoded(name, content, encoding)
+    return _strictly_decoded(name, content, encoding, "Correct `ingest.encoding`")
 
 
-def _strictly_decoded(name: str, content: bytes, encoding: str) -> str:
+def _strictly_decoded(name: str, content: bytes, encoding: str, cure: str) -> str:
     try:
-        text = content.decode(encoding)
+        text = content.decode(encoding).lstrip(_MARK)
     except UnicodeError as error:
         reason = getattr(error, "reason", str(error))
         raise MeowError(
-            f"{name}: not {encoding} text ({reason}). Save the file as UTF-8, or correct "
-            "`ingest.encoding`."
+            f"{name}: not {encoding} text ({reason}). {cure}, or save it as UTF-8."
         ) from None
     if "\x00" in text:
         raise MeowError(f"{name}: a binary file, not text. {CURE}.")
@@ -194,8 +200,9 @@ def _not_utf8(name: str, error: UnicodeDecodeError) -> MeowError:
     line = content.count(b"\n", 0, position) + 1
     return MeowError(
         f"{name}, line {line}: not UTF-8 text (byte {position} is 0x{content[position]:02X}). "
-        "Excel's plain CSV is in a Windows code page, such as windows-1252 for Western Europe: "
-        'save it as "CSV UTF-8", or name its encoding, such as `ingest.encoding=windows-1252`.'
+        "Excel's plain CSV is in the Windows code page of its country, such as windows-1252 "
+        '(Western Europe) or windows-1251 (Cyrillic): save it as "CSV UTF-8", or set '
+        "`ingest.encoding`."
     )
 
 

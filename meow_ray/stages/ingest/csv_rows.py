@@ -19,6 +19,9 @@ _SEPARATOR_LINE = re.compile(
 )
 """The first line by which Excel is told the delimiter."""
 
+_MARKDOWN_RULE = re.compile(r"\s*(:?-{3,}:?)?\s*")
+"""A cell of the line between the header and the rows of a Markdown table."""
+
 
 def csv_rows(name: str, text: str, columns: Columns) -> Iterator[tuple[int, Any]]:
     """Yields the line on which a row begins, and the row.
@@ -50,6 +53,11 @@ def csv_rows(name: str, text: str, columns: Columns) -> Iterator[tuple[int, Any]
                 continue
             if header is None:
                 header = _header(name, cells, columns)
+            elif all(_MARKDOWN_RULE.fullmatch(cell) for cell in cells):
+                raise MeowError(
+                    f"{name}, line {line}: the line below the header of a Markdown table. "
+                    "Save the table as CSV."
+                )
             else:
                 yield line, _row(f"{name}, line {line}", header, cells, delimiter)
     except csv.Error as error:

@@ -184,7 +184,7 @@ def _check(
 
 def _text_fault(name: str, value: Any) -> str | None:
     """Returns why a value cannot be a question or an answer, or None if it can."""
-    if value is None:
+    if value is None or value != value:  # NaN is how pandas writes nothing
         return f"{name} is missing"
     if not isinstance(value, str):
         return f"{name} is not a text but {type(value).__name__}{_cure(value)}"

@@ -81,6 +81,9 @@ def _malformed(
     if isinstance(error, RecursionError):
         return MeowError(f"{name}, line {line}: JSON with too many brackets inside each other.")
     reason = getattr(error, "msg", "invalid number")
+    found = text[getattr(error, "pos", start) :][:1]
+    if reason == "Expecting value" and found in tuple(",:]}'"):
+        reason = f"{reason}, found {found!r}"
     # an error at the end of a line is found at the beginning of the next value
     found_at = len(text[: getattr(error, "pos", start)].rstrip())
     fault_line = line + text.count("\n", start, max(start, found_at))
@@ -128,8 +131,12 @@ def _rows_of_object(
 ) -> Iterator[tuple[int, Any]]:
     """Yields the rows of an object that is itself a row, or holds all rows."""
     members: dict[str, Any] = whole.value
-    if _is_split_form(members):
+    if inner := _wrapped_object(members, columns, key):
+        yield from _rows_of_object(name, text, _member(text, whole, inner), columns, key)
+    elif _is_split_form(members):
         yield from _rows_of_split_form(name, members)
+    elif "features" in members and _is_array_of_pages(members.get("rows")):
+        yield from ((page["row_idx"] + 1, page["row"]) for page in members["rows"])
     elif _is_indexed(members, columns):
         yield from enumerate(members.values(), start=1)
     elif _all_of_type(members, dict):
@@ -140,6 +147,23 @@ def _rows_of_object(
         yield from _items(text, _member(text, whole, array))
     else:
         yield whole.line, members
+
+
+def _wrapped_object(members: Mapping[str, Any], columns: Columns, key: str) -> str | None:
+    """Returns the name of the object that holds all rows, or None if there is none."""
+    if columns.recognise(members):
+        return None
+    if isinstance(members.get(key), dict):
+        return key
+    if len(members) != 1:
+        return None
+    ((only, value),) = members.items()
+    return only if isinstance(value, dict) else None
+
+
+def _is_array_of_pages(value: Any) -> bool:
+    """Tells whether a value has the rows of the hub's dataset viewer."""
+    return _is_array_of_rows(value) and all({"row_idx", "row"} <= set(row) for row in value)
 
 
 def _is_split_form(members: Mapping[str, Any]) -> bool:

@@ -59,12 +59,16 @@ def test_a_column_with_a_list_of_one_message_has_its_text():
     [
         ({"title", "paragraphs"}, "These are SQuAD's articles. Write one row for each question"),
         ({"prompt", "chosen", "rejected"}, "These are preference pairs."),
+        ({"chosen", "rejected"}, "Write one row per fact, with its question and answer."),
         ({"id", "input", "output", "task"}, "`ingest.question_columns=[input]`"),
         ({"query", "answer", "level"}, "`ingest.question_columns=[query]`"),
         ({"prompt", "gt"}, "`ingest.answer_columns=[gt]`"),
         ({"Question", "Answer"}, "It has Answer, Question, but upper and lower case count."),
         ({"text"}, "These are passages."),
-        ({"a secret", "b"}, "Name yours in `ingest.question_columns` and `ingest.answer_columns`."),
+        (
+            {"a secret", "b"},
+            "Name yours in `ingest.question_columns` and `ingest.answer_columns`, or",
+        ),
     ],
 )
 def test_the_advice_fits_the_columns_and_quotes_no_unknown_one(names: set[str], expected: str):

@@ -140,8 +140,8 @@ def test_the_configured_encoding_is_used_for_the_rest(tmp_path: Path, encoding: 
 def test_a_file_that_is_not_utf_8_is_refused_with_its_line_and_the_cure(tmp_path: Path):
     message = refusal(tmp_path / "a.csv", TEXT.encode("windows-1252"))
     assert message.startswith(", line 2: not UTF-8 text (byte 18 is 0xF9).")
-    assert 'save it as "CSV UTF-8"' in message
-    assert "`ingest.encoding=windows-1252`" in message
+    assert 'save it as "CSV UTF-8", or set `ingest.encoding`' in message
+    assert "windows-1252 (Western Europe)" in message
     assert refusal(tmp_path / "b.csv", b"\xef\xbb\xbfa\n\xff", "cp1252").startswith(", line 2: not")
 
 

@@ -82,6 +82,10 @@ def test_empty_cells_after_the_last_column_are_dropped():
         ),
         ('question,answer\n"q" , "a"\n', "line 2: malformed CSV (',' expected after '\"')"),
         ("question,answer,answer\nq,a,b\n", "a.csv: the header has 2 columns named answer"),
+        (
+            "| question | answer |\n|---|:---:|\n| q | a |\n",
+            "line 2: the line below the header of a",
+        ),
         ("Only prose here.\nAnd more.\n", "a.csv: neither JSON nor a table"),
     ],
 )

@@ -109,6 +109,7 @@ def test_text_is_composed_and_trimmed_but_keeps_its_case():
     [
         ((None, "a"), "question is missing"),
         (("q", None), "answer is missing"),
+        (("q", float("nan")), "answer is missing"),
         (("", "a"), "question is empty"),
         (("q", " \n\t"), "answer is empty"),
         (

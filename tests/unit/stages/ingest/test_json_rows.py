@@ -44,6 +44,15 @@ def lines_of(text: str) -> list[int]:
         FRAME.to_json(orient="split"),
         FRAME.to_json(orient="index"),
         json.dumps(FRAME.to_dict(orient="list")),
+        json.dumps({"train": FRAME.to_dict(orient="list")}),
+        json.dumps({"data": {"rows": ROWS}}),
+        json.dumps({"train": {"a": ROWS[0], "b": ROWS[1]}, "test": {}}),
+        json.dumps(
+            {
+                "features": [{"name": "question"}],
+                "rows": [{"row_idx": n, "row": row} for n, row in enumerate(ROWS)],
+            }
+        ),
         json.dumps({"id-a": ROWS[0], "id-b": ROWS[1]}),
     ],
     ids=lambda text: text[:30],
@@ -108,6 +117,10 @@ def test_lines_of_rows_are_those_of_the_text():
         ),
         ('[{"question": "q"},\n{"question": "r"}', "malformed JSON (Expecting ',' delimiter)"),
         ("{'question': 'q'}", "line 1: malformed JSON (Expecting property name"),
+        (
+            '{"question": "q"},\n{"question": "r"}',
+            "line 1: malformed JSON (Expecting value, found ',')",
+        ),
         ('{"question": "q"} and more', "line 1: malformed JSON (Expecting value)"),
         ("[" * 100_000, "line 1: JSON with too many brackets"),
         ('{"a": ' + "9" * 5000 + "}", "line 1: malformed JSON (invalid number)"),

@@ -270,7 +270,8 @@ def test_the_error_about_a_missing_column_does_not_list_the_other_columns(
     )
     assert message.endswith(
         ": no column answer or undesired_answer among its 3. "
-        "Name yours in `ingest.question_columns` and `ingest.answer_columns`."
+        "Name yours in `ingest.question_columns` and `ingest.answer_columns`, or add a header to a "
+        "CSV file that has none."
     )
     assert "reply" not in message, "in a file without a header, columns are facts"
 
