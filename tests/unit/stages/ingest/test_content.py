@@ -108,6 +108,7 @@ def test_a_compressed_file_that_is_cut_off_is_refused(tmp_path: Path, codec: str
         (b" \r\n", ": the file is empty."),
         (gzip.compress(b"", mtime=0), ": the file is empty."),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_other_formats_are_refused_by_name(tmp_path: Path, content: bytes, expected: str):
     assert refusal(tmp_path / "facts.jsonl", content).startswith(expected)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from meow_ray.config import Source
@@ -31,9 +31,7 @@ PAIRS = st.lists(st.tuples(FILLED, TEXTS), min_size=1, max_size=5)
 ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 PACKERS = st.sampled_from([bytes, gzip.compress, bz2.compress, lzma.compress])
 
-properties = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+properties = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read_back(path: Path, content: bytes) -> Pairs:
@@ -110,6 +108,8 @@ def test_csv(
     encoding: str,
     pack: Callable[[bytes], bytes],
 ):
+    # without quotes, the writer of Python 3.11 leaves a carriage return as it is
+    assume(quoting == csv.QUOTE_ALL or not any("\r" in question + text for question, text in pairs))
     sink = io.StringIO(newline="")
     if separator_line:
         sink.write(f"sep={delimiter}{line_end}")
