@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from meow_ray.config import Source
-from meow_ray.core.hub_cache import TIMEOUT, has_all_shards, snapshot
+from meow_ray.core.hub_cache import TIMEOUT, has_all_shards, has_commit, snapshots
 from meow_ray.errors import MeowError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_UNREACHABLE = "the hub cannot be reached"
 
 Rows = Iterator[Mapping[str, Any]]
 
@@ -33,7 +35,9 @@ def commit_of(source: Source) -> str:
     )
 
     if _is_offline():
-        return _downloaded_commit(source, "this process is set to work offline")
+        return _downloaded_commit(
+            source, f"{_UNREACHABLE}: HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set"
+        )
     try:
         info = HfApi().dataset_info(source.path, revision=source.revision, timeout=TIMEOUT)
     except RevisionNotFoundError:
@@ -46,7 +50,7 @@ def commit_of(source: Source) -> str:
     except RepositoryNotFoundError:
         return _downloaded_commit(source, "the hub has none, or HF_TOKEN has no access to it")
     except Exception as error:  # noqa: BLE001 - the hub's HTTP library raises errors of many types
-        return _downloaded_commit(source, f"the hub cannot be reached: {_reason(error)}")
+        return _downloaded_commit(source, f"{_UNREACHABLE}: {_reason(error)}")
     return str(info.sha)
 
 
@@ -107,8 +111,9 @@ def _downloaded_commit(source: Source, reason: str) -> str:
 
 def _newest_copy(source: Source) -> str | None:
     """Returns the commit of the copy that would be read without a network, or None."""
-    commits = [_commit_in_hub_cache(source), *(path.name for path in _prepared_folders(source))]
-    return next((commit for commit in commits if commit and _copy(source, commit)), None)
+    folders = [*snapshots(source.path, source.revision, "dataset"), *_prepared_folders(source)]
+    commits = (folder.name for folder in folders)
+    return next((commit for commit in commits if _copy(source, commit)), None)
 
 
 def _copy(source: Source, commit: str) -> Callable[[], Rows] | None:
@@ -116,15 +121,10 @@ def _copy(source: Source, commit: str) -> Callable[[], Rows] | None:
     for folder in _prepared_folders(source):
         if folder.name == commit and _has_prepared_split(folder, source):
             return lambda: _prepared_rows(folder, source)
-    files = snapshot(source.path, commit, "dataset")
-    if files and _has_files(files, source):
-        return lambda: local_repository(files, source)
+    for folder in snapshots(source.path, commit, "dataset"):
+        if _has_files(folder, source):
+            return lambda: local_repository(folder, source)
     return None
-
-
-def _commit_in_hub_cache(source: Source) -> str | None:
-    folder = snapshot(source.path, source.revision, "dataset")
-    return folder.name if folder else None
 
 
 def _has_files(folder: Path, source: Source) -> bool:
@@ -150,11 +150,7 @@ def _prepared_folders(source: Source) -> list[Path]:
         [*namespace, camelcase_to_snakecase(name)]
     )
     subset = source.subset or "default"
-    found = [path for path in folder.glob(f"{subset}/*/*") if _COMMIT.fullmatch(path.name)]
-    if source.revision and _COMMIT.fullmatch(source.revision):
-        found = [path for path in found if path.name == source.revision]
-    elif source.revision:
-        found = []  # the folders do not say which branch or tag they were
+    found = [path for path in folder.glob(f"{subset}/*/*") if has_commit(path, source.revision)]
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 

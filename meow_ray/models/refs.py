@@ -242,13 +242,17 @@ def _downloaded_commit(model: str, revision: str | None, key: str) -> str:
 
 def _downloaded(model: str, revision: str | None) -> Path | None:
     """Returns the folder of a hub model if all that it needs is on this machine."""
-    folder = hub_cache.snapshot(model, revision, "model")
-    if folder is None:
-        return None
+    folders = hub_cache.snapshots(model, revision, "model")
+    return next((folder for folder in folders if _is_whole(folder)), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Tells whether a folder has the configuration, all weights and the tokenizer of a model."""
     names = {path.name for path in folder.iterdir() if path.exists()}
     weights = {name for name in names if name.endswith(".safetensors")}
-    is_whole = "config.json" in names and hub_cache.has_all_shards(weights)
-    return folder if is_whole and weights and names & TOKENIZER else None
+    if not weights or not hub_cache.has_all_shards(weights):
+        return False
+    return "config.json" in names and bool(names & TOKENIZER)
 
 
 def _download(model: str, commit: str) -> Path:

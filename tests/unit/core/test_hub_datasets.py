@@ -94,6 +94,16 @@ def test_the_copy_of_the_configured_commit_is_read(caches: Path):
     assert len(questions(source(None))) == 3
 
 
+def test_a_copy_that_was_downloaded_by_its_commit_is_read(caches: Path):
+    folder = write_repository(caches / "hub", NAME, NEW, {"people.jsonl": LINE})
+    (folder.parents[1] / "refs" / "main").unlink()
+    for revision in (None, NEW, NEW[:7]):
+        fields = {"revision": revision} if revision else {}
+        assert hub_datasets.commit_of(source(None, **fields)) == NEW
+    with pytest.raises(MeowError, match="no copy of it either"):
+        hub_datasets.commit_of(source(None, revision="v2"))
+
+
 def test_a_commit_that_is_complete_is_preferred(caches: Path):
     write_repository(caches / "hub", NAME, NEW, {"README.md": card(people="people.jsonl")})
     write_prepared(caches / "datasets", NAME, "people", OLD, [ROW])

@@ -39,6 +39,15 @@ def test_a_whole_copy_is_used_at_its_commit(hub_cache: Path, files: dict[str, by
     assert ref.folder == folder
 
 
+def test_a_copy_that_was_downloaded_by_its_commit_is_used(hub_cache: Path):
+    folder = write_repository(hub_cache, NAME, COMMIT, FILES, kind="models")
+    (folder.parents[1] / "refs" / "main").unlink()
+    for revision in (None, COMMIT, COMMIT[:8]):
+        assert refs.pin(NAME, revision, "target.model").commit == COMMIT
+    with pytest.raises(MeowError, match="no whole copy"):
+        refs.pin(NAME, "v2", "target.model")
+
+
 @pytest.mark.parametrize(
     ("files", "lacking"),
     [
