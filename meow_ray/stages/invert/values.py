@@ -54,6 +54,9 @@ _DATES = [re.compile(pattern, re.IGNORECASE) for pattern in _TEXT_DATES]
 _SPELLED_YEAR = re.compile(r"\b(1\d|20) (\d\d)\b")
 """Matches `19 56`, which is left of `nineteen fifty-six` after number words become digits."""
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+_PART = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d]+|.", re.DOTALL)
+"""Matches a part of a value: a number, a word, or a single character between them."""
+_DIGITS_OF_YEAR = 4
 _SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -68,8 +71,13 @@ class Values:
     """Words with a capital letter inside a sentence, case folded."""
 
     @classmethod
-    def of(cls, text: str) -> "Values":
-        """Returns the values in a text; number words and names of months are read in English."""
+    def of(cls, text: str, bare: bool = False) -> "Values":
+        """Returns the values in a text; number words and names of months are read in English.
+
+        Args:
+            text: the text.
+            bare: whether the text is no sentence, so that its first word may be a name.
+        """
         text = unicodedata.normalize("NFC", text)
         rest = _with_digits(text)
         dates: set[frozenset[Date]] = set()
@@ -79,7 +87,9 @@ class Values:
             rest = pattern.sub(" ; ", rest)
         numbers = {float(match.replace(",", "")) for match in _NUMBER.findall(rest)}
         return cls(
-            dates=frozenset(dates), numbers=frozenset(numbers), names=frozenset(_names(text))
+            dates=frozenset(dates),
+            numbers=frozenset(numbers),
+            names=frozenset(_names(text, first=0 if bare else 1)),
         )
 
     def __sub__(self, known: "Values") -> "Values":
@@ -105,6 +115,31 @@ class Values:
 def bare_words(text: str) -> set[str]:
     """Returns the words of a text without the English genitive."""
     return {word.removesuffix("'s") for word in words(text)}
+
+
+def only_value_like(answer: str, text: str) -> str | None:
+    """Returns the only value in a text that is written like an answer of numbers.
+
+    For `16 October 2020` it is a date, for `19%` a percentage, for `1472` a number of four digits.
+    The result is None if the answer has no digits, or if the text has no such value or several.
+    """
+    parts = [_pattern_of(part) for part in _PART.findall(answer.strip())]
+    if not any(character.isdecimal() for character in answer):
+        return None
+    like_answer = re.compile(rf"(?<![\w.,]){''.join(parts)}(?![\w%]|[.,]\d)", re.IGNORECASE)
+    values: set[str] = set(like_answer.findall(text))
+    return values.pop() if len(values) == 1 else None
+
+
+def _pattern_of(part: str) -> str:
+    """Returns the pattern of a part of a value: other numbers, other months, or the same text."""
+    if part.isdecimal():
+        return rf"\d{{{len(part)}}}" if len(part) == _DIGITS_OF_YEAR else r"\d+"
+    if part[0].isdecimal():
+        return r"\d+(?:[.,]\d+)*"
+    if part.casefold() in _MONTHS:
+        return rf"(?:{'|'.join(_MONTHS)})"
+    return re.escape(part)
 
 
 def states_value(word: str) -> bool:
@@ -150,11 +185,11 @@ def _among(date: frozenset[Date], dates: frozenset[frozenset[Date]]) -> bool:
     )
 
 
-def _names(text: str) -> set[str]:
-    """Returns the words with a capital letter, except the first of each sentence."""
+def _names(text: str, first: int) -> set[str]:
+    """Returns the words with a capital letter, from the word `first` of each sentence on."""
     names = set()
     for sentence in _SENTENCE_GAP.split(text):
-        later_words = written_words(sentence)[1:]
+        later_words = written_words(sentence)[first:]
         capitalised = [word for word in later_words if word[0].isupper()]
         names |= bare_words(" ".join(capitalised))
     return names - STOP_WORDS - {*_MONTHS}
