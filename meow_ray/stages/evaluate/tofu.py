@@ -4,7 +4,8 @@ It equals that of the official code. Two variants of the truth ratio are in circ
 text divides the arithmetic mean of the wrong answers' probabilities by the right answer's. The
 official code, and so each published figure, takes the exponential of the mean of their losses,
 which is the geometric mean. Ours is the official one. open-unlearning takes it, too, but adds 1e-10
-to denominators.
+to denominators; its aggregator `prob_mean` writes true / (true + wrong) instead, which
+`open_unlearning_logs` converts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,9 +46,33 @@ class Results:
     rougeL_recall: Array | None = None
     answers: tuple[str, ...] | None = None
     """The true answers, if the log contains them."""
+    num_rows: int | None = None
+    """Number of rows of the set, if examples without a truth ratio are left out here."""
 
     def __len__(self) -> int:
         return len(self.truth_ratio)
+
+    @property
+    def set_size(self) -> int:
+        """Number of rows of the set."""
+        return len(self) if self.num_rows is None else self.num_rows
+
+
+@dataclass(frozen=True)
+class MinKResult:
+    """Membership inference by Min-K % on a model: the AUC, and the sizes of the two sets."""
+
+    auc: float
+    num_forget: int | None = None
+    num_holdout: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelLog:
+    """The results of one model that were read from a file."""
+
+    suites: Mapping[str, Results]
+    min_k: MinKResult | None = None
 
 
 # --- one example ----------------------------------------------------------------------------------
@@ -174,10 +199,10 @@ def check_same_forget_set(
     Raises:
         MeowError: the number of rows differs, or the true answers differ and both are known.
     """
-    if count != len(retain_results):
+    if count != retain_results.set_size:
         raise MeowError(
-            f"{where}: the forget set has another number of rows ({len(retain_results)}) than the "
-            f"model's ({count}). Forget quality compares two models on the same forget set: give "
+            f"{where}: the forget set has another number of rows ({retain_results.set_size}) than "
+            f"the model's ({count}). Forget quality compares two models on the same forget set: give "
             "the results of the retain model of this split, on all of its rows."
         )
     if answers is None or retain_results.answers is None:
