@@ -1,7 +1,7 @@
 """Values of a log in JSON, with errors that name the place."""
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 from meow_ray.errors import MeowError
 
@@ -42,6 +42,6 @@ def numbers(values: Any, where: str, name: str, row: str) -> list[float]:
     return [number(value, where, name, row) for value in values]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Tells whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -21,13 +21,14 @@ EPSILON = 1e-10
 MIN_K = "mia_min_k"
 """The key of the attack by Min-K %."""
 
-MIN_ROWS_TO_ASSUME = 30
-"""From this number of rows on, ratios of which none is above 1 are not to be expected.
+MIN_SHARES = 30
+"""The least number of scores that are taken for shares by their spread."""
+MAX_SPREAD_OF_SHARES = 0.3
+"""The largest standard deviation of the logarithm of scores that are taken for shares.
 
-In the published logs of TOFU, 6 to 31 % of the ratios of a set are above 1.
+On the forget sets of TOFU's published logs it is 0.20 to 0.25 for shares. For ratios it is 0.54 to
+0.64, and 0.39 to 0.57 for those that are not above 1.
 """
-MIN_MEAN_TO_ASSUME = 0.25
-"""A smaller mean is that of the ratios of a memorised set rather than that of shares."""
 
 Kind = Literal["ratio", "share"]
 """A score is wrong / true, or true / (true + wrong)."""
@@ -132,7 +133,8 @@ def _read_suite(data: Mapping[str, Any], suite: str, keys: _Keys, name: str) -> 
 def _values(data: Mapping[str, Any], key: str, field: str, name: str) -> Array | None:
     """Returns a field of all rows that have one; None if the log lacks the key.
 
-    open-unlearning writes None for an example that it could not measure, and leaves it out of means.
+    open-unlearning writes None for an example that it could not measure, and its means leave it
+    out.
     """
     if key not in data:
         return None
@@ -209,7 +211,7 @@ def _kind_by_mean(scores: Array, mean: Any, suite: str, where: str, keys: _Keys)
 
     Ratios are aggregated by the mean of min(R, 1/R) or of max(0, 1 - R), shares by their mean. A
     share is never above 1. If no score is above 1, min(R, 1/R) has the same mean as shares. Then
-    many rows are taken for shares, and few rows are refused.
+    scores with a small spread are taken for shares, and others are refused.
     """
     if (scores > 1).any():
         return "ratio"
@@ -218,13 +220,11 @@ def _kind_by_mean(scores: Array, mean: Any, suite: str, where: str, keys: _Keys)
     if is_mean_of_rests and not is_mean_of_scores:
         return "ratio"
     # open-unlearning takes min(R, 1/R) on the forget set alone
-    could_be_ratios = suite == "forget" and (
-        len(scores) < MIN_ROWS_TO_ASSUME or scores.mean() < MIN_MEAN_TO_ASSUME
-    )
+    could_be_ratios = suite == "forget" and not _spread_like_shares(scores)
     if is_mean_of_scores and not is_mean_of_rests and not could_be_ratios:
         _LOGGER.warning(
-            "%s: the scores are read as true / (true + wrong), because none is above 1 and their "
-            "mean is agg_value.",
+            "%s: the scores are read as true / (true + wrong), because none is above 1, their mean "
+            "is agg_value, and they are as much alike as such shares are.",
             where,
         )
         return "share"
@@ -233,6 +233,12 @@ def _kind_by_mean(scores: Array, mean: Any, suite: str, where: str, keys: _Keys)
         f"because none is above 1 and agg_value does not decide. Give the whole log, with "
         f"{keys.right} and {keys.wrong}, whose losses tell."
     )
+
+
+def _spread_like_shares(scores: Array) -> bool:
+    if len(scores) < MIN_SHARES or (scores <= 0).any():
+        return False
+    return bool(np.log(scores).std() <= MAX_SPREAD_OF_SHARES)
 
 
 def _close(value: Any, mean: float) -> bool:

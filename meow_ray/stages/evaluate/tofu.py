@@ -78,28 +78,34 @@ class ModelLog:
 # --- one example ----------------------------------------------------------------------------------
 
 
-def truth_ratio(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
+def truth_ratio(right: Array, wrong: Sequence[Sequence[float]], epsilon: float = 0.0) -> Array:
     """Returns exp(loss of the right answer - mean loss of the wrong ones), `[examples]`.
 
     Args:
         right: `[examples]`, loss per token of the (paraphrased) right answer.
         wrong: for each example, the losses per token of its wrong answers.
+        epsilon: is added to the right answer's probability, by which this divides.
     """
     mean_wrong = np.array([np.mean(losses) for losses in wrong])
+    if epsilon:
+        return np.asarray(np.exp(-mean_wrong) / (np.exp(-right) + epsilon))
     with np.errstate(over="ignore"):
         return np.asarray(np.exp(right - mean_wrong))
 
 
-def normalized_probability(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
+def normalized_probability(
+    right: Array, wrong: Sequence[Sequence[float]], epsilon: float = 0.0
+) -> Array:
     """Returns P(right) / (P(right) + sum of P(wrong)), `[examples]`.
 
     Args:
         right: `[examples]`, loss per token of the right answer.
         wrong: for each example, the losses per token of its wrong answers.
+        epsilon: is added to the denominator.
     """
     p_right = np.exp(-right)
     p_wrong = np.array([np.exp(-np.asarray(losses)).sum() for losses in wrong])
-    return np.asarray(p_right / (p_right + p_wrong))
+    return np.asarray(p_right / (p_right + p_wrong + epsilon))
 
 
 def truth_scores(suite: str, ratios: Array) -> Array:
@@ -202,8 +208,8 @@ def check_same_forget_set(
     if count != retain_results.set_size:
         raise MeowError(
             f"{where}: the forget set has another number of rows ({retain_results.set_size}) than "
-            f"the model's ({count}). Forget quality compares two models on the same forget set: give "
-            "the results of the retain model of this split, on all of its rows."
+            f"the model's ({count}). Forget quality compares two models on the same forget set: "
+            "give the results of the retain model of this split, on all of its rows."
         )
     if answers is None or retain_results.answers is None:
         return

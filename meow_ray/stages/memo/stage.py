@@ -154,7 +154,7 @@ def _has_rounds(config: Config) -> bool:
 MEMO = Stage(
     name="memo",
     artifact="memo",
-    version=2,
+    version=3,
     sections=("memo", "target"),
     inputs=("candidates", TARGET),
     run=_memo,
@@ -167,7 +167,7 @@ MEMO = Stage(
 REMAIN = Stage(
     name="remain",
     artifact="remaining",
-    version=1,
+    version=2,
     sections=("memo", "target", "pipeline.threshold"),
     inputs=("facts", "model"),
     run=_remain,
