@@ -118,8 +118,8 @@ def evaluate(
 ) -> None:
     """Measure what one model knows (`target.model`), without unlearning, and write a report."""
     settings = load_config(config, overrides or [])
-    options = {"verify": verify, **pipeline_options(context)}
-    pipeline = Pipeline(settings, named_inputs(inputs), stages=STAGES_ALONE, **options)
+    options = {"verify": verify, **pipeline_options(context), "stages": STAGES_ALONE}
+    pipeline = Pipeline(settings, named_inputs(inputs), **options)
     part = Part("", pipeline, pipeline.selection(None, None, None))
     if dry_run:
         show.show_states(show.console(), _states([part]))

@@ -280,7 +280,7 @@ def evaluate_model(
     settings = _config(config, overrides).model_copy(update={"memorize": None})
     given = {"facts": _in_memory("facts", _facts_table(forget, retain))}
     inputs = {**(options.pop("inputs", None) or {}), "target": model}
-    options = {"stages": STAGES_ALONE, **options}
+    options |= {"stages": STAGES_ALONE}
     metrics = run_stage("evaluate", settings, inputs=inputs, given=given, **options).table
     of_model = metrics.filter(pc.equal(metrics["model"], "before"))
     return of_model.drop_columns(["model"])
