@@ -161,41 +161,47 @@ def _truth_ratios(data: Mapping[str, Any], suite: str, keys: _Keys, name: str) -
     scores = _values(data, keys.truth_ratio, "score", name)
     if scores is None:
         raise MeowError(f"{name}: {keys.truth_ratio} is missing.")
-    ratios = _ratios_of_losses(data, keys, name)
-    if ratios is not None and len(ratios) == len(scores):
-        kind = _kind_by_losses(scores, ratios, where, keys)
-    else:
-        kind = _kind_by_mean(scores, data[keys.truth_ratio].get("agg_value"), suite, where, keys)
+    probabilities = _probabilities(data, keys, name)
+    if probabilities is not None and len(probabilities[0]) == len(scores):
+        return _ratios_by_probabilities(scores, *probabilities, where, keys)
+    kind = _kind_by_mean(scores, data[keys.truth_ratio].get("agg_value"), suite, where, keys)
     if kind == "ratio":
         return scores
     with np.errstate(divide="ignore"):
         return np.asarray((1 - scores) / scores)
 
 
-def _kind_by_losses(scores: Array, ratios: Array, where: str, keys: _Keys) -> Kind:
-    """Tells the kind of scores from the ratios that follow from the losses in the same log."""
+def _ratios_by_probabilities(
+    scores: Array, right: Array, wrong: Array, where: str, keys: _Keys
+) -> Array:
+    """Returns the ratios of scores, whose kind the probabilities in the same log tell."""
+    ratios = wrong / (right + EPSILON)
     if np.allclose(scores, ratios, rtol=1e-3):
-        return "ratio"
-    if np.allclose(scores, 1 / (1 + ratios), rtol=1e-3):
-        return "share"
+        return scores
+    if np.allclose(scores, right / (right + wrong + EPSILON), rtol=1e-3):
+        return np.asarray(ratios)
     raise MeowError(
         f"{where}: the scores do not follow from the losses in {keys.right} and {keys.wrong}. "
         "Give the log of one evaluation, as open-unlearning wrote it."
     )
 
 
-def _ratios_of_losses(data: Mapping[str, Any], keys: _Keys, name: str) -> Array | None:
-    """Returns R of each example that has losses, in order; None if the log has no losses."""
+def _probabilities(data: Mapping[str, Any], keys: _Keys, name: str) -> tuple[Array, Array] | None:
+    """Returns P(right) and P(wrong) of each example that has losses, in order.
+
+    P(wrong) is the geometric mean over the wrong answers. None if the log has no losses.
+    """
     if keys.right not in data or keys.wrong not in data:
         return None
     right_by_index = column(data[keys.right], "value_by_index", f"{name}, {keys.right}")
     wrong_by_index = column(data[keys.wrong], "value_by_index", f"{name}, {keys.wrong}")
-    ratios = []
-    for index, right in right_by_index.items():
-        right_loss, wrong_loss = _mean_loss(right), _mean_loss(wrong_by_index.get(index))
-        if right_loss is not None and wrong_loss is not None:
-            ratios.append(math.exp(-wrong_loss) / (math.exp(-right_loss) + EPSILON))
-    return np.array(ratios)
+    losses = [
+        (_mean_loss(right), _mean_loss(wrong_by_index.get(index)))
+        for index, right in right_by_index.items()
+    ]
+    known = [(right, wrong) for right, wrong in losses if right is not None and wrong is not None]
+    right_losses, wrong_losses = np.array(known).reshape(-1, 2).T
+    return np.exp(-right_losses), np.exp(-wrong_losses)
 
 
 def _mean_loss(row: Any) -> float | None:

@@ -35,6 +35,11 @@ def ratios_of(rows: Losses) -> list[float]:
     ]
 
 
+def share(right: float, wrong: list[float]) -> float:
+    probability = math.exp(-right)
+    return probability / (probability + math.exp(-sum(wrong) / len(wrong)) + 1e-10)
+
+
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -47,7 +52,7 @@ def truth_ratio(rows: Losses, suite: str, aggregator: str) -> dict[str, Any]:
     """Returns the section of a log that the aggregator of open-unlearning writes."""
     ratios = ratios_of(rows)
     if aggregator == "prob_mean":
-        scores = [1 / (1 + ratio) for ratio in ratios]
+        scores = [share(right, wrong) for right, wrong in rows]
         aggregate = mean(scores)
     else:
         scores = ratios
@@ -73,7 +78,9 @@ def read(folder: Path, data: dict[str, Any]) -> ModelLog:
 
 
 @pytest.mark.parametrize("suite", KEYS)
-@pytest.mark.parametrize("right", [0.1, 1.2, 2.5], ids=["known", "alike", "unknown"])
+@pytest.mark.parametrize(
+    "right", [0.1, 1.2, 2.5, 25.0], ids=["known", "alike", "unknown", "impossible"]
+)
 @pytest.mark.parametrize("count", [2, 40])
 def test_losses_tell_the_kind_of_truth_ratios(tmp_path: Path, suite: str, right: float, count: int):
     rows = losses(count, right)
