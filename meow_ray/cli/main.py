@@ -5,9 +5,9 @@ from typing import Any
 
 from meow_ray.cli import program, running, tools
 from meow_ray.cli.options import app
-from meow_ray.cli.running import memorize, run, run_stage
+from meow_ray.cli.running import evaluate, memorize, run, run_stage
 
-__all__ = ["main", "memorize", "run", "run_stage"]
+__all__ = ["evaluate", "main", "memorize", "run", "run_stage"]
 
 COMMANDS = (running, tools)
 """The modules that add commands to the application."""

@@ -29,7 +29,7 @@ from meow_ray.distributed import cluster, progress
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.api import Run
 from meow_ray.pipeline.events import Event
-from meow_ray.pipeline.graph import STAGES
+from meow_ray.pipeline.graph import STAGES, STAGES_ALONE
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import Part, parts_of_run
 
@@ -104,6 +104,27 @@ def run_stage(
         return
     (state,) = _run_part(part, force)
     _print_place(state, output)
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    inputs: Inputs = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    verify: Verify = False,
+) -> None:
+    """Measure what one model knows (`target.model`), without unlearning, and write a report."""
+    settings = load_config(config, overrides or [])
+    options = {"verify": verify, **pipeline_options(context), "stages": STAGES_ALONE}
+    pipeline = Pipeline(settings, named_inputs(inputs), **options)
+    part = Part("", pipeline, pipeline.selection(None, None, None))
+    if dry_run:
+        show.show_states(show.console(), _states([part]))
+        return
+    _print_outcome(settings, _run_part(part, force))
 
 
 @app.command()

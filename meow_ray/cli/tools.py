@@ -132,16 +132,15 @@ def tofu_figures(
     retain_model: Annotated[
         str | None,
         typer.Option(
+            "--retain-model",
+            "--reference",
             help="The same file of the retain model, which never saw the forget set.",
             show_default=False,
         ),
     ] = None,
-    reference: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Aggregate per-example results as TOFU's code does: model utility and forget quality."""
-    if reference is not None:
-        raise MeowError("--reference is now called --retain-model.")
     figures = aggregate_tofu(log, retain_model)
     if as_json:
         print(json.dumps(figures, indent=2))

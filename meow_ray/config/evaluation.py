@@ -2,10 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from meow_ray.config.fields import Section, content, field
 from meow_ray.config.sections import Source
+
+OPEN_UNLEARNING = {"max_new_tokens": 200, "min_k_share": 0.4}
+"""The defaults of `evaluate` that differ with `definitions: open_unlearning`."""
 
 
 class LmEval(Section):
@@ -39,6 +42,11 @@ class Evaluate(Section):
         "model that never saw the forget set: a folder, a hub name, or its results in "
         "eval_log_aggregated.json (TOFU) or TOFU_EVAL.json (open-unlearning)",
     )
+    definitions: Literal["meow", "open_unlearning"] = field(
+        "meow",
+        "open_unlearning measures as open-unlearning does, so that figures can be compared; "
+        "max_new_tokens is then 200 and min_k_share 0.4, if not set",
+    )
     text: str | None = content(
         None,
         "text file with one passage per line, for perplexity and BLEU of the second half of each",
@@ -68,19 +76,19 @@ class Evaluate(Section):
     sample: int | None = field(
         None, "facts to evaluate in each set except forget; null evaluates all", "facts", gt=0
     )
+    memo: bool = field(True, "score the true answers with MEMO")
     memo_sample: int | None = field(
         None, "facts to score with MEMO in each set except forget; null scores all", "facts", gt=0
     )
     bootstrap_resamples: int = field(1000, "bootstrap resamples for each 95 % interval", gt=0)
     seed: int = field(0, "seed of samples and bootstrap", ge=0)
 
-    def spec(self) -> dict[str, Any]:
-        """Returns the fields that change results, without those that enter by content."""
-        spec = super().spec()
-        # caches of version 0.1 know the attack `retain_model` as `reference`
-        names = {"retain_model": "reference"}
-        spec["membership"] = [names.get(attack, attack) for attack in spec["membership"]]
-        return spec
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_definitions(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("definitions") == "open_unlearning":
+            return OPEN_UNLEARNING | values
+        return values
 
     @field_validator("membership", mode="before")
     @classmethod

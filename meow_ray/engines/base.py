@@ -75,7 +75,8 @@ class TeacherForced:
     log_probs: list[float]
     """`[answer]`, log p(token | tokens before it); nan for a token without prediction."""
     is_greedy: list[bool]
-    """`[answer]`, whether the token is the most probable one; False without prediction."""
+    """`[answer]`, whether no token is more probable, so that a tie is greedy; False without
+    prediction."""
     ends: bool
     """Whether the most probable token after the answer is an end-of-sequence token."""
     means: list[float] | None = None

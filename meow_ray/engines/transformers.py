@@ -172,10 +172,13 @@ class TransformersEngine:
         with torch.inference_mode():
             output = self.model(input_ids=ids, attention_mask=mask)
             logits = output.logits[row_index, position_index].float()  # [position, vocab]
-            chosen = logits.gather(1, next_tokens[:, None])[:, 0] - logits.logsumexp(-1)
-            best = logits.argmax(-1)
+            next_logits = logits.gather(1, next_tokens[:, None])[:, 0]
+            chosen = next_logits - logits.logsumexp(-1)
+            # not by argmax, which takes one of several tokens with the same largest logit
+            is_best = logits == logits.max(-1, keepdim=True).values  # [position, vocab]
             means, deviations = _moments(logits) if moments else (None, None)
-        is_greedy = best == next_tokens
+        is_greedy = is_best.gather(1, next_tokens[:, None])[:, 0]
+        may_end = is_best[:, [end for end in self.ends if end is not None]].any(-1)
 
         results = []
         ends_of_rows = list(accumulate(len(span) for span in positions))
@@ -190,7 +193,7 @@ class TransformersEngine:
                 TeacherForced(
                     log_probs=no_number + chosen[span].tolist(),
                     is_greedy=not_greedy + is_greedy[span].tolist(),
-                    ends=int(best[last]) in self.ends,
+                    ends=bool(may_end[last]),
                     means=None if means is None else no_number + means[span].tolist(),
                     deviations=(
                         None if deviations is None else no_number + deviations[span].tolist()

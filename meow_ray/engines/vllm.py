@@ -110,8 +110,9 @@ class VllmEngine:
                 "`target.engine`: vLLM does not return the distributions that `min_k_pp` needs. "
                 "Set `target.engine=transformers`."
             )
+        # one log-probability more than that of the token itself: the largest of the position
         params = vllm.SamplingParams(
-            temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False
+            temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False
         )
         sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         results = self.llm.generate(
@@ -124,15 +125,24 @@ class VllmEngine:
 
 
 def _teacher_forced(result: Any, sequence: Tokens, start: int) -> TeacherForced:
-    """Reads the log-probabilities of an answer, which begins at `start`, from vLLM's output."""
-    predictions = []
-    for by_token, token in zip(result.prompt_logprobs, sequence, strict=True):
-        # vLLM predicts nothing for the first token of a sequence
-        predictions.append(by_token[token] if by_token else None)
-    answer = predictions[start:]
+    """Reads the log-probabilities of an answer, which begins at `start`, from vLLM's output.
+
+    A token is greedy if no other token has a larger log-probability. Its rank would not tell: vLLM
+    counts tokens of the same log-probability, which are common in bfloat16, as ranked above it.
+    """
+    log_probs: list[float] = []
+    is_greedy: list[bool] = []
+    for by_token, token in zip(result.prompt_logprobs[start:], sequence[start:], strict=True):
+        if not by_token:  # vLLM predicts nothing for the first token of a sequence
+            log_probs.append(math.nan)
+            is_greedy.append(False)
+            continue
+        log_prob = by_token[token].logprob
+        log_probs.append(float(log_prob))
+        is_greedy.append(log_prob == max(entry.logprob for entry in by_token.values()))
     return TeacherForced(
-        log_probs=[math.nan if token is None else float(token.logprob) for token in answer],
-        is_greedy=[token is not None and token.rank == 1 for token in answer],
+        log_probs=log_probs,
+        is_greedy=is_greedy,
         ends=result.outputs[0].finish_reason == "stop",
     )
 

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 from meow_ray.config import Config
 from meow_ray.core import storage
 from meow_ray.core.manifest import EXAMPLES_FILE, Artifact
-from meow_ray.core.schema import EVALUATED_MODELS, SCHEMAS
+from meow_ray.core.schema import EVALUATED_MODELS
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.events import Event
 from meow_ray.pipeline.failures import plain_user_errors
+from meow_ray.pipeline.graph import STAGES_ALONE
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import parts_of_run
 from meow_ray.stages.evaluate import tofu_logs
@@ -277,13 +278,11 @@ def evaluate_model(
         MeowError: the model or a fact cannot be used.
     """
     settings = _config(config, overrides).model_copy(update={"memorize": None})
-    given = {
-        "facts": _in_memory("facts", _facts_table(forget, retain)),
-        "selected": _in_memory("selected", SCHEMAS["selected"].empty_table()),
-    }
-    inputs = {**(options.pop("inputs", None) or {}), "target": model, "model": model}
+    given = {"facts": _in_memory("facts", _facts_table(forget, retain))}
+    inputs = {**(options.pop("inputs", None) or {}), "target": model}
+    options |= {"stages": STAGES_ALONE}
     metrics = run_stage("evaluate", settings, inputs=inputs, given=given, **options).table
-    of_model = metrics.filter(pc.equal(metrics["model"], "after"))
+    of_model = metrics.filter(pc.equal(metrics["model"], "before"))
     return of_model.drop_columns(["model"])
 
 

@@ -1,11 +1,11 @@
-"""The stages of the pipeline, in order."""
+"""The stages of the pipeline, in order, and those that evaluate one model alone."""
 
 from meow_ray.core.stage import Stage
-from meow_ray.stages.evaluate.stage import EVALUATE
+from meow_ray.stages.evaluate.stage import EVALUATE, EVALUATE_ALONE
 from meow_ray.stages.ingest.stage import INGEST
 from meow_ray.stages.invert.stage import INVERT
 from meow_ray.stages.memo.stage import MEMO, REMAIN
-from meow_ray.stages.report.stage import REPORT
+from meow_ray.stages.report.stage import REPORT, REPORT_ALONE
 from meow_ray.stages.select.stage import SELECT
 from meow_ray.stages.train.stage import MEMORIZE, REFERENCE, TRAIN
 
@@ -21,3 +21,6 @@ STAGES: tuple[Stage, ...] = (
     EVALUATE,
     REPORT,
 )
+
+STAGES_ALONE: tuple[Stage, ...] = (MEMORIZE, INGEST, EVALUATE_ALONE, REPORT_ALONE)
+"""The stages that measure what the target knows, without unlearning."""

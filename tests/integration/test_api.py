@@ -16,6 +16,7 @@ import meow_ray
 from meow_ray.errors import MeowError
 from meow_ray.pipeline import api
 from meow_ray.stages.invert.rules import RULES
+from meow_ray.stages.report import compare
 from meow_ray.stages.train import registered
 from tests.support.runs import BIN, PROJECT, Program
 from tests.support.tiny import KNOWN, memorise
@@ -187,6 +188,37 @@ def test_one_model_is_evaluated_alone(inside: Path):
             (pc.field("suite") == suite) & (pc.field("metric") == "exact_memorization")
         ).to_pylist()
         assert (row["value"], row["num_examples"]) == (1.0, count)
+
+
+def test_the_command_evaluates_one_model_alone(inside: Path):
+    """There are neither candidates nor a tuned model, and MEMO is off."""
+    done = subprocess.run(
+        [
+            *(BIN / "meow", "evaluate", "--config", "mine.yaml"),
+            *("storage.root=runs/alone", "evaluate.memo=false"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    events = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [line.split()[1].rstrip(":") for line in events if "cached" not in line][::2] == [
+        "ingest",
+        "evaluate",
+        "report",
+    ]
+    metrics = compare.metrics_of("runs/alone").table
+    assert set(metrics["model"].to_pylist()) == {"before"}
+    assert "memo" not in metrics["metric"].to_pylist()
+    leak = metrics.filter((pc.field("suite") == "forget") & (pc.field("metric") == "leak"))
+    assert leak["value"].to_pylist() == [1.0]
+    page = Path(done.stdout.rpartition("Report: ")[2].strip()).read_text()
+    assert "The target alone was evaluated" in page
+    table = meow_ray.compare_runs({"alone": "runs/alone"}, model="before")
+    assert table.num_rows == metrics.num_rows
+    with pytest.raises(MeowError, match="Compare another one with --model: it has before"):
+        meow_ray.compare_runs({"alone": "runs/alone"})
 
 
 def test_runs_are_compared_by_name(inside: Path):

@@ -70,14 +70,19 @@ def model(tiny_model: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPa
     )
 
 
+def cpu_environment() -> dict[str, str]:
+    """Returns the environment that actors get on CPU."""
+    from meow_ray.distributed.map_rows import cpu_env
+
+    return cpu_env(EngineResources(), 2)
+
+
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def results(request: pytest.FixtureRequest, model: Path) -> dict[str, Any]:
     """Results of an engine in its own process, with the environment that actors get."""
-    from meow_ray.distributed.map_rows import cpu_env
-
     process = subprocess.run(
         [sys.executable, "-c", CODE, request.param, str(model), json.dumps(PAIRS), str(LIMIT)],
-        env=os.environ | cpu_env(EngineResources(), 2),
+        env=os.environ | cpu_environment(),
         cwd=PROJECT,
         capture_output=True,
         text=True,
@@ -184,6 +189,49 @@ def test_samples_contain_no_bad_word_and_end_before_a_stop(results: dict[str, An
 def test_samples_depend_on_their_seed_and_not_on_the_batch(results: dict[str, Any]) -> None:
     assert results["together"] == results["alone"]
     assert len({text for replies in results["together"] for text in replies}) > 20
+
+
+GREEDY_CODE = """
+import json, sys
+from meow_ray.engines import EngineSpec, Sampling, build
+from meow_ray.models import refs
+
+name, folder, questions = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+engine = build(EngineSpec(model=refs.pin(folder, None, "model"), engine=name, dtype="bfloat16"))
+prompts = [engine.tokenizer(question)["input_ids"] for question in questions]
+replies = [reply.tokens for (reply,) in engine.generate(prompts, [Sampling(40)] * len(prompts))]
+forced = engine.teacher_force(prompts, replies)
+print("RESULT" + json.dumps([result.is_greedy for result in forced]))
+"""
+"""Reads a model's own greedy replies in bfloat16, where several tokens often tie."""
+
+
+def test_a_models_own_greedy_tokens_are_greedy_in_bfloat16(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Each token has a twin of the same log-probability, as in bfloat16 happens by chance."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        network.lm_head.weight[1::2] = network.lm_head.weight[::2]
+    network.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    questions = [f"Question {number}?" for number in range(24)]
+    process = subprocess.run(
+        [sys.executable, "-c", GREEDY_CODE, "vllm", str(tmp_path), json.dumps(questions)],
+        env=os.environ | cpu_environment(),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    is_greedy = json.loads(process.stdout.rpartition("RESULT")[2].splitlines()[0])
+    assert sum(map(len, is_greedy)) > 500
+    assert all(all(tokens) for tokens in is_greedy)
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from meow_ray.core.schema import EVALUATED_MODELS, MEASURES, SCHEMAS
 from meow_ray.core.tables import Query, TableSource, text_literal
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate import privacy, tofu
+from meow_ray.stages.evaluate.definitions import DEFINITIONS, Definitions
 from meow_ray.stages.evaluate.examples import write_examples
 from meow_ray.stages.evaluate.metrics import Interval, bootstrapped, mean_interval
 from meow_ray.stages.evaluate.sets import HOLDOUT
 from meow_ray.stages.evaluate.suites import TEXT
-from meow_ray.stages.evaluate.tofu import Array, Results
+from meow_ray.stages.evaluate.tofu import Array, ModelLog, Results
 
 TOFU = "tofu"
 """The suite of TOFU's figures over several sets."""
@@ -53,7 +54,7 @@ def write_metrics(
     answered: Mapping[str, Query],
     selected: TableSource,
     spec: Evaluate,
-    retain_log: Mapping[str, Results] | None,
+    retain_log: ModelLog | None,
     task_scores: Sequence[Mapping[str, Any]],
     examples_uri: str,
     metrics_uri: str,
@@ -64,7 +65,7 @@ def write_metrics(
         answered: by model, the rows that `EvaluateSteps` answered.
         selected: the inverted facts that the model was trained on.
         spec: bootstrap and attacks.
-        retain_log: results of the retain model by suite, if they were read from a file.
+        retain_log: results of the retain model, if they were read from a file.
         task_scores: rows of `metrics` from lm-evaluation-harness.
         examples_uri: URI of the examples.
         metrics_uri: URI of the metrics.
@@ -85,14 +86,14 @@ def write_metrics(
 
 
 def aggregate(
-    examples: TableSource, spec: Evaluate, retain_log: Mapping[str, Results] | None = None
+    examples: TableSource, spec: Evaluate, retain_log: ModelLog | None = None
 ) -> pa.Table:
     """Returns the table `metrics`.
 
     Args:
         examples: a table of `EXAMPLES_SCHEMA`.
         spec: bootstrap and attacks.
-        retain_log: results of the retain model by suite, if they were read from a file.
+        retain_log: results of the retain model, if they were read from a file.
 
     Raises:
         MeowError: a value of an example is NaN or infinite; the error names suite, model and fact.
@@ -103,7 +104,7 @@ def aggregate(
     metrics = [
         *_means(reader, groups, spec),
         *_tofu_metrics(reader, models, spec, retain_log),
-        *_membership(reader, models, spec),
+        *_membership(reader, models, spec, retain_log),
     ]
     return pa.Table.from_pylist([metric.as_row() for metric in metrics], schema=SCHEMAS["metrics"])
 
@@ -184,8 +185,14 @@ def _perplexity(examples: Examples, model: str, spec: Evaluate) -> Metric:
 # --- TOFU -----------------------------------------------------------------------------------------
 
 
-def tofu_results(examples: Examples, model: str) -> dict[str, Results]:
-    """Returns the results of a model that TOFU's aggregation reads, by suite with wrong answers."""
+def tofu_results(examples: Examples, model: str, epsilon: float = 0.0) -> dict[str, Results]:
+    """Returns the results of a model that TOFU's aggregation reads, by suite with wrong answers.
+
+    Args:
+        examples: the examples of all models.
+        model: the model.
+        epsilon: see `tofu.truth_ratio`.
+    """
     by_suite = {}
     for suite in tofu.SUITES:
         wrong = examples.column(suite, model, "perturbed_losses")
@@ -195,7 +202,7 @@ def tofu_results(examples: Examples, model: str) -> dict[str, Results]:
         paraphrased_loss = examples.column(suite, model, "paraphrased_loss")
         right = paraphrased_loss if len(paraphrased_loss) else loss
         by_suite[suite] = Results(
-            truth_ratio=tofu.truth_ratio(right, wrong),
+            truth_ratio=tofu.truth_ratio(right, wrong, epsilon),
             probability=examples.column(suite, model, "probability"),
             rougeL_recall=examples.column(suite, model, "rougeL_recall"),
             answers=tuple(examples.column(suite, model, "answer")),
@@ -204,19 +211,18 @@ def tofu_results(examples: Examples, model: str) -> dict[str, Results]:
 
 
 def _tofu_metrics(
-    examples: Examples,
-    models: Sequence[str],
-    spec: Evaluate,
-    retain_log: Mapping[str, Results] | None,
+    examples: Examples, models: Sequence[str], spec: Evaluate, retain_log: ModelLog | None
 ) -> Iterator[Metric]:
     """Yields model utility, and forget quality if there is a retain model."""
-    logs = {model: tofu_results(examples, model) for model in models}
+    epsilon = DEFINITIONS[spec.definitions].epsilon
+    logs = {model: tofu_results(examples, model, epsilon) for model in models}
     for model, log in logs.items():
         utility = _model_utility(log, spec)
         if utility is not None:
             count = sum(len(log[suite]) for suite in tofu.UTILITY)
             yield Metric(TOFU, "model_utility", model, utility, count)
-    retain_results = logs.get(RETAIN_MODEL, retain_log or {}).get("forget")
+    read_results = retain_log.suites if retain_log else {}
+    retain_results = logs.get(RETAIN_MODEL, read_results).get("forget")
     if retain_results is None:
         return
     for model, log in logs.items():
@@ -252,13 +258,16 @@ def _model_utility(log: Mapping[str, Results], spec: Evaluate) -> Interval | Non
 _STATISTICS: dict[str, Callable[[Any, Any], float]] = {"auc": privacy.auc, "tpr": privacy.tpr_at}
 
 
-def _membership(examples: Examples, models: Sequence[str], spec: Evaluate) -> Iterator[Metric]:
+def _membership(
+    examples: Examples, models: Sequence[str], spec: Evaluate, retain_log: ModelLog | None
+) -> Iterator[Metric]:
     """Yields AUC and TPR of each attack on each model, and PrivLeak if there is a retain model."""
+    definitions = DEFINITIONS[spec.definitions]
     min_k_aucs: dict[str, float] = {}
     for model in models:
         for attack in spec.membership:
-            members = _attack_scores(examples, "forget", model, attack, models)
-            others = _attack_scores(examples, HOLDOUT, model, attack, models)
+            members = _attack_scores(examples, "forget", model, attack, models, definitions)
+            others = _attack_scores(examples, HOLDOUT, model, attack, models, definitions)
             if not len(members) or not len(others):
                 continue
             for name, statistic in _STATISTICS.items():
@@ -269,23 +278,31 @@ def _membership(examples: Examples, models: Sequence[str], spec: Evaluate) -> It
                 yield Metric(MEMBERSHIP, f"{attack}_{name}", model, interval, count)
                 if attack == "min_k" and name == "auc":
                     min_k_aucs[model] = interval.value
-    if RETAIN_MODEL not in min_k_aucs:
+    retain_auc = min_k_aucs.get(RETAIN_MODEL)
+    if retain_auc is None and retain_log and retain_log.min_k:
+        retain_auc = retain_log.min_k.auc
+    if retain_auc is None:
         return
     for model, area in min_k_aucs.items():
-        value = privacy.privleak(area, min_k_aucs[RETAIN_MODEL])
+        value = privacy.privleak(area, retain_auc, definitions.epsilon)
         if model != RETAIN_MODEL and value is not None:
             count = len(examples.column("forget", model, "min_k"))
             yield Metric(MEMBERSHIP, "privleak", model, Interval(value, None, None), count)
 
 
 def _attack_scores(
-    examples: Examples, suite: str, model: str, attack: str, models: Sequence[str]
+    examples: Examples,
+    suite: str,
+    model: str,
+    attack: str,
+    models: Sequence[str],
+    definitions: Definitions,
 ) -> Array:
     """Returns the scores of an attack, larger for members: `[examples]`, empty if not measured."""
     if attack == "loss":
         return -_numbers(examples, suite, model, "loss")
     if attack != "retain_model":
-        return _numbers(examples, suite, model, attack)
+        return definitions.attack_sign * _numbers(examples, suite, model, attack)
     if RETAIN_MODEL not in models or model == RETAIN_MODEL:
         return np.array([])
     retain_losses = _numbers(examples, suite, RETAIN_MODEL, "loss")

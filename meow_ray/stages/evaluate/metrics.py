@@ -89,7 +89,9 @@ def bleu(passage: str, generated: str) -> float:
 
 
 def score_replies(
-    rows: Sequence[Mapping[str, Any]], text_suite: str
+    rows: Sequence[Mapping[str, Any]],
+    text_suite: str,
+    recall_of: Callable[[Sequence[str], Sequence[str]], list[float]] = rougeL_recall,
 ) -> list[dict[str, float | None]]:
     """Returns the scores of each reply that need no model, by the column of `examples`.
 
@@ -99,8 +101,9 @@ def score_replies(
     Args:
         rows: each has `suite`, `question`, `start`, `answer`, `scored` and `generated`.
         text_suite: name of the suite of passages.
+        recall_of: returns the ROUGE-L recall of each reply, from the answers and the replies.
     """
-    recalls = rougeL_recall([row["answer"] for row in rows], [row["generated"] for row in rows])
+    recalls = recall_of([row["answer"] for row in rows], [row["generated"] for row in rows])
     scores: list[dict[str, float | None]] = []
     for row, recall in zip(rows, recalls, strict=True):
         values: dict[str, float | None] = {"rougeL_recall": recall}

@@ -96,16 +96,21 @@ def tpr_at(members: Scores, others: Scores, fpr: float = LOW_FPR) -> float:
     return float((np.asarray(members, dtype=float) > threshold).mean())
 
 
-def privleak(model_auc: float, retain_auc: float) -> float | None:
+def privleak(model_auc: float, retain_auc: float, epsilon: float = 0.0) -> float | None:
     """Returns PrivLeak in percent: how far a model's AUC is from that of the retain model.
 
     It is ((1 - AUC) - (1 - AUC_retain)) / (1 - AUC_retain). Negative values mean that too little
     was forgotten, positive ones that so much was forgotten that it shows. None if the retain
     model's AUC is 1, which leaves nothing to compare with. Definition: MUSE (arXiv 2407.06460,
     section 3), whose AUC is one minus ours.
+
+    Args:
+        model_auc: AUC of Min-K % on the model.
+        retain_auc: the same on the retain model.
+        epsilon: is added to the denominator.
     """
-    retain_rest = 1 - retain_auc
-    return ((1 - model_auc) - retain_rest) / retain_rest * 100 if retain_rest > 0 else None
+    divisor = 1 - retain_auc + epsilon
+    return (retain_auc - model_auc) / divisor * 100 if divisor > 0 else None
 
 
 def attack_interval(

@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray.config import Config, Source
+from meow_ray.config import Config, Evaluate, Source
 from meow_ray.core import storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
-from meow_ray.stages.evaluate.tofu import Results, check_same_forget_set
+from meow_ray.stages.evaluate.tofu import MinKResult, ModelLog, check_same_forget_set
 from meow_ray.stages.ingest import passages
 from meow_ray.stages.ingest.facts import FactRow, read_sources, valid_facts
 
@@ -107,27 +107,61 @@ def _count_shared_by_split(facts: Query, table: pa.Table) -> Counter[str]:
 
 
 def check_retain_results(
-    forget: pa.Table | None, retain_log: Mapping[str, Results], where: str
+    forget: pa.Table | None,
+    holdout: pa.Table | None,
+    retain_log: ModelLog,
+    spec: Evaluate,
+    where: str,
 ) -> None:
-    """Checks that results of the retain model can be compared with the set forget.
+    """Checks that results of the retain model can be compared with those of this run.
 
     Args:
         forget: the set forget of `evaluate.sets`; None if there is none.
-        retain_log: results of the retain model by suite, read from a file.
+        holdout: the set holdout of `evaluate.sets`; None if there is none.
+        retain_log: results of the retain model, read from a file.
+        spec: the attacks of membership inference, and the definitions of metrics.
         where: the place of that file, for errors.
 
     Raises:
-        MeowError: one of the two has no truth ratios, or they are of different forget sets.
+        MeowError: the file serves neither forget quality nor PrivLeak, or it has results on other
+            sets, or by another definition.
     """
-    can_compare = forget is not None and forget["perturbed_answer"].null_count == 0
-    if forget is None or not can_compare or "forget" not in retain_log:
-        lacking = where if can_compare else "evaluate.sets.forget"
+    min_k = retain_log.min_k
+    serves_privleak = min_k is not None and holdout is not None and "min_k" in spec.membership
+    if min_k is not None and serves_privleak:
+        _check_min_k(min_k, {"forget": forget, HOLDOUT: holdout}, spec, where)
+    has_truth_ratios = forget is not None and forget["perturbed_answer"].null_count == 0
+    if forget is not None and has_truth_ratios and "forget" in retain_log.suites:
+        answers = forget["answer"].to_pylist()
+        check_same_forget_set(forget.num_rows, answers, retain_log.suites["forget"], where)
+    elif not serves_privleak:
+        lacking = where if has_truth_ratios else "evaluate.sets.forget"
         raise MeowError(
             "`evaluate.retain_model`: forget quality needs truth ratios of the forget set, but "
             f"{lacking} has none. Give TOFU's perturbed file of the split as evaluate.sets.forget."
         )
-    answers = forget["answer"].to_pylist()
-    check_same_forget_set(forget.num_rows, answers, retain_log["forget"], where)
+
+
+def _check_min_k(
+    min_k: MinKResult, sets: Mapping[str, pa.Table | None], spec: Evaluate, where: str
+) -> None:
+    """Checks that PrivLeak can compare this run's AUC of Min-K % with that of open-unlearning."""
+    if spec.definitions != "open_unlearning":
+        raise MeowError(
+            f"`evaluate.retain_model`: {where} has the AUC of Min-K % by open-unlearning's "
+            "definition, which reads an answer without its end, so PrivLeak cannot compare it with "
+            "this run's. Set evaluate.definitions=open_unlearning, or remove min_k from "
+            "evaluate.membership."
+        )
+    num_rows = {"forget": min_k.num_forget, HOLDOUT: min_k.num_holdout}
+    for name, table in sets.items():
+        count = num_rows[name]
+        if table is not None and count is not None and count != table.num_rows:
+            raise MeowError(
+                f"`evaluate.retain_model`: {where} has the AUC of Min-K % on another {name} set "
+                f"({count} rows) than evaluate.sets.{name} ({table.num_rows} rows). Give the "
+                "results of the retain model on the same sets."
+            )
 
 
 # --- reading --------------------------------------------------------------------------------------

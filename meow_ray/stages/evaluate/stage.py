@@ -18,8 +18,15 @@ from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 from meow_ray.models.text import TOKENIZER
 from meow_ray.stages.evaluate import aggregate, lm_eval, suites, tofu_logs
-from meow_ray.stages.evaluate.sets import check_retain_results, check_sets, read_passages, read_sets
+from meow_ray.stages.evaluate.sets import (
+    HOLDOUT,
+    check_retain_results,
+    check_sets,
+    read_passages,
+    read_sets,
+)
 from meow_ray.stages.evaluate.steps import EvaluateSteps
+from meow_ray.stages.evaluate.tofu import ModelLog
 from meow_ray.stages.inputs import (
     COLUMNS,
     TARGET,
@@ -36,28 +43,30 @@ def _check(config: Config, inputs: Mapping[str, Artifact]) -> None:
     read_passages(inputs["text"], config.ingest.encoding)
     sets = read_sets(inputs["sets"].value, config)
     retain_model = inputs["retain_model"]
-    if isinstance(retain_model.value, dict):
-        where = storage.display(retain_model.uri)
-        check_retain_results(sets.get("forget"), retain_model.value, where)
+    if isinstance(retain_model.value, ModelLog):
+        check_retain_results(
+            sets.get("forget"),
+            sets.get(HOLDOUT),
+            retain_model.value,
+            config.evaluate,
+            storage.display(retain_model.uri),
+        )
     if "facts" in inputs:
         check_sets(Query("SELECT * FROM facts", {"facts": inputs["facts"].source}), sets)
 
 
+def _models(inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """Returns the models to evaluate, by their name in the column `model`."""
+    models = {"before": inputs["target"]}
+    if "model" in inputs:
+        models["after"] = inputs["model"]
+    if isinstance(inputs["retain_model"].value, ModelRef):
+        models[aggregate.RETAIN_MODEL] = inputs["retain_model"]
+    return models
+
+
 def _evaluate(context: Context) -> dict[str, Any]:
-    """Evaluates the target before and after, and the retain model if the input is a model."""
-    models = {"before": context.inputs["target"], "after": context.inputs["model"]}
-    if isinstance(context.inputs["retain_model"].value, ModelRef):
-        models[aggregate.RETAIN_MODEL] = context.inputs["retain_model"]
-    return evaluate_models(context, models)
-
-
-def evaluate_models(context: Context, models: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Asks models and writes examples and metrics; returns the summary for the manifest.
-
-    Args:
-        context: a run of the stage. Its inputs `target` and `model` are not read.
-        models: the models by their name in the column `model`.
-    """
+    """Asks the models and writes examples and metrics; returns the summary for the manifest."""
     from meow_ray.distributed import cluster
 
     cluster.connect()
@@ -65,19 +74,20 @@ def evaluate_models(context: Context, models: Mapping[str, Artifact]) -> dict[st
     rows_uri = _write_rows(context, key)
     answered: dict[str, Query] = {}
     task_scores: list[dict[str, Any]] = []
-    for name, model in models.items():
+    for name, model in _models(context.inputs).items():
         ref = model_ref(model)
         engine = context.engine_spec(ref, context.config.target, context.config.resources.evaluate)
         folder = _work_path(context, key | {"model": ref.digest})
         answered[name] = _ask(context, engine, rows_uri, folder)
         task_scores += [row | {"model": name} for row in _task_scores(context, engine, folder)]
     retain_log = context.inputs["retain_model"].value
+    selected = context.inputs.get("selected")
     write_metrics = partial(
         aggregate.write_metrics,
         answered=answered,
-        selected=context.inputs["selected"].source,
+        selected=selected.source if selected else SCHEMAS["selected"].empty_table(),
         spec=context.config.evaluate,
-        retain_log=retain_log if isinstance(retain_log, dict) else None,
+        retain_log=retain_log if isinstance(retain_log, ModelLog) else None,
         task_scores=task_scores,
         examples_uri=context.path(EXAMPLES_FILE),
         metrics_uri=context.path(),
@@ -186,29 +196,27 @@ def _retain_model(config: Config, verify: bool) -> Artifact:
         return optional_path(name, key, None, verify)
     if PurePosixPath(storage.display(configured)).suffix == ".json":
         log = optional_path(name, key, configured, verify)
-        artifact = replace(log, value=tofu_logs.read_log(log.uri))
-    else:
-        ref = refs.pin(configured, None, key, verify=verify)
-        artifact = Artifact(name, ref.uri, ref.digest, value=ref)
-    # evaluations of version 0.1 call this model `reference` in their tables, so they are not reused
-    return replace(artifact, digest=storage.json_digest(["retain_model", artifact.digest]))
+        return replace(log, value=tofu_logs.read_log(log.uri))
+    ref = refs.pin(configured, None, key, verify=verify)
+    return Artifact(name, ref.uri, ref.digest, value=ref)
 
+
+_INPUTS_ALONE = (
+    "facts",
+    OutsideInput("sets", _sets),
+    OutsideInput("text", _text),
+    OutsideInput("task_folder", _task_folder),
+    TARGET,
+    OutsideInput("retain_model", _retain_model, adopt_model),
+)
+"""The inputs of an evaluation of the target alone."""
 
 EVALUATE = Stage(
     name="evaluate",
     artifact="metrics",
     version=6,
     sections=("evaluate", "memo", "target", *COLUMNS),
-    inputs=(
-        "facts",
-        OutsideInput("sets", _sets),
-        OutsideInput("text", _text),
-        OutsideInput("task_folder", _task_folder),
-        "selected",
-        TARGET,
-        "model",
-        OutsideInput("retain_model", _retain_model, adopt_model),
-    ),
+    inputs=(*_INPUTS_ALONE, "selected", "model"),
     run=_evaluate,
     schema=SCHEMAS["metrics"],
     key=KEYS["metrics"],
@@ -216,3 +224,6 @@ EVALUATE = Stage(
     resources="evaluate",
     check=_check,
 )
+
+EVALUATE_ALONE = replace(EVALUATE, inputs=_INPUTS_ALONE)
+"""Evaluates the target alone, without a tuned model."""

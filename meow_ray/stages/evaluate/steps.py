@@ -13,8 +13,9 @@ from meow_ray.engines import Engine, Sampling, TeacherForced
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.evaluate import metrics, privacy, tofu
+from meow_ray.stages.evaluate.definitions import DEFINITIONS, Definitions
 from meow_ray.stages.evaluate.suites import ROWS_SCHEMA, TEXT
-from meow_ray.stages.memo.score import extraction_strength, memorization_accuracy
+from meow_ray.stages.memo.score import memorization_accuracy
 from meow_ray.stages.memo.steps import MemoSteps
 
 _FINISH_COLUMNS = ("rougeL_recall", "leak", "rep3", "bleu")
@@ -37,6 +38,8 @@ class ScoredAnswer:
     """`answer`, `paraphrased_answer` or `perturbed_answer`."""
     text: str
     tokens: list[int]
+    has_end: bool
+    """Whether the last token is the end of the answer."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class EvaluateSteps:
     template: str
     """`target.template`, by which a question becomes a prompt."""
     system: str | None = None
+
+    @property
+    def definitions(self) -> Definitions:
+        """The definitions of the metrics."""
+        return DEFINITIONS[self.spec.definitions]
 
     def generate(self, engine: Engine, batch: pa.Table) -> pa.Table:
         """Adds the greedy reply of each row, and the figures that need the model.
@@ -76,7 +84,8 @@ class EvaluateSteps:
 
     def finish(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
         """Adds the figures that compare the replies with the true answers."""
-        values = metrics.score_replies(batch.to_pylist(), TEXT)
+        recall = self.definitions.rougeL_recall
+        values = metrics.score_replies(batch.to_pylist(), TEXT, recall)
         return _append_columns(batch, values, _FINISH_COLUMNS)
 
     def _prompt(self, prompters: Mapping[str, Prompter], row: Mapping[str, Any]) -> list[int]:
@@ -113,7 +122,7 @@ class EvaluateSteps:
         for answer, forced in zip(answers, passes, strict=True):
             row_values = values[answer.row]
             if answer.column == "answer":
-                row_values |= self._true_answer_scores(forced, answer.text)
+                row_values |= self._true_answer_scores(forced, answer)
             elif answer.column == "paraphrased_answer":
                 row_values["paraphrased_loss"] = metrics.loss(forced.log_probs)
             else:
@@ -121,23 +130,43 @@ class EvaluateSteps:
                 losses.append(metrics.loss(forced.log_probs))
         for row, row_values in zip(rows, values, strict=True):
             if "perturbed_losses" in row_values:
-                row_values |= _scores_against_wrong_answers(row["suite"], row_values)
+                row_values |= self._scores_against_wrong_answers(row["suite"], row_values)
 
-    def _true_answer_scores(self, forced: TeacherForced, text: str) -> dict[str, Any]:
+    def _true_answer_scores(self, forced: TeacherForced, answer: ScoredAnswer) -> dict[str, Any]:
         """Returns all figures of one pass over the true answer."""
-        scores: dict[str, Any] = {
+        share = self.spec.min_k_share
+        compared = self.definitions.compared_tokens(forced) if answer.has_end else forced
+        attacks = {
+            "zlib": privacy.zlib_score(forced.log_probs, answer.text),
+            "min_k": privacy.min_k_score(compared.log_probs, share),
+        }
+        if compared.means is not None and compared.deviations is not None:
+            attacks["min_k_pp"] = privacy.min_k_pp_score(
+                compared.log_probs, compared.means, compared.deviations, share
+            )
+        sign = self.definitions.attack_sign
+        return {
             "loss": metrics.loss(forced.log_probs),
             "num_tokens": len(forced.log_probs),
             "probability": metrics.probability(forced.log_probs),
-            "exact_memorization": memorization_accuracy(forced.is_greedy),
-            "extraction_strength": extraction_strength(forced.is_greedy),
-            "zlib": privacy.zlib_score(forced.log_probs, text),
-            "min_k": privacy.min_k_score(forced.log_probs, self.spec.min_k_share),
+            "exact_memorization": memorization_accuracy(compared.is_greedy),
+            "extraction_strength": self.definitions.extraction_strength(compared.is_greedy),
+            **{name: sign * score for name, score in attacks.items()},
         }
-        if forced.means is not None and forced.deviations is not None:
-            scores["min_k_pp"] = privacy.min_k_pp_score(
-                forced.log_probs, forced.means, forced.deviations, self.spec.min_k_share
-            )
+
+    def _scores_against_wrong_answers(
+        self, suite: str, values: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Returns TOFU's figures of a row that has wrong answers, from its losses."""
+        epsilon = self.definitions.epsilon
+        loss = np.array([values["loss"]])
+        wrong = [values["perturbed_losses"]]
+        right = np.array([values["paraphrased_loss"]]) if "paraphrased_loss" in values else loss
+        ratio = tofu.truth_ratio(right, wrong, epsilon)
+        scores = {"truth_ratio": float(tofu.truth_scores(suite, ratio)[0])}
+        if suite in tofu.OPTIONS:
+            probability = tofu.normalized_probability(loss, wrong, epsilon)
+            scores["probability"] = float(probability[0])
         return scores
 
     def _add_memo(
@@ -165,9 +194,10 @@ def _scored_answers(
         texts += [("perturbed_answer", text) for text in row["perturbed_answer"] or ()]
         for column, text in texts:
             tokens = prompter.encode_answer(text)
-            if row["suite"] == TEXT:
+            has_end = row["suite"] != TEXT
+            if not has_end:
                 tokens = tokens[:-1]  # the text goes on after a passage: no end of the sequence
-            yield ScoredAnswer(row=number, column=column, text=text, tokens=tokens)
+            yield ScoredAnswer(number, column, text, tokens, has_end)
 
 
 def _check_lengths(
@@ -187,18 +217,6 @@ def _check_lengths(
                 f"({length} tokens; the model reads {max_model_len - 1}). Shorten it, or raise "
                 "`target.max_model_len`."
             )
-
-
-def _scores_against_wrong_answers(suite: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns TOFU's figures of a row that has wrong answers, from its losses."""
-    loss = np.array([values["loss"]])
-    wrong = [values["perturbed_losses"]]
-    right = np.array([values["paraphrased_loss"]]) if "paraphrased_loss" in values else loss
-    ratio = tofu.truth_ratio(right, wrong)
-    scores = {"truth_ratio": float(tofu.truth_scores(suite, ratio)[0])}
-    if suite in tofu.OPTIONS:
-        scores["probability"] = float(tofu.normalized_probability(loss, wrong)[0])
-    return scores
 
 
 def _append_columns(

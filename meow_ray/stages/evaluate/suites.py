@@ -100,6 +100,8 @@ def _question_rows(suite: str, table: pa.Table, spec: Evaluate) -> pa.Table:
     else:
         table = sample(table, spec.sample, spec.seed)
         with_memo = sample(table, spec.memo_sample, spec.seed)
+    if not spec.memo:
+        with_memo = table.slice(0, 0)
     has_memo = pc.is_in(table["fact_id"], value_set=with_memo["fact_id"])
     return _suite_rows(suite, table.drop_columns(["paraphrased_question"]), with_memo=has_memo)
 

@@ -4,7 +4,8 @@ It equals that of the official code. Two variants of the truth ratio are in circ
 text divides the arithmetic mean of the wrong answers' probabilities by the right answer's. The
 official code, and so each published figure, takes the exponential of the mean of their losses,
 which is the geometric mean. Ours is the official one. open-unlearning takes it, too, but adds 1e-10
-to denominators.
+to denominators; its aggregator `prob_mean` writes true / (true + wrong) instead, which
+`open_unlearning_logs` converts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,36 +46,66 @@ class Results:
     rougeL_recall: Array | None = None
     answers: tuple[str, ...] | None = None
     """The true answers, if the log contains them."""
+    num_rows: int | None = None
+    """Number of rows of the set, if examples without a truth ratio are left out here."""
 
     def __len__(self) -> int:
         return len(self.truth_ratio)
+
+    @property
+    def set_size(self) -> int:
+        """Number of rows of the set."""
+        return len(self) if self.num_rows is None else self.num_rows
+
+
+@dataclass(frozen=True)
+class MinKResult:
+    """Membership inference by Min-K % on a model: the AUC, and the sizes of the two sets."""
+
+    auc: float
+    num_forget: int | None = None
+    num_holdout: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelLog:
+    """The results of one model that were read from a file."""
+
+    suites: Mapping[str, Results]
+    min_k: MinKResult | None = None
 
 
 # --- one example ----------------------------------------------------------------------------------
 
 
-def truth_ratio(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
+def truth_ratio(right: Array, wrong: Sequence[Sequence[float]], epsilon: float = 0.0) -> Array:
     """Returns exp(loss of the right answer - mean loss of the wrong ones), `[examples]`.
 
     Args:
         right: `[examples]`, loss per token of the (paraphrased) right answer.
         wrong: for each example, the losses per token of its wrong answers.
+        epsilon: is added to the right answer's probability, by which this divides.
     """
     mean_wrong = np.array([np.mean(losses) for losses in wrong])
+    if epsilon:
+        return np.asarray(np.exp(-mean_wrong) / (np.exp(-right) + epsilon))
     with np.errstate(over="ignore"):
         return np.asarray(np.exp(right - mean_wrong))
 
 
-def normalized_probability(right: Array, wrong: Sequence[Sequence[float]]) -> Array:
+def normalized_probability(
+    right: Array, wrong: Sequence[Sequence[float]], epsilon: float = 0.0
+) -> Array:
     """Returns P(right) / (P(right) + sum of P(wrong)), `[examples]`.
 
     Args:
         right: `[examples]`, loss per token of the right answer.
         wrong: for each example, the losses per token of its wrong answers.
+        epsilon: is added to the denominator.
     """
     p_right = np.exp(-right)
     p_wrong = np.array([np.exp(-np.asarray(losses)).sum() for losses in wrong])
-    return np.asarray(p_right / (p_right + p_wrong))
+    return np.asarray(p_right / (p_right + p_wrong + epsilon))
 
 
 def truth_scores(suite: str, ratios: Array) -> Array:
@@ -174,11 +205,11 @@ def check_same_forget_set(
     Raises:
         MeowError: the number of rows differs, or the true answers differ and both are known.
     """
-    if count != len(retain_results):
+    if count != retain_results.set_size:
         raise MeowError(
-            f"{where}: the forget set has another number of rows ({len(retain_results)}) than the "
-            f"model's ({count}). Forget quality compares two models on the same forget set: give "
-            "the results of the retain model of this split, on all of its rows."
+            f"{where}: the forget set has another number of rows ({retain_results.set_size}) than "
+            f"the model's ({count}). Forget quality compares two models on the same forget set: "
+            "give the results of the retain model of this split, on all of its rows."
         )
     if answers is None or retain_results.answers is None:
         return

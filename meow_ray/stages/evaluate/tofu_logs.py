@@ -1,7 +1,6 @@
-"""Reads per-example logs of TOFU and of open-unlearning."""
+"""Reads per-example logs of TOFU and of open-unlearning, and aggregates them."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -9,9 +8,12 @@ import numpy as np
 
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
+from meow_ray.stages.evaluate import open_unlearning_logs
+from meow_ray.stages.evaluate.log_values import column, number, numbers
 from meow_ray.stages.evaluate.tofu import (
     OPTIONS,
     Array,
+    ModelLog,
     Results,
     check_same_forget_set,
     normalized_probability,
@@ -27,19 +29,12 @@ _OFFICIAL_LOGS = {
 }
 """Keys of TOFU's `eval_log_aggregated.json`, and the suites that they hold."""
 
-_OPEN_UNLEARNING_KEYS = {
-    "forget": ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio"),
-    "retain": ("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
-    "real_authors": ("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
-    "world_facts": ("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
-}
-"""Keys of open-unlearning's `TOFU_EVAL.json` per suite: probability, ROUGE, truth ratio."""
 
+def read_log(uri: str) -> ModelLog:
+    """Reads per-example results of a model.
 
-def read_log(uri: str) -> dict[str, Results]:
-    """Reads per-example results of a model, by suite.
-
-    The file is TOFU's `eval_log_aggregated.json` or open-unlearning's `TOFU_EVAL.json`.
+    The file is TOFU's `eval_log_aggregated.json`, or open-unlearning's `TOFU_EVAL.json` or
+    `MUSE_EVAL.json`.
 
     Raises:
         MeowError: the file cannot be read, is of another kind or incomplete, or holds a value that
@@ -48,14 +43,30 @@ def read_log(uri: str) -> dict[str, Results]:
     name = storage.display(uri)
     data = _read_json(uri, name)
     if isinstance(data, dict):
-        results = _official_results(data, name) or _open_unlearning_results(data, name)
-        if results:
-            return results
+        _check_has_examples(data, name)
+        suites = _official_results(data, name) or open_unlearning_logs.read_suites(data, name)
+        min_k = open_unlearning_logs.read_min_k(data, name)
+        if suites or min_k:
+            return ModelLog(suites, min_k)
     raise MeowError(
         f"{name}: this is neither an eval_log_aggregated.json of TOFU (which has "
         f"{', '.join(_OFFICIAL_LOGS)}) nor a TOFU_EVAL.json of open-unlearning (which has "
         "forget_truth_ratio). Give one of the two."
     )
+
+
+def _check_has_examples(data: Mapping[str, Any], name: str) -> None:
+    """Refuses files that the two projects write next to the log, by their names."""
+    if open_unlearning_logs.is_summary(data):
+        raise MeowError(
+            f"{name}: this is a summary of open-unlearning, such as TOFU_SUMMARY.json. It has "
+            "means, but no results of single examples. Give the TOFU_EVAL.json of the same folder."
+        )
+    if "avg_gt_loss" in data:
+        raise MeowError(
+            f"{name}: this is TOFU's log of one set. Give the eval_log_aggregated.json of the same "
+            "folder, which has all sets."
+        )
 
 
 def _read_json(uri: str, name: str) -> Any:
@@ -77,10 +88,10 @@ def aggregate_logs(log: str, retain_log: str | None) -> dict[str, float]:
     Raises:
         MeowError: a file cannot be read, has no forget set, or the forget sets differ.
     """
-    results = read_log(storage.absolute(log))
+    results = _read_tofu_results(log)
     if retain_log is None:
         return official_figures(results, None)
-    retain_results = read_log(storage.absolute(retain_log))
+    retain_results = _read_tofu_results(retain_log)
     for name, suites in ((log, results), (retain_log, retain_results)):
         if "forget" not in suites:
             raise MeowError(
@@ -88,8 +99,15 @@ def aggregate_logs(log: str, retain_log: str | None) -> dict[str, float]:
                 "compares. Give results that include it."
             )
     forget = results["forget"]
-    check_same_forget_set(len(forget), forget.answers, retain_results["forget"], retain_log)
+    check_same_forget_set(forget.set_size, forget.answers, retain_results["forget"], retain_log)
     return official_figures(results, retain_results)
+
+
+def _read_tofu_results(log: str) -> Mapping[str, Results]:
+    suites = read_log(storage.absolute(log)).suites
+    if not suites:
+        raise MeowError(f"{log}: the file has no results on TOFU's sets. Give a TOFU_EVAL.json.")
+    return suites
 
 
 # --- TOFU -----------------------------------------------------------------------------------------
@@ -104,33 +122,33 @@ def _official_results(data: Mapping[str, Any], name: str) -> dict[str, Results]:
 
 
 def _official_suite(log: Any, suite: str, where: str) -> Results:
-    loss_by_row = _column(log, "avg_gt_loss", where)
+    loss_by_row = column(log, "avg_gt_loss", where)
     columns = {
-        name: _column(log, name, where)
+        name: column(log, name, where)
         for name in ("avg_paraphrased_loss", "average_perturb_loss", "rougeL_recall")
     }
-    for name, column in columns.items():
-        if column.keys() != loss_by_row.keys():
+    for name, values in columns.items():
+        if values.keys() != loss_by_row.keys():
             raise MeowError(
-                f"{where}: {name} has other rows ({len(column)}) than avg_gt_loss "
+                f"{where}: {name} has other rows ({len(values)}) than avg_gt_loss "
                 f"({len(loss_by_row)})."
             )
     order = list(loss_by_row)
 
-    def numbers(name: str, column: Mapping[str, Any]) -> Array:
-        return np.array([_number(column[row], where, name, row) for row in order])
+    def in_order(name: str, values: Mapping[str, Any]) -> Array:
+        return np.array([number(values[row], where, name, row) for row in order])
 
-    loss = numbers("avg_gt_loss", loss_by_row)
+    loss = in_order("avg_gt_loss", loss_by_row)
     wrong = [
-        _numbers(columns["average_perturb_loss"][row], where, "average_perturb_loss", row)
+        numbers(columns["average_perturb_loss"][row], where, "average_perturb_loss", row)
         for row in order
     ]
     answers = _true_answers(log.get("generated_text"), order, where)
-    right = numbers("avg_paraphrased_loss", columns["avg_paraphrased_loss"])
+    right = in_order("avg_paraphrased_loss", columns["avg_paraphrased_loss"])
     return Results(
         truth_ratio=truth_ratio(right, wrong),
         probability=normalized_probability(loss, wrong) if suite in OPTIONS else np.exp(-loss),
-        rougeL_recall=numbers("rougeL_recall", columns["rougeL_recall"]),
+        rougeL_recall=in_order("rougeL_recall", columns["rougeL_recall"]),
         answers=answers,
     )
 
@@ -156,62 +174,3 @@ def _true_answers(texts: Any, order: Sequence[str], where: str) -> tuple[str, ..
 
 def _is_list_of_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-# --- open-unlearning ------------------------------------------------------------------------------
-
-
-def _open_unlearning_results(data: Mapping[str, Any], name: str) -> dict[str, Results]:
-    return {
-        suite: _open_unlearning_suite(data, keys, name)
-        for suite, keys in _OPEN_UNLEARNING_KEYS.items()
-        if any(key in data for key in keys)
-    }
-
-
-def _open_unlearning_suite(
-    data: Mapping[str, Any], keys: tuple[str, str, str], where: str
-) -> Results:
-    def values(key: str, field: str) -> Array | None:
-        if key not in data:
-            return None
-        place = f"{where}, {key}"
-        rows = _column(data[key], "value_by_index", place)
-        for index, row in rows.items():
-            if not isinstance(row, dict) or field not in row:
-                raise MeowError(f"{place}: row {index} has no {field}.")
-        return np.array([_number(row[field], place, field, index) for index, row in rows.items()])
-
-    probability_key, rouge_key, ratio_key = keys
-    ratios = values(ratio_key, "score")
-    if ratios is None:
-        raise MeowError(f"{where}: {ratio_key} is missing.")
-    return Results(
-        truth_ratio=ratios,
-        probability=values(probability_key, "prob"),
-        rougeL_recall=values(rouge_key, "rougeL_recall"),
-    )
-
-
-# --- values of a log ------------------------------------------------------------------------------
-
-
-def _column(log: Any, name: str, where: str) -> dict[str, Any]:
-    column = log.get(name) if isinstance(log, dict) else None
-    if not isinstance(column, dict):
-        raise MeowError(f"{where}: {name} is missing.")
-    if not column:
-        raise MeowError(f"{where}: {name} is empty.")
-    return column
-
-
-def _number(value: Any, where: str, name: str, row: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise MeowError(f"{where}: {name} of row {row} is not a number ({value!r}).")
-    return float(value)
-
-
-def _numbers(values: Any, where: str, name: str, row: str) -> list[float]:
-    if not isinstance(values, list) or not values:
-        raise MeowError(f"{where}: {name} of row {row} is not a list of numbers.")
-    return [_number(value, where, name, row) for value in values]

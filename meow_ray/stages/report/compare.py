@@ -83,11 +83,13 @@ def metrics_by_run(runs: Sequence[tuple[str, Artifact]], model: str) -> Comparis
     """
     rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for name, artifact in runs:
-        model_rows = [row for row in artifact.table.to_pylist() if row["model"] == model]
+        table_rows = artifact.table.to_pylist()
+        model_rows = [row for row in table_rows if row["model"] == model]
         if not model_rows:
+            models = sorted({row["model"] for row in table_rows})
             raise MeowError(
                 f"{name}: the run at {storage.display(artifact.uri)} has no metrics of this model "
-                f"({model})."
+                f"({model}). Compare another one with --model: it has {', '.join(models)}."
             )
         for row in model_rows:
             by_name = rows.setdefault((row["suite"], row["metric"]), {})

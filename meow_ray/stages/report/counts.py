@@ -17,7 +17,7 @@ def stage_counts(inputs: Mapping[str, Artifact]) -> list[LabelledValue]:
     """Returns the counts of the three stages; an artifact from outside has none.
 
     Args:
-        inputs: has `candidates`, `memo` and `selected`.
+        inputs: may have `candidates`, `memo` and `selected`.
     """
     rows: list[LabelledValue] = []
     for name, stage_rows in (
@@ -25,9 +25,9 @@ def stage_counts(inputs: Mapping[str, Artifact]) -> list[LabelledValue]:
         ("memo", _memo_rows),
         ("selected", _selection_rows),
     ):
-        manifest = inputs[name].manifest
-        if manifest is not None:
-            rows += stage_rows(manifest)
+        artifact = inputs.get(name)
+        if artifact is not None and artifact.manifest is not None:
+            rows += stage_rows(artifact.manifest)
     return rows
 
 

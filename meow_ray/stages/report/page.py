@@ -40,13 +40,30 @@ class MetricRow(NamedTuple):
     retain_model: dict[str, Any] | None
 
 
+class ForgetExample(NamedTuple):
+    """A fact of the forget set; `before` and `after` are rows of `EXAMPLES_SCHEMA`.
+
+    `after` is None if the target alone was evaluated.
+    """
+
+    fact_id: str
+    before: dict[str, Any]
+    after: dict[str, Any] | None
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The row of the tuned model, or else of the target."""
+        return self.after or self.before
+
+
 def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
     """Returns the page as HTML that loads nothing; the same inputs give the same page.
 
     Args:
         spec: title, note, and whether the text of facts may be shown.
-        inputs: `facts`, `candidates`, `memo`, `selected`, `target`, `model` and `metrics`. Inputs
-            from outside have no examples, training history or counts; the page leaves those out.
+        inputs: `facts`, `candidates`, `memo`, `selected`, `target`, `model` and `metrics`; of an
+            evaluation of the target alone only `facts`, `target` and `metrics`. Inputs from outside
+            have no examples, training history or counts; the page leaves those out.
 
     Raises:
         MeowError: an artifact cannot be read.
@@ -54,21 +71,22 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
     metrics = inputs["metrics"]
     rows = metric_rows(metrics.table.to_pylist())
     measured = {row.metric for row in rows}
-    pairs = _example_pairs_of(metrics)
-    history = _training_history(inputs["model"])
-    with_memo = [pair for pair in pairs if _has_memo(pair)]
-    forget = sorted((pair for pair in pairs if pair.suite == "forget"), key=_by_remaining_leak)
+    examples = _examples_of(metrics)
+    history = _training_history(inputs["model"]) if "model" in inputs else []
+    with_memo = [pair for pair in example_pairs(examples) if _has_memo(pair)]
+    forget = sorted(forget_examples(examples), key=_by_remaining_leak)
     template = _environment().get_template("report.html.j2")
     return template.render(
         spec=spec,
         outcome=outcome(rows),
         meanings={name: meaning for name, meaning in MEANINGS.items() if name in measured},
-        has_retain_model=any(row.retain_model for row in rows),
+        is_alone="model" not in inputs,
+        models=_column_titles(rows),
         has_quality="forget_quality" in measured,
         rows=rows,
         memo_plot=memo_plot(with_memo) if with_memo else None,
         dumbbells=len(with_memo) <= MAX_DUMBBELLS,
-        distribution_plot=distribution_plot(inputs["memo"]),
+        distribution_plot=distribution_plot(inputs["memo"]) if "memo" in inputs else None,
         loss_plot=loss_plot(history) if history else None,
         history=history,
         counts=stage_counts(inputs),
@@ -115,21 +133,42 @@ def metric_rows(table: Sequence[dict[str, Any]]) -> list[MetricRow]:
     return rows
 
 
-def _example_pairs_of(metrics: Artifact) -> list[ExamplePair]:
-    if EXAMPLES_FILE not in metrics.files:
-        return []
-    return example_pairs(metrics.extra(EXAMPLES_FILE).to_pylist())
+def _column_titles(rows: Sequence[MetricRow]) -> dict[str, str]:
+    """Returns the titles of the columns of models in the table of metrics, by model."""
+    measured = [name for name in EVALUATED_MODELS if any(getattr(row, name) for row in rows)]
+    titles = {"before": "Before", "after": "After", "retain_model": "Retain model"}
+    if "after" not in measured:
+        titles["before"] = "Target"
+    return {name: titles[name] for name in measured}
 
 
-def example_pairs(table: Sequence[dict[str, Any]]) -> list[ExamplePair]:
-    """Returns the examples that were answered both before and after."""
+Examples = Mapping[tuple[str, str], Mapping[str, dict[str, Any]]]
+"""By suite and fact, the rows of `examples` by model."""
+
+
+def _examples_of(metrics: Artifact) -> Examples:
     by_example: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in table:
-        by_example.setdefault((row["suite"], row["fact_id"]), {})[row["model"]] = row
+    if EXAMPLES_FILE in metrics.files:
+        for row in metrics.extra(EXAMPLES_FILE).to_pylist():
+            by_example.setdefault((row["suite"], row["fact_id"]), {})[row["model"]] = row
+    return by_example
+
+
+def example_pairs(examples: Examples) -> list[ExamplePair]:
+    """Returns the examples that were answered both before and after."""
     return [
         ExamplePair(suite, fact_id, models["before"], models["after"])
-        for (suite, fact_id), models in by_example.items()
+        for (suite, fact_id), models in examples.items()
         if models.keys() >= {"before", "after"}
+    ]
+
+
+def forget_examples(examples: Examples) -> list[ForgetExample]:
+    """Returns the facts of the forget set that the target has answered."""
+    return [
+        ForgetExample(fact_id, models["before"], models.get("after"))
+        for (suite, fact_id), models in examples.items()
+        if suite == "forget" and "before" in models
     ]
 
 
@@ -137,10 +176,10 @@ def _has_memo(pair: ExamplePair) -> bool:
     return pair.before["memo"] is not None and pair.after["memo"] is not None
 
 
-def _by_remaining_leak(pair: ExamplePair) -> tuple[float, str]:
+def _by_remaining_leak(example: ForgetExample) -> tuple[float, str]:
     """Sorts the largest leak first, and facts without a leak last."""
-    leak = pair.after["leak"]
-    return (1.0 if leak is None else -leak, pair.fact_id)
+    leak = example.last["leak"]
+    return (1.0 if leak is None else -leak, example.fact_id)
 
 
 def _training_history(model: Artifact) -> list[dict[str, Any]]:
@@ -150,7 +189,10 @@ def _training_history(model: Artifact) -> list[dict[str, Any]]:
 
 
 def outcome(rows: Sequence[MetricRow]) -> str:
-    """Returns one sentence about what was forgotten and what was retained."""
+    """Returns one sentence about what was forgotten and what was retained.
+
+    If the target alone was evaluated, the sentence says what it knows.
+    """
     by_metric = {(row.suite, row.metric): row for row in rows}
     clauses = [
         _leak_clause(by_metric.get(("forget", "leak"))),
@@ -168,14 +210,20 @@ def outcome(rows: Sequence[MetricRow]) -> str:
 
 
 def _leak_clause(row: MetricRow | None) -> str | None:
-    if row is None or row.before is None or row.after is None:
+    if row is None or row.before is None:
         return None
-    facts = count_of_facts(row.after["num_examples"])
+    facts = count_of_facts((row.after or row.before)["num_examples"])
+    if row.after is None:
+        return f"the leak of the forget set is {row.before['value']:.3f} over {facts}"
     return f"the leak of the forget set went from {_change(row.before, row.after)} over {facts}"
 
 
 def _retained_clause(row: MetricRow | None) -> str | None:
-    if row is None or row.before is None or row.after is None or row.before["value"] <= 0:
+    if row is None or row.before is None:
+        return None
+    if row.after is None:
+        return f"the ROUGE-L recall of the retain set is {row.before['value']:.3f}"
+    if row.before["value"] <= 0:
         return None
     share = row.after["value"] / row.before["value"]
     percent = f"{share:.1%}".removesuffix("%")
@@ -183,14 +231,15 @@ def _retained_clause(row: MetricRow | None) -> str | None:
 
 
 def _quality_clause(row: MetricRow | None) -> str | None:
-    if row is None or row.after is None:
-        return None
-    return f"forget quality is {format_number(row.after['value'])}"
+    last = row and (row.after or row.before)
+    return f"forget quality is {format_number(last['value'])}" if last else None
 
 
 def _utility_clause(row: MetricRow | None) -> str | None:
-    if row is None or row.before is None or row.after is None:
+    if row is None or row.before is None:
         return None
+    if row.after is None:
+        return f"model utility is {row.before['value']:.3f}"
     return f"model utility went from {_change(row.before, row.after)}"
 
 

@@ -1,5 +1,6 @@
 """The stage `report`: one page for people."""
 
+from dataclasses import replace
 from typing import Any
 
 from meow_ray.core import storage
@@ -18,8 +19,11 @@ def _report(context: Context) -> dict[str, Any]:
 REPORT = Stage(
     name="report",
     artifact="report",
-    version=1,
+    version=2,
     sections=("report",),
     inputs=("facts", "candidates", "memo", "selected", TARGET, "model", "metrics"),
     run=_report,
 )
+
+REPORT_ALONE = replace(REPORT, inputs=("facts", TARGET, "metrics"))
+"""The page of an evaluation of the target alone."""

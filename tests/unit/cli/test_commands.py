@@ -8,7 +8,6 @@ import typer
 from typer.testing import CliRunner
 
 from meow_ray.cli.main import app
-from meow_ray.errors import MeowError
 from tests.support.runs import BIN
 
 RUNNER = CliRunner()
@@ -24,6 +23,7 @@ def test_the_commands_are_these():
         "clean",
         "compare",
         "config",
+        "evaluate",
         "memorize",
         "plan",
         "run",
@@ -48,10 +48,15 @@ def test_help_begins_with_an_imperative_and_explains_every_option(command: str):
     assert RUNNER.invoke(app, [command, "--help"]).exit_code == 0
 
 
-def test_the_old_name_of_an_option_is_refused_with_the_new_one():
-    result = RUNNER.invoke(app, ["tofu", "log.json", "--reference", "other.json"])
-    assert isinstance(result.exception, MeowError)
-    assert str(result.exception) == "--reference is now called --retain-model."
+def test_the_retain_model_may_be_called_the_reference(tmp_path: Path):
+    log = tmp_path / "TOFU_EVAL.json"
+    log.write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 1.5}}}}')
+    printed = [
+        RUNNER.invoke(app, ["tofu", str(log), option, str(log), "--json"]).output
+        for option in ("--retain-model", "--reference")
+    ]
+    assert '"Forget Quality": 1.0' in printed[0]
+    assert printed[1] == printed[0]
 
 
 def test_an_input_of_another_form_is_refused(tmp_path: Path):

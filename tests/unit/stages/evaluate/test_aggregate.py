@@ -13,7 +13,7 @@ from meow_ray.core.schema import EXAMPLES_SCHEMA
 from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate import tofu
 from meow_ray.stages.evaluate.aggregate import Examples, aggregate, tofu_results
-from meow_ray.stages.evaluate.tofu import Results
+from meow_ray.stages.evaluate.tofu import MinKResult, ModelLog, Results
 
 SPEC = Evaluate(bootstrap_resamples=100, membership=("loss", "min_k", "retain_model"))
 
@@ -114,7 +114,7 @@ def test_results_from_a_file_replace_the_retain_model():
     rows = [tofu_row(i, "forget", "after", 0.1 * i, 1.0) for i in range(5)]
     log = tofu_results(Examples(table(*rows)), "after")
     metrics = values_by_key(
-        aggregate(table(*rows), SPEC, {"forget": Results(log["forget"].truth_ratio)})
+        aggregate(table(*rows), SPEC, ModelLog({"forget": Results(log["forget"].truth_ratio)}))
     )
     assert metrics["tofu", "forget_quality", "after"] == 1.0
     assert ("tofu", "forget_quality", "after") not in values_by_key(aggregate(table(*rows), SPEC))
@@ -178,3 +178,16 @@ def test_membership_inference_compares_the_forget_set_with_the_holdout_set():
 def test_without_a_holdout_set_there_is_no_membership_inference():
     suites = {suite for suite, _, _ in membership({"before": [0.1]}, {})}
     assert "membership" not in suites
+
+
+@pytest.mark.parametrize("definitions", ["meow", "open_unlearning"])
+def test_privleak_compares_with_the_auc_of_a_log(definitions: str):
+    sign = -1 if definitions == "open_unlearning" else 1
+    rows = [example(i, "forget", min_k=sign * float(i)) for i in range(4)]
+    rows += [example(9, "holdout", min_k=sign * 0.5)]
+    log = ModelLog({}, MinKResult(0.5))
+    spec = Evaluate(definitions=definitions, bootstrap_resamples=20)
+    metrics = values_by_key(aggregate(table(*rows), spec, log))
+    assert metrics["membership", "min_k_auc", "before"] == 0.75
+    assert metrics["membership", "privleak", "before"] == pytest.approx((0.5 - 0.75) / 0.5 * 100)
+    assert ("membership", "privleak", "before") not in values_by_key(aggregate(table(*rows), spec))

@@ -17,8 +17,7 @@ from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.stages.evaluate import aggregate, sets, suites
-from meow_ray.stages.evaluate.stage import EVALUATE
-from meow_ray.stages.evaluate.tofu import Results
+from meow_ray.stages.evaluate.tofu import MinKResult, ModelLog, Results
 from tests.support.sets import fact_rows, facts_query, set_table
 
 
@@ -42,7 +41,7 @@ def answered_rows(count: int) -> Query:
 
 
 def written_metrics(
-    folder: Path, answered: dict[str, Query], retain_log: dict[str, Results] | None
+    folder: Path, answered: dict[str, Query], retain_log: ModelLog | None
 ) -> tuple[dict[str, Any], set[tuple[str, str, str]]]:
     """Returns the summary, and (suite, metric, model) of each metric."""
     metrics_uri = str(folder / "metrics.parquet")
@@ -60,7 +59,7 @@ def written_metrics(
 
 
 def test_results_from_a_file_give_forget_quality(tmp_path: Path):
-    retain_log = {"forget": Results(np.array([0.1, 0.2, 0.3]))}
+    retain_log = ModelLog({"forget": Results(np.array([0.1, 0.2, 0.3]))})
     summary, keys = written_metrics(tmp_path, {"after": answered_rows(3)}, retain_log)
     assert summary == {"examples": 3, "suites": ["forget", "tofu"], "retain_model": "results"}
     assert ("tofu", "forget_quality", "after") in keys
@@ -112,13 +111,33 @@ def test_results_of_another_forget_set_are_refused(
     pairs = [(f"Q{number}?", f"A{number}.") for number in range(3)]
     forget = set_table(*pairs, perturbed_answer=wrong)
     with pytest.raises(MeowError, match=re.escape(message)):
-        sets.check_retain_results(forget, retain_log, "retain.json")
+        check_retain_results(forget, ModelLog(retain_log))
 
 
 def test_results_without_a_perturbed_forget_set_are_refused():
     message = "truth ratios of the forget set, but evaluate.sets.forget has none."
     with pytest.raises(MeowError, match=re.escape(message)):
-        sets.check_retain_results(None, {"forget": Results(np.array([0.1]))}, "retain.json")
+        check_retain_results(None, ModelLog({"forget": Results(np.array([0.1]))}))
+
+
+def check_retain_results(
+    forget: pa.Table | None, log: ModelLog, holdout: pa.Table | None = None, **spec: Any
+) -> None:
+    sets.check_retain_results(forget, holdout, log, Evaluate(**spec), "retain.json")
+
+
+def test_an_auc_serves_privleak_by_open_unlearnings_definitions_alone():
+    log = ModelLog({}, MinKResult(0.5, num_forget=3, num_holdout=2))
+    forget = set_table(*[(f"Q{number}?", f"A{number}.") for number in range(3)])
+    holdout = set_table(("Q8?", "A8."), ("Q9?", "A9."))
+    check_retain_results(forget, log, holdout, definitions="open_unlearning")
+    check_retain_results(None, log, holdout, definitions="open_unlearning")
+    with pytest.raises(MeowError, match="or remove min_k from"):
+        check_retain_results(forget, log, holdout)
+    with pytest.raises(MeowError, match=r"another holdout set \(2 rows\) than .* \(1 rows\)"):
+        check_retain_results(forget, log, holdout.slice(1), definitions="open_unlearning")
+    with pytest.raises(MeowError, match="forget quality needs truth ratios of the forget set"):
+        check_retain_results(forget, log)
 
 
 # --- the configuration ----------------------------------------------------------------------------
@@ -133,10 +152,10 @@ def configured_artifact(place: str) -> Artifact:
 
 def test_the_configuration_names_a_model_or_its_results(tmp_path: Path, tiny_model: Path):
     log = tmp_path / "TOFU_EVAL.json"
-    log.write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.5}}}}')
+    log.write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 1.5}}}}')
     first = configured_artifact(str(log))
-    assert first.value["forget"].truth_ratio.tolist() == [0.5]
-    log.write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.25}}}}')
+    assert first.value.suites["forget"].truth_ratio.tolist() == [1.5]
+    log.write_text('{"forget_truth_ratio": {"value_by_index": {"0": {"score": 1.25}}}}')
     assert configured_artifact(str(log)).digest != first.digest
     assert configured_artifact(str(tiny_model)).value.uri == str(tiny_model)
     assert configured_artifact("null").digest == "none"
@@ -155,17 +174,3 @@ def test_the_old_name_of_the_attack_is_refused_with_the_new_one():
     assert "the attack reference is now called retain_model" in str(caught.value)
     config = load_config(None, ["evaluate.membership=[loss,retain_model]"])
     assert config.evaluate.membership == ("loss", "retain_model")
-
-
-def test_fingerprints_are_those_of_version_0_1():
-    assert EVALUATE.version == 5
-    default = Evaluate()
-    assert default.membership == ("loss", "zlib", "min_k", "retain_model")
-    assert '"retain_model"]' in default.model_dump_json()
-    assert storage.json_digest(default.spec()) == (
-        "c216653ee16ef68e7dc027a03ce419c791351da45be7058d080bdceb3f1f3a25"
-    )
-    reordered = Evaluate(membership=("min_k", "retain_model", "loss"))
-    assert storage.json_digest(reordered.spec()) == (
-        "5c0239dbb3a6305699dc66c0382245272731e07a226e1599edc970f609603847"
-    )

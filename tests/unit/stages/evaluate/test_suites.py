@@ -142,3 +142,12 @@ def test_samples_are_drawn_from_all_sets_but_forget():
 )
 def test_a_prefix_ends_with_a_word_and_leaves_a_rest(answer: str, percent: int, start: str):
     assert answer[: suites.prefix_length(answer, percent)] == start
+
+
+def test_memo_can_be_turned_off_for_all_suites():
+    facts = facts_query(fact_rows(BORN))
+    sets = {"retain": set_table(("Q?", "A."))}
+    with_memo = suites.rows_to_ask(facts, sets, [], Evaluate())["with_memo"].to_pylist()
+    without = suites.rows_to_ask(facts, sets, [], Evaluate(memo=False))["with_memo"].to_pylist()
+    assert sum(with_memo) == 2
+    assert sum(without) == 0

@@ -44,7 +44,7 @@ def test_without_a_retain_model_there_is_no_forget_quality(shared_data: Callable
 
 def test_results_of_another_split_are_refused(shared_data: Callable[[str], Path]):
     paths = (shared_data(f"tofu_eval_logs/llama2_{name}.json") for name in ("full", "retain95"))
-    full, other = (tofu_logs.read_log(str(path))["forget"] for path in paths)
+    full, other = (tofu_logs.read_log(str(path)).suites["forget"] for path in paths)
     message = "x.json: the forget set has another number of rows (200) than the model's (300)."
     with pytest.raises(MeowError, match=re.escape(message)):
         tofu.check_same_forget_set(len(full), full.answers, other, "x.json")

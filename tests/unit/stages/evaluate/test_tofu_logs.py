@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from meow_ray.cli import main
 from meow_ray.errors import MeowError
-from meow_ray.stages.evaluate import tofu, tofu_logs
+from meow_ray.stages.evaluate import tofu_logs
 
 OFFICIAL = (
     "eval_log.json",
@@ -43,30 +43,7 @@ def test_the_answers_of_a_log_with_texts_are_read(tmp_path: Path):
         "0": ["q", "reply", "true"],
         "1": ["q", "reply", "too"],
     }
-    assert tofu_logs.read_log(write(tmp_path, data))["forget"].answers == ("true", "too")
-
-
-def test_open_unlearnings_results_are_read(tmp_path: Path):
-    def rows(**values: float) -> dict[str, Any]:
-        return {"agg_value": 0.0, "value_by_index": {str(i): values for i in range(3)}}
-
-    data = {"model_utility": {"agg_value": 0.5}, "forget_quality": {"agg_value": None}}
-    for suite, prob, truth in (
-        ("forget", "Prob", "truth_ratio"),
-        ("retain", "Prob", "Truth_Ratio"),
-    ):
-        data[f"{suite}_Q_A_{prob}"] = rows(prob=0.5, avg_loss=0.7)
-        data[f"{suite}_Q_A_ROUGE"] = rows(rougeL_recall=0.5, rouge1_recall=0.9)
-        data[f"{suite}_{truth}"] = rows(score=0.5)
-    for suite in ("ra", "wf"):
-        data[f"{suite}_Q_A_Prob"] = rows(prob=0.1)
-        data[f"{suite}_Q_A_Prob_normalised"] = rows(prob=0.5)
-        data[f"{suite}_Q_A_ROUGE"] = rows(rougeL_recall=0.5)
-        data[f"{suite}_Truth_Ratio"] = rows(score=0.5)
-    log = tofu_logs.read_log(write(tmp_path, data))
-    assert list(log) == list(tofu.SUITES)
-    assert tofu.model_utility(log) == pytest.approx(0.5)
-    assert tofu.forget_quality(log["forget"], log["forget"])[0] == 1.0
+    assert tofu_logs.read_log(write(tmp_path, data)).suites["forget"].answers == ("true", "too")
 
 
 def broken(key: str, column: str, row: str | None, value: Any) -> dict[str, Any]:
@@ -124,9 +101,15 @@ def broken(key: str, column: str, row: str | None, value: Any) -> dict[str, Any]
         ({"forget_truth_ratio": {"value_by_index": {}}}, "value_by_index is empty"),
         (
             {"forget_truth_ratio": {"value_by_index": {"0": {"score": None}}}},
-            "score of row 0 is not a number (None)",
+            "forget_truth_ratio: no row has a score",
         ),
         ({"forget_truth_ratio": {"value_by_index": {"0": 0.5}}}, "row 0 has no score"),
+        (
+            {"forget_truth_ratio": 0.63, "forget_quality": None},
+            "this is a summary of open-unlearning, such as TOFU_SUMMARY.json",
+        ),
+        (official()[FORGET], "this is TOFU's log of one set. Give the eval_log_aggregated.json"),
+        ({"mia_min_k": {"auc": 1.5}}, "mia_min_k: auc is not a number between 0 and 1 (1.5)"),
     ],
 )
 def test_a_broken_log_is_refused_by_its_name(tmp_path: Path, data: Any, message: str):

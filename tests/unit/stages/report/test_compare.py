@@ -125,7 +125,10 @@ def test_a_run_without_metrics_of_the_model_is_named(tmp_path: Path):
     )
     assert isinstance(error, MeowError)
     assert str(error).startswith("ours: the run at")
-    assert str(error).endswith("has no metrics of this model (retain_model).")
+    assert str(error).endswith(
+        "has no metrics of this model (retain_model). Compare another one with --model: it has "
+        "after, before."
+    )
 
 
 def test_unknown_choices_are_refused(tmp_path: Path):

@@ -375,3 +375,27 @@ def test_facts_without_a_leak_or_a_score(tmp_path: Path) -> None:
     assert "The metrics contain neither the leak of the forget set nor" in page.text
     assert page.tables["examples"][1][1:] == ["–", "–"]
     assert page.plots() == ["Distribution of MEMO over 4 answers", "Training loss over 4 steps"]
+
+
+def test_the_target_alone_has_no_part_about_unlearning(tmp_path: Path) -> None:
+    rows = [row for row in examples() if row["model"] == "before"]
+    everything = artifacts(tmp_path, rows)
+    inputs = {name: everything[name] for name in ("facts", "target", "metrics")}
+    page = Page(render(Report(show_text=True), inputs))
+    assert page.tables["metrics"][0] == ["Suite", "Metric", "Target", "Examples"]
+    leak = next(row for row in page.tables["metrics"] if row[1] == "leak")
+    assert leak[2:] == ["0.750 (0.750–0.750)", "3"]
+    assert "The leak of the forget set is 0.750 over 3 facts;" in page.text
+    assert "the ROUGE-L recall of the retain set is" in page.text
+    header, *facts = page.tables["examples"]
+    assert header == ["Fact", "Leak", "Question", "True answer", "Answer"]
+    assert facts[0][1:] == [
+        "0.750",
+        f"{PLANTED} question 0?",
+        f"{PLANTED} truth 0.",
+        f"{PLANTED} before 0.",
+    ]
+    assert [row[0] for row in page.tables["lineage"][1:]] == ["facts", "target", "metrics"]
+    assert page.plots() == []
+    for word in ("Training", "Inversion", "after unlearning", "After", "–"):
+        assert word not in page.text.replace("0.750–0.750", ""), word
