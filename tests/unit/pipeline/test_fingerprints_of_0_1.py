@@ -11,13 +11,13 @@ from meow_ray.pipeline.graph import STAGES
 from meow_ray.pipeline.pipeline import load_config
 
 FINGERPRINTS = {
-    "memorize": "ad7555926ed246f3",
+    "memorize": "fbffb11f24cbcaf6",
     "ingest": "a3057769e03d4b74",
     "invert": "97456171dbaf8362",
     "memo": "ab3af7d37b10443f",
     "select": "dadf247ddedabfe8",
     "reference": "1ea395e697988458",
-    "train": "e0359bcd43ef77cd",
+    "train": "108174fa95eaa006",
     "remain": "62abf3ce0c681999",
     "evaluate": "ab622d5abf7faf8d",
     "report": "67ceb22f06db5db4",
