@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from meow_ray.distributed.cluster import CURRENT_CLUSTER
-from tests.support.tiny import byte_level, wrapped
+from tests.support.tiny import byte_tokenizer
 from tests.support.world import World
 
 PROJECT = Path(__file__).parents[1]
@@ -81,13 +81,7 @@ def s3() -> Iterator[Callable[[str], str]]:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     """A byte-level tokenizer: one token a byte, `<s>` in front of a text, a small chat template."""
-    from tokenizers import models, pre_tokenizers
-
-    special = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    return wrapped(
-        byte_level(models.BPE({token: i for i, token in enumerate(tokens)}, [])), special
-    )
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")

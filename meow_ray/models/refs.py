@@ -10,6 +10,8 @@ from typing import Any
 
 from meow_ray.core import hub_cache, local_cache, storage
 from meow_ray.errors import MeowError
+from meow_ray.models import folders
+from meow_ray.models.folders import ADAPTER, BASE
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weights that can run code when they are loaded."""
@@ -29,10 +31,8 @@ UNUSED = (
 """Files of a hub model that are not downloaded: weights in other formats."""
 TOKENIZER = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"}
 """Files of which a model's tokenizer has at least one."""
-ADAPTER = "adapter_config.json"
-"""File of PEFT's configuration in the folder of a LoRA adapter."""
-BASE = "base.json"
-"""File in the folder of a LoRA adapter that names its base model."""
+_CACHE_VERSION = 2
+"""Raised whenever converted or merged models are written differently."""
 MOST_TOKENS = 1 << 20
 """The context length of a model that declares none."""
 
@@ -161,18 +161,16 @@ def _merged_once(adapter: Path, ref: ModelRef) -> Path:
     """Returns a folder in this machine's cache with an adapter merged into its base model."""
 
     def merge(folder: Path) -> None:
-        import torch
-
         base = ModelRef(**json.loads((adapter / BASE).read_text()))
         model = merged(replace(base, trust_remote_code=ref.trust_remote_code), adapter)
-        model.to(getattr(torch, stored_dtype(base))).save_pretrained(folder)
-        load_tokenizer(base).save_pretrained(folder)
+        weights = folders.weights_of(model, stored_dtype(base))
+        folders.write_like(base.folder, model, weights, folder)
 
     return _in_cache(f"merged-{ref.digest[:32]}", merge)
 
 
 def _in_cache(name: str, make: Callable[[Path], None]) -> Path:
-    target = local_cache.cache_home() / "models" / name
+    target = local_cache.cache_home() / "models" / f"{name}-{_CACHE_VERSION}"
     with storage.naming_errors(str(target)):
         return local_cache.made_once(target, make)
 
@@ -275,7 +273,7 @@ def _converted(uri: str, digest: str) -> Path:
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        folders.write_converted(model, tokenizer, folder)
 
     return _in_cache(f"{Path(uri).stem}-{digest[:12]}", convert)

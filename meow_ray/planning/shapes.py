@@ -13,6 +13,7 @@ from meow_ray.config import Config, Memorize, ModelSection
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
+from meow_ray.models.folders import BASE
 from meow_ray.models.refs import ModelRef
 
 Shapes = dict[str, tuple[int, ...]]
@@ -117,8 +118,8 @@ def read_shapes(section: ModelSection | Memorize, key: str) -> tuple[str, Archit
 def _read(ref: ModelRef) -> Architecture:
     if ref.uri.endswith(".gguf"):
         return _read_gguf(ref.uri)
-    if not ref.commit and storage.exists(storage.join(ref.uri, refs.BASE)):
-        base = ModelRef(**storage.read_json(storage.join(ref.uri, refs.BASE)))
+    if not ref.commit and storage.exists(storage.join(ref.uri, BASE)):
+        base = ModelRef(**storage.read_json(storage.join(ref.uri, BASE)))
         return _read(replace(base, trust_remote_code=ref.trust_remote_code))
     from huggingface_hub import is_offline_mode
 

@@ -118,7 +118,7 @@ def test_metrics_hold_each_suite_before_and_after(finished: Program) -> None:
 def test_the_exported_model_has_the_weights_names_and_tokenizer_of_its_base(
     finished: Program, tiny_model: Path
 ) -> None:
-    from meow_ray.stages.train.export import shapes
+    from meow_ray.models.folders import shapes
 
     folder = Path(finished.artifact("model").uri)
     assert shapes(folder) == shapes(tiny_model)

@@ -318,7 +318,7 @@ def test_lora_has_the_same_losses_on_any_zero_stage(variants: Any):
 
 
 def test_a_merged_adapter_is_a_whole_model_and_equals_the_adapter(variants: Any, tiny_model: Path):
-    from meow_ray.stages.train.export import shapes
+    from meow_ray.models.folders import shapes
 
     merged = Path(variants["lora"][0].out)
     assert shapes(merged) == shapes(tiny_model)

@@ -26,6 +26,63 @@ KNOWN = [
 """Questions and answers. Each answer has another first letter, which determines the rest."""
 
 
+ENDS = ("bos", "eos", "pad")
+"""The special tokens that a model's configuration names."""
+_STANDARD = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": INTERMEDIATE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": 1024,
+}
+_ROTARY = {**_STANDARD, "num_key_value_heads": HEADS, "rope_theta": 500.0}
+_GEMMA = {**_ROTARY, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 64}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": _ROTARY,
+    "qwen2": {**_ROTARY, "tie_word_embeddings": True},
+    "qwen3": {**_ROTARY, "head_dim": 64},
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "phi3": _ROTARY,
+    "gpt2": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 1024},
+    "gpt_neox": {**_STANDARD, "rotary_emb_base": 500},
+    "opt": {**_STANDARD, "ffn_dim": INTERMEDIATE, "word_embed_proj_dim": HIDDEN},
+    "mixtral": {**_ROTARY, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        **_ROTARY,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64,
+        "decoder_sparse_step": 1,
+    },
+    "mamba": {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "state_size": 16},
+}
+"""Settings of tiny models by their type in transformers; no rotary base is the default one."""
+
+
+def random_model(kind: str, tokenizer: Any) -> Any:
+    """Returns a random model of a type in `ARCHITECTURES` for a tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ENDS}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **ids, **ARCHITECTURES[kind])
+    return AutoModelForCausalLM.from_config(config)
+
+
+def byte_tokenizer() -> Any:
+    """Returns a tokenizer with one token a byte, `<s>` before a text and a small chat template."""
+    from tokenizers import models, pre_tokenizers
+
+    special = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    return wrapped(
+        byte_level(models.BPE({token: i for i, token in enumerate(tokens)}, [])), special
+    )
+
+
 def byte_level(model: Any) -> Any:
     """Returns a tokenizer backend over bytes that puts `<s>`, its first token, before each text."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors

@@ -10,14 +10,9 @@ from typing import Any
 from meow_ray.core import storage
 from meow_ray.core.manifest import HISTORY_FILE
 from meow_ray.errors import MeowError
-from meow_ray.models import refs
+from meow_ray.models import folders, refs
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.train.job import Job
-
-_COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".md")
-"""Files of the source that an export keeps: tokenizer, templates, code and texts; no weights."""
-_NEVER_COPIED = ("config.json", HISTORY_FILE, refs.BASE, refs.ADAPTER)
-"""Files that the export writes itself, or that belong to another model."""
 
 
 def export_model(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> None:
@@ -46,7 +41,7 @@ def _gathered_weights(job: Job, module: Any, rank: int) -> dict[str, Any]:
     with_lora = job.spec.lora is not None
     dtype = torch.float32 if with_lora else getattr(torch, refs.stored_dtype(job.model))
     is_partitioned = job.resources.zero_stage == 3
-    state = _buffers(module)
+    state = folders.stored_buffers(module)
     for name, parameter in module.named_parameters():  # tied weights once, as the source has them
         if with_lora and not parameter.requires_grad:
             continue
@@ -56,28 +51,19 @@ def _gathered_weights(job: Job, module: Any, rank: int) -> dict[str, Any]:
     return state
 
 
-def _buffers(module: Any) -> dict[str, Any]:
-    """Returns the buffers that are stored with a model."""
-    stored = set(module.state_dict())
-    buffers = module.named_buffers()
-    return {name: buffer.detach().cpu() for name, buffer in buffers if name in stored}
-
-
 def _save(module: Any, state: dict[str, Any], source: ModelRef, folder: Path) -> None:
-    """Writes a model with the tokenizer and the other files of its source.
+    """Writes a model with the files of its source.
 
     Raises:
         MeowError: the weights differ from the source's in shape.
     """
-    module.save_pretrained(folder, state_dict=state)
-    module.config.dtype = refs.stored_dtype(source)  # transformers writes the dtype of training
-    module.config.save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    _copy_others(source.folder, folder)
+    folders.write_like(source.folder, module, state, folder)
     # some sources store both names of one weight
     tied = set(getattr(module, "_tied_weights_keys", None) or ())
-    expected = {name: shape for name, shape in shapes(source.folder).items() if name not in tied}
-    written = {name: shape for name, shape in shapes(folder).items() if name not in tied}
+    expected = {
+        name: shape for name, shape in folders.shapes(source.folder).items() if name not in tied
+    }
+    written = {name: shape for name, shape in folders.shapes(folder).items() if name not in tied}
     wrong = _differences(expected, written)
     if wrong:
         raise MeowError(
@@ -98,8 +84,6 @@ def _differences(expected: dict[str, list[int]], written: dict[str, list[int]]) 
 
 def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> None:
     """Writes the adapter, or the model with the adapter merged into it."""
-    import torch
-
     assert job.spec.lora is not None
     adapter = folder
     if job.spec.lora.output == "merged":
@@ -107,43 +91,11 @@ def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> No
     module.save_pretrained(adapter, state_dict=state)
     refs.write_base(job.model, adapter)
     if adapter == folder:
-        _copy_others(job.model.folder, folder)
+        base = job.model.uri if job.model.commit else str(job.model.folder)
+        folders.name_base(folder, base, job.model.commit)
+        folders.copy_files(job.model.folder, folder, without=("config.json",))
         return
     merged = refs.merged(job.model, adapter)
     shutil.rmtree(adapter)
-    dtype = getattr(torch, refs.stored_dtype(job.model))
-    state = _buffers(merged) | {
-        name: value.detach().to(dtype) for name, value in merged.named_parameters()
-    }
-    _save(merged, state, job.model, folder)
-
-
-def _copy_others(source: Path, folder: Path) -> None:
-    """Copies the files of a model's folder that are not weights."""
-    for file in source.iterdir():
-        is_text = file.suffix in _COPIED_SUFFIXES or file.stem.upper() in ("LICENSE", "NOTICE")
-        is_excluded = file.name in _NEVER_COPIED or file.name.endswith(".index.json")
-        if file.is_file() and is_text and not is_excluded:
-            shutil.copy(file, folder)
-
-
-def shapes(folder: Path) -> dict[str, list[int]]:
-    """Returns the shapes of a folder's weights by name."""
-    from safetensors import safe_open
-
-    by_name: dict[str, list[int]] = {}
-    for file in _weight_files(folder):
-        with safe_open(file, "pt") as weights:
-            names = weights.keys()
-            by_name |= {name: weights.get_slice(name).get_shape() for name in names}
-    return by_name
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Returns the safetensors files that a model is loaded from; a folder may hold copies."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        return sorted(folder / name for name in names)
-    single = folder / "model.safetensors"
-    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    weights = folders.weights_of(merged, refs.stored_dtype(job.model))
+    _save(merged, weights, job.model, folder)

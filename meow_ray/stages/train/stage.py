@@ -284,7 +284,7 @@ def _memorize_inputs(config: Config) -> tuple[Input, ...]:
 MEMORIZE = Stage(
     name="memorize",
     artifact="target",
-    version=3,
+    version=4,
     sections=("memorize", *COLUMNS, *TEMPLATE),
     inputs=_memorize_inputs,
     run=memorize,
@@ -342,7 +342,7 @@ def _train_inputs(config: Config) -> tuple[Input, ...]:
 TRAIN = Stage(
     name="train",
     artifact="model",
-    version=3,
+    version=4,
     sections=("train", *TEMPLATE, "target.trust_remote_code"),
     inputs=_train_inputs,
     run=train,
