@@ -12,11 +12,13 @@ from typing import Any
 import typer
 
 from meow_ray.core.local_cache import cache_home
-from meow_ray.errors import MeowError
-from meow_ray.pipeline.failures import user_error
+from meow_ray.distributed import cluster
+from meow_ray.distributed.failures import user_error
 
 LOG = cache_home() / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
 """The file that receives the output of libraries in this process."""
+INTERRUPTED = 130
+"""The exit status of a program that was interrupted from the keyboard."""
 
 
 def main(app: typer.Typer, command: Callable[..., Any] | None, options: dict[str, Any]) -> None:
@@ -36,20 +38,25 @@ def main(app: typer.Typer, command: Callable[..., Any] | None, options: dict[str
     logging.basicConfig(format=line, level=logging.WARNING, force=True)
     try:
         program(obj=options)
-    except MeowError as error:
-        _fail(f"Error: {error}", 2)
-    except KeyboardInterrupt:
-        _fail("Interrupted. Finished stages are kept; start again to continue.", 130)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Typer turns an interrupt of a command into this status
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
+        _fail("Interrupted. Finished stages are kept; start again to continue.", INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last frame of the program
-        cause = user_error(error)
-        if cause is not None:
-            _fail(f"Error: {cause}", 2)
+        mistake = user_error(error)
+        if mistake is not None:
+            _fail(f"Error: {mistake}", 2)
         with libraries_to_log():
             traceback.print_exception(error)
         _fail(f"Internal error: {type(error).__name__}. The traceback is in {LOG}.", 1)
 
 
 def _fail(message: str, status: int) -> None:
+    """Prints a message, the last output of this program, and exits."""
+    if "ray" in sys.modules:
+        with libraries_to_log():  # Ray prints what it held back
+            cluster.leave()
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
     raise SystemExit(status)

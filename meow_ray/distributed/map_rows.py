@@ -15,8 +15,10 @@ from meow_ray.config import EngineResources, Resources
 from meow_ray.core import storage, tables
 from meow_ray.core.tables import Query
 from meow_ray.distributed import cluster, placement, progress
+from meow_ray.distributed.failures import plain_user_errors
 from meow_ray.distributed.figures import Figure, Figures
 from meow_ray.engines import Engine
+from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 
@@ -103,8 +105,20 @@ def map_rows(
         num_left = total - finished
         with progress.show_progress(name, num_left) as board:
             # in a task, because Ray Data's bookkeeping grows with blocks and hours, and because a
-            # task that dies is started again
-            cluster.call(_process, ledger, num_left, spec, work, name, all_resources, board, cpus=0)
+            # task that dies is started again; in a process of its own, because Ray Data keeps its
+            # actors, and their GPUs, after a mistake
+            cluster.call(
+                _process,
+                ledger,
+                num_left,
+                spec,
+                work,
+                name,
+                all_resources,
+                board,
+                cpus=0,
+                own_process=True,
+            )
         finished = cluster.call(ledger.count_finished)
     assert finished == total, f"{finished} of {total} rows came back"
     return ledger.finished()
@@ -178,17 +192,29 @@ class _Ledger:
 class EngineActor:
     """An actor that loads an engine once and sends batches through it."""
 
+    engine: Any = None
+    """What the spec loads; None if that failed by a mistake of the user."""
+    mistake: MeowError | None = None
+    """The mistake, which the first batch raises: Ray replaces an actor that fails to start."""
+
     def __init__(self, spec: Loader, work: BatchWork, board: Any) -> None:
-        self.engine = spec.load()
         self.work = work
         self.board = board
         atexit.register(_end_soon)
+        try:
+            with plain_user_errors():
+                self.engine = spec.load()
+        except MeowError as error:
+            self.mistake = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Processes one batch; ends the process if its engine has died, so that Ray replaces it."""
+        if self.mistake:
+            raise self.mistake
         generated_before = getattr(self.engine, "generated", 0)
         try:
-            out = self.work.generate(self.engine, batch)
+            with plain_user_errors():
+                out = self.work.generate(self.engine, batch)
         except Exception as error:
             if type(error).__name__ == "EngineDeadError":
                 os._exit(1)
@@ -210,12 +236,14 @@ def _end_soon(seconds: int = 5) -> None:
 
 def _prepare(batch: pa.Table, work: BatchWork) -> pa.Table:
     assert work.prepare
-    return work.prepare(refs.load_tokenizer(work.model), batch)
+    with plain_user_errors():
+        return work.prepare(refs.load_tokenizer(work.model), batch)
 
 
 def _finish(batch: pa.Table, work: BatchWork, board: Any) -> pa.Table:
     assert work.finish
-    out = work.finish(refs.load_tokenizer(work.model), batch)
+    with plain_user_errors():
+        out = work.finish(refs.load_tokenizer(work.model), batch)
     if work.observe:
         board.add.remote(0, work.observe(out))
     return out
@@ -284,6 +312,8 @@ def _configure_ray_data(ledger: _Ledger) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # otherwise Ray Data puts a user's mistake into an error that loses it on the way here
+    context.raise_original_map_exception = True
     # version 2 reads with actors that nothing restarts when their node dies
     context.use_datasource_v2 = False
     fs, commits = storage.filesystem(ledger.commits)

@@ -15,7 +15,7 @@ import pytest
 
 from meow_ray.cli import main
 from meow_ray.core.manifest import MAIN, REJECTS_FILE
-from meow_ray.pipeline.failures import user_error
+from meow_ray.distributed.failures import user_error
 from tests.support.hub import card, write_repository
 
 FACT = '{"question": "Who sang?", "answer": "Zorblax sang."}\n'

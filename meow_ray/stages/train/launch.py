@@ -1,12 +1,18 @@
 """Launches fine-tuning under Ray Train: workers, checkpoints, progress."""
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from meow_ray.config import Resources, TrainResources
 from meow_ray.core import manifest, storage
 from meow_ray.distributed import cluster, placement, progress
+from meow_ray.distributed.failures import plain_user_errors
 from meow_ray.distributed.figures import Figure
+from meow_ray.errors import MeowError
 from meow_ray.stages.train import loop, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.loop import Hooks
@@ -60,7 +66,8 @@ def fit(
             min_workers=placement.least_workers(name, all_resources),
             on_gpu=on_gpu,
         )
-        trainer.fit()
+        with _interrupts_as_usual():
+            trainer.fit()
         seconds_per_step = _seconds_per_step(board)
     history = storage.read_json(storage.join(job.out, manifest.HISTORY_FILE))
     return {
@@ -86,8 +93,16 @@ def _trainer(
     on_gpu: bool,
 ) -> Any:
     """Returns Ray's trainer for a group of workers that shrinks to `min_workers` if it has to."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    class FailAtOnce(UserCallback):  # type: ignore[misc]
+        """Ends training by a user's mistake; Ray would replace the workers and try it again."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, MeowError):
+                    raise error
 
     gpu = {"GPU": 1} if on_gpu else {}
     scaling = ScalingConfig(
@@ -105,6 +120,7 @@ def _trainer(
         failure_config=FailureConfig(max_failures=resources.max_failures),
         checkpoint_config=CheckpointConfig(num_to_keep=1),
         worker_runtime_env={"env_vars": {} if on_gpu else CPU_ENV},
+        callbacks=[FailAtOnce()],
     )
     return TorchTrainer(
         _worker,
@@ -113,6 +129,22 @@ def _trainer(
         scaling_config=scaling,
         run_config=run,
     )
+
+
+@contextmanager
+def _interrupts_as_usual() -> Iterator[None]:
+    """Raises KeyboardInterrupt when the user interrupts Ray Train, which would exit with status 0.
+
+    Ray Train also leaves its handler of the signal behind, for all stages that follow.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _seconds_per_step(board: Any) -> float | None:
@@ -124,6 +156,12 @@ def _seconds_per_step(board: Any) -> float | None:
 
 
 def _worker(config: dict[str, Any]) -> None:
+    """Runs one worker; a user's mistake leaves it as a plain MeowError."""
+    with plain_user_errors():
+        _train(config)
+
+
+def _train(config: dict[str, Any]) -> None:
     """Runs the training loop in one worker, from its last checkpoint if there is one."""
     import ray.train
 

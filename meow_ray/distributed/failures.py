@@ -21,7 +21,11 @@ OUT_OF_MEMORY = {
 
 
 def user_error(error: BaseException) -> MeowError | None:
-    """Returns the error that the user can fix, if there is one among the causes of an error."""
+    """Returns the error that the user can fix, if there is one among the causes of an error.
+
+    It is the plain error, never an object of Ray's that is both a `MeowError` and Ray's own: the
+    text of such an object has a traceback.
+    """
     seen: set[int] = set()
     pending: list[Any] = [error]
     while pending:
@@ -44,8 +48,9 @@ def user_error(error: BaseException) -> MeowError | None:
 
 def _translated(error: BaseException) -> MeowError | None:
     """Returns one error in words for the user; None if it is not the user's to fix."""
-    if type(error) is MeowError:
-        return error
+    if isinstance(error, MeowError):
+        is_rays_own = isinstance(getattr(error, "cause", None), BaseException)
+        return None if is_rays_own else error
     if isinstance(error, OSError) and error.errno in storage.CAUSES:
         names_file = bool(error.filename)
         if names_file or error.errno in FULL:
@@ -59,13 +64,16 @@ def _translated(error: BaseException) -> MeowError | None:
 
 @contextmanager
 def plain_user_errors() -> Iterator[None]:
-    """Raises MeowError alone where one is wrapped in errors of Ray or other libraries."""
+    """Raises MeowError alone where one is wrapped in errors of Ray or other libraries.
+
+    It stands around the user's call, and around all code of this package that runs in tasks, actors
+    and training workers. An error loses its `__cause__` when it leaves such a process, so that what
+    it means has to be found there.
+    """
     try:
         yield
-    except MeowError:
-        raise
     except Exception as error:
         cause = user_error(error)
-        if cause is None:
+        if cause is None or cause is error:
             raise
         raise cause from None
