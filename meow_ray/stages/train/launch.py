@@ -49,7 +49,6 @@ def fit(
         job.spec, resources, job.accumulation(workers), on_gpu=on_gpu, user_settings=job.deepspeed
     )
     zero.check_quantization(job.spec, on_gpu=on_gpu)
-    tracker.check()
     storage.make_folder(work)
     with progress.show_progress(name, data.num_steps) as board:
         trainer = _trainer(
@@ -129,7 +128,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     board = config["board"]
-    tracker = Tracker(config["tracker"])
+    tracker = Tracker(config["tracker"], say=board.note.remote)
     is_first = context.get_world_rank() == 0
 
     def save(folder: Path, metrics: dict[str, Any]) -> None:
