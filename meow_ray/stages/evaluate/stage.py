@@ -17,7 +17,8 @@ from meow_ray.engines import EngineSpec
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.evaluate import aggregate, lm_eval, suites, tofu_logs
-from meow_ray.stages.evaluate.sets import check_retain_results, check_sets, read_passages, read_sets
+from meow_ray.stages.evaluate.preflight import CHECKS
+from meow_ray.stages.evaluate.sets import read_passages, read_sets
 from meow_ray.stages.evaluate.steps import EvaluateSteps
 from meow_ray.stages.inputs import (
     COLUMNS,
@@ -27,19 +28,6 @@ from meow_ray.stages.inputs import (
     model_ref,
     optional_path,
 )
-
-
-def _check(config: Config, inputs: Mapping[str, Artifact]) -> None:
-    """Refuses mistakes that would show only after models have answered."""
-    lm_eval.check_installed(config.evaluate.lm_eval)
-    read_passages(inputs["text"])
-    sets = read_sets(inputs["sets"].value, config)
-    retain_model = inputs["retain_model"]
-    if isinstance(retain_model.value, dict):
-        where = storage.display(retain_model.uri)
-        check_retain_results(sets.get("forget"), retain_model.value, where)
-    if "facts" in inputs:
-        check_sets(Query("SELECT * FROM facts", {"facts": inputs["facts"].source}), sets)
 
 
 def _evaluate(context: Context) -> dict[str, Any]:
@@ -212,5 +200,5 @@ EVALUATE = Stage(
     key=KEYS["metrics"],
     adopt=adopt_table,
     resources="evaluate",
-    check=_check,
+    checks=CHECKS,
 )

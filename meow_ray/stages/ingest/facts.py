@@ -61,9 +61,11 @@ def read_rows(source: Source, questions: Sequence[str], answers: Sequence[str]) 
     columns: set[str] = set()
     for line, record in read_source(source):
         if not isinstance(record, dict):
+            passages = " Passages without questions belong in `evaluate.text`, one per line."
             raise MeowError(
                 f"{name}, line {line}: expected an object with a question and an answer "
                 f"(got {type(record).__name__}). Write one object per fact."
+                f"{passages if isinstance(record, str) else ''}"
             )
         columns.update(record)
         row = FactRow(
@@ -160,6 +162,10 @@ def _text_fault(name: str, value: Any) -> str | None:
     """Returns why a value cannot be a question or an answer, or None if it can."""
     if value is None:
         return f"{name} is missing"
+    if isinstance(value, list):
+        return f"{name} is not a text but a list: write a row for each text"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{name} is not a text but a number: write it, or the choice of this number, as text"
     if not isinstance(value, str):
         return f"{name} is not a text but {type(value).__name__}"
     if not value.strip():

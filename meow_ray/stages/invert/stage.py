@@ -23,6 +23,7 @@ from meow_ray.stages.invert.candidates import write_candidates
 from meow_ray.stages.invert.endpoint import EndpointSpec, endpoint_spec
 from meow_ray.stages.invert.generators import LocalSpec
 from meow_ray.stages.invert.own_candidates import complete
+from meow_ray.stages.invert.preflight import CHECKS, NO_GENERATOR
 from meow_ray.stages.invert.steps import STYLES, InvertSteps, probe_styles
 
 _FACTS_TO_INVERT = """
@@ -82,10 +83,7 @@ def generator_spec(
             spec.base_url, spec.model, spec.api_key_env, spec.structured, resources
         )
     if not isinstance(generator.value, ModelRef):
-        raise MeowError(
-            "`invert.model` is not set. Name the model that writes inverted facts, or take a file "
-            "of your own candidates with --input candidates=FILE."
-        )
+        raise MeowError(NO_GENERATOR)
     return LocalSpec(engine_spec(model_ref(generator), spec, resources))
 
 
@@ -201,4 +199,5 @@ INVERT = Stage(
     adopt=_adopt_candidates,
     resources="invert",
     uses_gpus=_runs_here,
+    checks=CHECKS,
 )

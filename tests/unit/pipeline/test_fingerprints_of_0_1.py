@@ -12,10 +12,10 @@ from meow_ray.pipeline.pipeline import load_config
 
 FINGERPRINTS = {
     "memorize": "ad7555926ed246f3",
-    "ingest": "a3057769e03d4b74",
+    "ingest": "1b613be83bcfaa87",
     "invert": "97456171dbaf8362",
     "memo": "ab3af7d37b10443f",
-    "select": "dadf247ddedabfe8",
+    "select": "c91fa03d405557b1",
     "reference": "1ea395e697988458",
     "train": "e0359bcd43ef77cd",
     "remain": "62abf3ce0c681999",

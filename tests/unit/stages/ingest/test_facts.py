@@ -111,8 +111,11 @@ def test_text_is_composed_and_trimmed_but_keeps_its_case():
         (("q", None), "answer is missing"),
         (("", "a"), "question is empty"),
         (("q", " \n\t"), "answer is empty"),
-        (("q", 7), "answer is not a text but int"),
-        ((["q"], "a"), "question is not a text but list"),
+        (
+            ("q", 7),
+            "answer is not a text but a number: write it, or the choice of this number, as text",
+        ),
+        ((["q"], "a"), "question is not a text but a list: write a row for each text"),
         (("q", b"a"), "answer is not a text but bytes"),
         (("q", True), "answer is not a text but bool"),
         (("Who?", "She."), f"duplicate of fact {fact_id('Who?', 'She.')}"),
