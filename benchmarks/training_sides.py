@@ -13,7 +13,7 @@ from benchmarks.common import peak_rss_mib
 from meow_ray.models import refs
 from meow_ray.models.prompts import IGNORE
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.train import batches, layout, loop, zero
+from meow_ray.stages.train import batches, layout, loop
 from meow_ray.stages.train.batches import Dataset, Item, Pair
 from meow_ray.stages.train.forward import forward
 from meow_ray.stages.train.job import Job
@@ -147,8 +147,7 @@ def plain(case: Case, turn: Turn) -> Measured:
 def _our_forward(network: Any, items: Sequence[Item], pad: int, *, packed: bool) -> tuple[Any, Any]:
     """Returns the logits and labels of answers, laid out as in our training loop."""
     laid_out = layout.lay_out(items, pad, "cpu", packed=packed)
-    model = zero.Model(engine=None, frozen=None, pad=pad, keeps_logits=True, half=False)
-    logits, _ = forward(network, laid_out, model, None)
+    logits, _ = forward(network, laid_out, keeps_logits=True, layer=None)
     return logits, laid_out.labels
 
 

@@ -68,9 +68,10 @@ def run(
         )
     else:
         pipeline = Pipeline(settings, named_inputs(inputs), **options)
-        parts = [Part("", pipeline, pipeline.selection(only, start, until))]
+        chosen = pipeline.selection(only, start, until)
+        parts = [Part("", pipeline, chosen, chosen)]
     if dry_run:
-        show.show_states(show.console(), _states(parts))
+        _show_what_would_run(parts, force)
         return
     finished: list[State] = []
     with only_events_on_stdout() if as_json else nullcontext():
@@ -98,9 +99,10 @@ def run_stage(
     settings = load_config(config, overrides or [])
     options = {"verify": verify, **pipeline_options(context)}
     pipeline = Pipeline(settings, named_inputs(inputs), **options)
-    part = Part("", pipeline, pipeline.selection(name, None, None))
+    chosen = pipeline.selection(name, None, None)
+    part = Part("", pipeline, chosen, chosen)
     if dry_run:
-        show.show_states(show.console(), _states([part]))
+        _show_what_would_run([part], force)
         return
     (state,) = _run_part(part, force)
     _print_place(state, output)
@@ -120,9 +122,10 @@ def evaluate(
     settings = load_config(config, overrides or [])
     options = {"verify": verify, **pipeline_options(context), "stages": STAGES_ALONE}
     pipeline = Pipeline(settings, named_inputs(inputs), **options)
-    part = Part("", pipeline, pipeline.selection(None, None, None))
+    chosen = pipeline.selection(None, None, None)
+    part = Part("", pipeline, chosen, chosen)
     if dry_run:
-        show.show_states(show.console(), _states([part]))
+        _show_what_would_run([part], force)
         return
     _print_outcome(settings, _run_part(part, force))
 
@@ -143,7 +146,8 @@ def memorize(
             "The configuration has no section `memorize`. Set memorize.model and memorize.data."
         )
     pipeline = Pipeline(settings)
-    (state,) = _run_part(Part("", pipeline, pipeline.selection("memorize", None, None)), force)
+    chosen = pipeline.selection("memorize", None, None)
+    (state,) = _run_part(Part("", pipeline, chosen, chosen), force)
     _print_place(state, output)
 
 
@@ -197,13 +201,26 @@ def _states(parts: Iterable[Part]) -> list[tuple[str, State]]:
     return [(part.label, part.pipeline.state(step)) for part in parts for step in part.stages]
 
 
+def _show_what_would_run(parts: Iterable[Part], force: bool) -> None:
+    """Shows the states of the stages, and finds the mistakes that a run would find at its start."""
+    all_parts = list(parts)
+    first = all_parts[0]
+    try:
+        show.show_states(show.console(), _states(all_parts))
+    finally:  # of several mistakes, the states would name one
+        with program.libraries_to_log():
+            first.pipeline.preflight(first.ahead, force=force)
+
+
 def _run_part(part: Part, force: bool, as_json: bool = False) -> list[State]:
     def print_event(event: Event) -> None:
         text = json.dumps(event.as_row()) if as_json else str(event)
         print(text, file=progress.output(), flush=True)
 
     with program.libraries_to_log():
-        return part.pipeline.run(part.stages, force=force, on_event=print_event, label=part.label)
+        return part.pipeline.run(
+            part.stages, force=force, on_event=print_event, label=part.label, ahead=part.ahead
+        )
 
 
 @contextmanager

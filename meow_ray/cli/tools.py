@@ -9,13 +9,15 @@ from typing import Annotated, cast, get_args
 import typer
 
 from meow_ray.cli import program, show, show_plan
-from meow_ray.cli.options import AsJson, ConfigOption, Overrides, app
+from meow_ray.cli.options import AsJson, ConfigOption, Inputs, Overrides, app, named_inputs
+from meow_ray.config import Config
 from meow_ray.config.files import explain
 from meow_ray.core import schema
 from meow_ray.core.formatting import format_number
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.api import aggregate_tofu
 from meow_ray.pipeline.pipeline import Pipeline, load_config
+from meow_ray.pipeline.rounds import parts_of_run
 from meow_ray.planning import memory, workload
 from meow_ray.stages.report import compare
 
@@ -188,11 +190,27 @@ def show_config(
         bool,
         typer.Option("--explain", help="List all keys with type, default, unit and meaning."),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Check data, models and connections as well, as a run does."),
+    ] = False,
+    inputs: Inputs = None,
 ) -> None:
     """Check a configuration and print it whole, or explain every key."""
+    if check:
+        _check_whole(load_config(config, overrides or []), named_inputs(inputs))
+        return
     if not explain_keys:
         print(load_config(config, overrides or []).model_dump_json(indent=2))
         return
     for key, kind, default, unit, meaning in explain():
         unit_text = f", {unit}" if unit else ""
         print(f"{key}  ({kind}{unit_text})  default {default}\n    {meaning}")
+
+
+def _check_whole(settings: Config, inputs: dict[str, str]) -> None:
+    """Finds the mistakes that a run with this configuration would find at its start."""
+    first = next(iter(parts_of_run(settings, inputs)))
+    with program.libraries_to_log():
+        first.pipeline.preflight(first.ahead)
+    print("No mistakes were found.")

@@ -86,6 +86,16 @@ def names_of(inputs: Iterable[Input]) -> tuple[str, ...]:
     return tuple(entry if isinstance(entry, str) else entry.name for entry in inputs)
 
 
+Known = Mapping[str, Artifact]
+"""The artifacts and inputs that exist before a run, by name."""
+
+FORESEEN = "foreseen"
+"""The digest of a table in `Known` that a stage has yet to write; see `Stage.foresee`."""
+
+Check = Callable[[Config, Known], Iterable[str]]
+"""Finds mistakes before a run: yields a paragraph for each, or raises MeowError for one."""
+
+
 def _always(config: Config) -> bool:
     return True
 
@@ -109,8 +119,10 @@ class Stage:
         enabled: tells whether a configuration has this stage.
         resources: the section of `resources` for its actors or workers; None if it has none.
         uses_gpus: tells whether its actors use GPUs on a cluster that has some.
-        check: raises MeowError if the configuration, or those inputs that exist already, have a
-            mistake. It is called before an earlier stage starts actors or workers.
+        checks: find mistakes in the configuration and in what exists already, before any stage of a
+            run starts.
+        foresee: returns the table that the stage will write, which the checks of later stages read;
+            None if it cannot be known. Only for stages without actors.
     """
 
     name: str
@@ -125,7 +137,8 @@ class Stage:
     enabled: Callable[[Config], bool] = _always
     resources: str | None = None
     uses_gpus: Callable[[Config], bool] = _always
-    check: Callable[[Config, Mapping[str, Artifact]], Any] | None = None
+    checks: tuple[Check, ...] = ()
+    foresee: Callable[[Config, Known], pa.Table | None] | None = None
 
     def declared_inputs(self, config: Config) -> tuple[Input, ...]:
         """Returns the inputs of the stage under a configuration."""

@@ -73,11 +73,14 @@ def show_progress(stage: str, total: int) -> Iterator[Any]:
     def show() -> None:
         try:
             count, figures = ray.get(board.read.remote())
+            notes = ray.get(board.take_notes.remote())
         except ray.exceptions.RayError:
             # the actor's node may have died; a missing update must not fail the stage
             return
         bar.set_postfix(figures, refresh=False)
         bar.update(min(count, total) - bar.n)
+        for note in notes:
+            print(_note_line(stage, note), file=output(), flush=True)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -91,6 +94,13 @@ def show_progress(stage: str, total: int) -> Iterator[Any]:
         thread.join()
         bar.close()
         ray.kill(board)
+
+
+def _note_line(stage: str, note: str) -> str:
+    """Returns a sentence of a worker as a line for people, or as an event for programs."""
+    if _event_stream is None:
+        return f"  {stage}: {note}"
+    return json.dumps({"event": "note", "stage": stage, "text": note})
 
 
 def _bar(stage: str, total: int) -> Any:
@@ -142,6 +152,7 @@ class _Board:
         self.stage = stage
         self.count = 0
         self.figures: Figures = {}
+        self.notes: list[str] = []
         self.gauges: dict[str, Any] = {}
         self.first_report: tuple[float, int] | None = None
         """Time and count; the same for the last report."""
@@ -160,6 +171,15 @@ class _Board:
         self.count = rows
         self.figures = figures
         self._report()
+
+    def note(self, text: str) -> None:
+        """Adds a sentence that the user shall see."""
+        self.notes.append(text)
+
+    def take_notes(self) -> list[str]:
+        """Returns the sentences since the last call."""
+        notes, self.notes = self.notes, []
+        return notes
 
     def read(self) -> tuple[int, dict[str, float]]:
         """Returns the number of processed rows, or of steps, and the figures that have a value."""

@@ -23,28 +23,36 @@ class VllmEngine:
         self.generated = 0
         self.on_gpu = torch.cuda.is_available()
         self.tokenizer = refs.load_tokenizer(spec.model)
-        self.max_model_len = refs.context_length(spec.model, spec.max_model_len)
         dtype = refs.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
         if self.on_gpu and spec.tensor_parallel_size == 1:
             _await_memory(spec.gpu_memory_utilization)
-        self.llm = vllm.LLM(
-            model=str(spec.model.folder),
-            dtype=dtype,
-            max_model_len=self.max_model_len,
-            tensor_parallel_size=spec.tensor_parallel_size,
-            distributed_executor_backend="mp" if spec.tensor_parallel_size > 1 else "uni",
-            gpu_memory_utilization=spec.gpu_memory_utilization,
-            enforce_eager=not self.on_gpu,
-            # The CPU default of 128 tokens is longer than most prompts here, so that vLLM would
-            # never reuse a shared prefix.
-            block_size=None if self.on_gpu else 32,
-            # With chunked prefill, vLLM rewinds a seeded generator by an offset, and CPU generators
-            # do not support that.
-            enable_chunked_prefill=None if self.on_gpu else False,
-            load_format="safetensors",
-            trust_remote_code=spec.model.trust_remote_code,
-            disable_log_stats=True,
-        )
+        try:
+            self.llm = vllm.LLM(
+                model=str(spec.model.folder),
+                dtype=dtype,
+                max_model_len=_max_model_len(spec),
+                tensor_parallel_size=spec.tensor_parallel_size,
+                distributed_executor_backend="mp" if spec.tensor_parallel_size > 1 else "uni",
+                gpu_memory_utilization=spec.gpu_memory_utilization,
+                enforce_eager=not self.on_gpu,
+                # The CPU default of 128 tokens is longer than most prompts here, so that vLLM would
+                # never reuse a shared prefix.
+                block_size=None if self.on_gpu else 32,
+                # With chunked prefill, vLLM rewinds a seeded generator by an offset, and CPU
+                # generators do not support that.
+                enable_chunked_prefill=None if self.on_gpu else False,
+                load_format="safetensors",
+                trust_remote_code=spec.model.trust_remote_code,
+                disable_log_stats=True,
+            )
+        except (ValueError, NotImplementedError) as error:  # such as an architecture
+            reason = str(error).strip().splitlines()[0]
+            raise MeowError(
+                f"vLLM cannot run the model {spec.model.uri} on this machine ({reason}). Set the "
+                "engine of this model to transformers."
+            ) from None
+        own_limit: int = self.llm.llm_engine.model_config.max_model_len
+        self.max_model_len = min(own_limit, refs.context_length(spec.model, spec.max_model_len))
 
     def generate(
         self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
@@ -122,6 +130,15 @@ class VllmEngine:
             _teacher_forced(result, tokens, len(prompt))
             for result, tokens, prompt in zip(results, sequences, prompts, strict=True)
         ]
+
+
+def _max_model_len(spec: EngineSpec) -> int | None:
+    """Returns the context length to ask of vLLM; None leaves it to vLLM.
+
+    vLLM refuses a limit above its own. If a model declares none, vLLM knows its own limit best.
+    """
+    declared = refs.declared_context(spec.model)
+    return min((n for n in (declared, spec.max_model_len) if n), default=None)
 
 
 def _teacher_forced(result: Any, sequence: Tokens, start: int) -> TeacherForced:

@@ -34,7 +34,20 @@ TOKENIZER = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "voca
 _CACHE_VERSION = 2
 """Raised whenever converted or merged models are written differently."""
 MOST_TOKENS = 1 << 20
-"""The context length of a model that declares none."""
+"""The context length of a model that declares none. A longer one is taken for none."""
+CONTEXT_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "max_seq_len",
+    "seq_length",
+    "seq_len",
+    "context_length",
+    "model_max_length",
+    "n_ctx",
+)
+"""The names under which configurations of models declare a context length."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,22 @@ class ModelRef:
             return _converted(self.uri, self.digest)
         folder = storage.local_copy(self.uri, self.digest)
         return _merged_once(folder, self) if (folder / ADAPTER).exists() else folder
+
+    @property
+    def settings_folder(self) -> Path:
+        """A local folder with the configuration and the tokenizer of the model.
+
+        The weights of a hub model are not downloaded, and a LoRA adapter is not merged.
+        """
+        if self.commit:
+            from huggingface_hub import snapshot_download
+
+            without = [*UNUSED, "*.safetensors"]
+            return Path(snapshot_download(self.uri, revision=self.commit, ignore_patterns=without))
+        if self.uri.endswith(".gguf"):
+            return self.folder
+        folder = storage.local_copy(self.uri, self.digest)
+        return _base_of(folder, self).settings_folder if (folder / ADAPTER).exists() else folder
 
 
 def pin(
@@ -106,7 +135,9 @@ def load_tokenizer(ref: ModelRef) -> Any:
     """Loads a model's tokenizer."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(ref.folder, trust_remote_code=ref.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(
+        ref.settings_folder, trust_remote_code=ref.trust_remote_code
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -117,13 +148,34 @@ def load_model_config(ref: ModelRef) -> Any:
     """Loads a model's `config.json` as a configuration of transformers."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(ref.folder, trust_remote_code=ref.trust_remote_code)
+    return AutoConfig.from_pretrained(ref.settings_folder, trust_remote_code=ref.trust_remote_code)
 
 
 def context_length(ref: ModelRef, limit: int | None) -> int:
-    """Returns how many tokens a model may read: its own limit, or `limit` if that is lower."""
-    declared = getattr(load_model_config(ref), "max_position_embeddings", None)
+    """Returns how many tokens a model may read: its own limit, or `limit` if that is lower.
+
+    A model whose configuration declares no limit has that of its tokenizer.
+    """
+    declared = declared_context(ref) or load_tokenizer(ref).model_max_length
     return min(length for length in (declared, limit, MOST_TOKENS) if length)
+
+
+def declared_context(ref: ModelRef) -> int | None:
+    """Returns the context length that a model's configuration declares, or None."""
+    return context_of(load_model_config(ref))
+
+
+def context_of(config: Any) -> int | None:
+    """Returns the context length that a configuration of transformers declares, or None.
+
+    Models with parts of several kinds declare it in the configuration of their text model.
+    """
+    for part in (config, config.get_text_config()):
+        for name in CONTEXT_NAMES:
+            length = getattr(part, name, None)
+            if isinstance(length, int) and length > 0:
+                return length
+    return None
 
 
 def stored_dtype(ref: ModelRef) -> str:
@@ -157,12 +209,18 @@ def merged(base: ModelRef, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
+def _base_of(adapter: Path, ref: ModelRef) -> ModelRef:
+    """Returns the base model of an adapter."""
+    base = ModelRef(**json.loads((adapter / BASE).read_text()))
+    return replace(base, trust_remote_code=ref.trust_remote_code)
+
+
 def _merged_once(adapter: Path, ref: ModelRef) -> Path:
     """Returns a folder in this machine's cache with an adapter merged into its base model."""
 
     def merge(folder: Path) -> None:
-        base = ModelRef(**json.loads((adapter / BASE).read_text()))
-        model = merged(replace(base, trust_remote_code=ref.trust_remote_code), adapter)
+        base = _base_of(adapter, ref)
+        model = merged(base, adapter)
         weights = folders.weights_of(model, stored_dtype(base))
         folders.write_like(base.folder, model, weights, folder)
 

@@ -125,7 +125,7 @@ def run(
     with plain_user_errors():
         for part in parts_of_run(settings, inputs, verify=verify, **options):
             states = part.pipeline.run(
-                part.stages, force=force, on_event=on_event, label=part.label
+                part.stages, force=force, on_event=on_event, label=part.label, ahead=part.ahead
             )
             artifacts |= {s.stage.artifact: s.artifact for s in states if s.artifact}
         # what the last part was given: the user's inputs, and the selection of all rounds

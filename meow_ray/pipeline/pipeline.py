@@ -12,6 +12,7 @@ from meow_ray.core.outside import OutsideInput
 from meow_ray.core.stage import Stage, State
 from meow_ray.distributed import cluster, placement
 from meow_ray.errors import MeowError
+from meow_ray.pipeline import preflight
 from meow_ray.pipeline.events import Event
 from meow_ray.pipeline.graph import STAGES
 from meow_ray.stages.inputs import engine_spec as default_engine_spec
@@ -152,6 +153,78 @@ class Pipeline:
             )
         return order[first : last + 1]
 
+    # --- before a run -----------------------------------------------------------------------------
+
+    def preflight(self, chosen: Sequence[Stage], *, force: bool = False) -> None:
+        """Finds mistakes in the configuration and the inputs, without Ray and without running.
+
+        Args:
+            chosen: stages of this pipeline. Those that are cached are not checked.
+            force: check cached stages as well.
+
+        Raises:
+            MeowError: there are mistakes. It names all of them.
+        """
+        mistakes, broken = self._outside_mistakes(chosen)
+        steps = [step for step in chosen if force or self._would_run(step, broken)]
+        mistakes += self._missing_inputs(steps, chosen)
+        names = {name for step in steps for name in self._input_names[step.name]}
+        names |= set(self._elsewhere)
+        known = {name: self._known(name) for name in sorted(names - broken)}
+        mistakes += preflight.findings(
+            self.config, steps, {name: found for name, found in known.items() if found}
+        )
+        if mistakes:
+            raise preflight.error_of(list(dict.fromkeys(mistakes)))
+
+    def _outside_mistakes(self, chosen: Sequence[Stage]) -> tuple[list[str], set[str]]:
+        """Resolves the inputs from outside; returns what is wrong, and with which of them."""
+        mistakes = []
+        broken = set()
+        for name in dict.fromkeys(name for step in chosen for name in self._input_names[step.name]):
+            if name in self.producers:
+                continue
+            try:
+                self.artifact(name)
+            except MeowError as error:
+                mistakes.append(str(error))
+                broken.add(name)
+        return mistakes, broken
+
+    def _missing_inputs(self, steps: Sequence[Stage], chosen: Sequence[Stage]) -> list[str]:
+        """Returns what is wrong with inputs that neither exist nor are made by a chosen stage."""
+        made = {step.artifact for step in chosen}
+        missing: dict[str, str] = {}
+        for step in steps:
+            for name in self._input_names[step.name]:
+                if name in self.producers and name not in made and self._known(name) is None:
+                    missing.setdefault(name, self._missing(step, name))
+        return list(missing.values())
+
+    def _missing(self, step: Stage, name: str) -> str:
+        producer = self.producers[name]
+        return (
+            f"Stage {step.name} needs {name}, which does not exist yet (stage "
+            f"{producer.name}: {self.state(producer).reason}). Run with --until "
+            f"{producer.name} first, or give --input {name}=URI."
+        )
+
+    def _would_run(self, step: Stage, broken: set[str]) -> bool:
+        """Whether a stage is not cached; one that reads a broken input is not."""
+        try:
+            return self.artifact(step.artifact) is None
+        except MeowError:
+            if not broken:
+                raise
+            return True
+
+    def _known(self, name: str) -> Artifact | None:
+        """Returns an artifact or an input that exists already."""
+        try:
+            return self.artifact(name)
+        except MeowError:  # it depends on an input that is broken
+            return None
+
     # --- running ----------------------------------------------------------------------------------
 
     def run(
@@ -161,6 +234,7 @@ class Pipeline:
         force: bool = False,
         on_event: Callable[[Event], Any] = print,
         label: str = "",
+        ahead: Sequence[Stage] | None = None,
     ) -> list[State]:
         """Runs the chosen stages that are not cached, in order; returns their states afterwards.
 
@@ -169,13 +243,15 @@ class Pipeline:
             force: run cached stages as well.
             on_event: called when a stage is cached, starts, or has finished.
             label: precedes the names of the stages in events.
+            ahead: the stages whose mistakes are found before the first stage runs; None takes the
+                chosen ones.
 
         Raises:
             MeowError: a stage fails by a user's mistake, reads an artifact that is neither cached
-                nor chosen, or needs more than the cluster can ever hold. Mistakes in inputs from
-                outside are found before the first stage runs.
+                nor chosen, or needs more than the cluster can ever hold. What can be known before
+                the first stage runs is found before it; see `preflight`.
         """
-        self._resolve_outside_inputs(chosen)
+        self.preflight(chosen if ahead is None else ahead, force=force)
         for number, step in enumerate(chosen, start=1):
             self._require_inputs(step)
             state = self.state(step)
@@ -187,8 +263,8 @@ class Pipeline:
                 continue
             if step.resources:
                 # before each such stage: nodes may have gone, and more inputs exist now
-                ahead = chosen[number - 1 :]
-                self._check_ahead([s for s in ahead if force or not self.artifact(s.artifact)])
+                rest = chosen[number - 1 :]
+                self._require_places([s for s in rest if force or not self.artifact(s.artifact)])
             on_event(replace(event, kind="started"))
             inputs = self._existing_inputs(step)
             made = stage.execute(state, self.config, inputs, self.engine_spec)
@@ -196,27 +272,13 @@ class Pipeline:
             on_event(replace(event, kind="finished", state=self.state(step)))
         return [self.state(step) for step in chosen]
 
-    def _resolve_outside_inputs(self, chosen: Sequence[Stage]) -> None:
-        for step in chosen:
-            for name in self._input_names[step.name]:
-                if name not in self.producers:
-                    self.artifact(name)
-
     def _require_inputs(self, step: Stage) -> None:
         for name, artifact in self._inputs(step).items():
             if artifact is None:
-                producer = self.producers[name]
-                raise MeowError(
-                    f"Stage {step.name} needs {name}, which does not exist yet (stage "
-                    f"{producer.name}: {self.state(producer).reason}). Run with --until "
-                    f"{producer.name} first, or give --input {name}=URI."
-                )
+                raise MeowError(self._missing(step, name))
 
-    def _check_ahead(self, steps: Sequence[Stage]) -> None:
-        """Checks existing inputs of stages, and that the cluster can hold actors and workers."""
-        for step in steps:
-            if step.check:
-                step.check(self.config, self._existing_inputs(step))
+    def _require_places(self, steps: Sequence[Stage]) -> None:
+        """Checks that the cluster can hold the actors and workers of stages."""
         cluster.connect()
         on_gpu = {step.resources: step.uses_gpus(self.config) for step in steps if step.resources}
         for section, uses_gpus in on_gpu.items():

@@ -26,6 +26,9 @@ class Part:
     """Precedes the names of the stages in events; empty if there is only one round."""
     pipeline: Pipeline
     stages: list[Stage]
+    ahead: list[Stage]
+    """The stages whose mistakes are found before this part: all stages of the run, in its first
+    part."""
 
 
 def parts_of_run(
@@ -47,7 +50,8 @@ def parts_of_run(
     num_rounds = config.pipeline.rounds
     first = Pipeline(config, overrides, **options)
     if num_rounds == 1:
-        yield Part("", first, first.selection(None, None, None))
+        chosen = first.selection(None, None, None)
+        yield Part("", first, chosen, chosen)
         return
     for name in MADE_BY_EACH_ROUND:
         if name in first.overrides:
@@ -65,7 +69,8 @@ def _rounds(first: Pipeline, num_rounds: int, options: dict[str, Any]) -> Iterat
         is_last = number == num_rounds
         start = None if number == 1 else "invert"
         until = "train" if is_last else "remain"
-        yield Part(f"round {number}, ", pipeline, pipeline.selection(None, start, until))
+        ahead = first.selection(None, None, None) if number == 1 else []
+        yield Part(f"round {number}, ", pipeline, pipeline.selection(None, start, until), ahead)
         model = pipeline.artifact("model")
         selected = pipeline.artifact("selected")
         remaining = None if is_last else pipeline.artifact("remaining")
@@ -82,7 +87,7 @@ def _rounds(first: Pipeline, num_rounds: int, options: dict[str, Any]) -> Iterat
         given={"model": model, "selected": _concatenated(selected_by_round)},
         **options,
     )
-    yield Part("", last, last.selection(None, "evaluate", None))
+    yield Part("", last, last.selection(None, "evaluate", None), [])
 
 
 def _has_forget_facts(facts: Artifact) -> bool:

@@ -9,6 +9,7 @@ from meow_ray.config import Config, Lora
 from meow_ray.errors import MeowError
 from meow_ray.planning.shapes import Architecture
 from meow_ray.stages.train.objectives import ObjectiveSpec
+from meow_ray.stages.train.structure import MLP_OUTPUTS, NUM_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,34 @@ def training_methods(
 def _trainable(architecture: Architecture, objective: ObjectiveSpec) -> int:
     """Returns the number of parameters that full fine-tuning updates."""
     pattern = objective.trainable or ".*"
-    sizes = [
-        prod(shape) for name, shape in architecture.weights.items() if re.fullmatch(pattern, name)
-    ]
+    if pattern == MLP_OUTPUTS:
+        sizes = _mlp_outputs(architecture, objective.layer or 0)
+    else:
+        weights = architecture.weights.items()
+        sizes = [prod(shape) for name, shape in weights if re.fullmatch(pattern, name)]
     if not sizes:
         raise MeowError(
             f"`train.trainable`: no weight of the model matches the pattern ({pattern}). "
             "Set a pattern that matches names of weights of this model."
         )
     return sum(sizes)
+
+
+def _mlp_outputs(architecture: Architecture, layer: int) -> list[int]:
+    """Returns the sizes of the matrices that RMU updates; see `structure.mlp_outputs`.
+
+    GPT-2 stores its matrices the other way round. What is found there has the same size.
+    """
+    first = max(0, layer - NUM_BLOCKS + 1)
+    block = "|".join(map(str, range(first, layer + 1)))
+    return [
+        prod(shape)
+        for name, shape in architecture.weights.items()
+        if re.search(rf"(^|\.)({block})\.", name)
+        and "att" not in name
+        and len(shape) in (2, 3)
+        and shape[-2] == architecture.hidden != shape[-1]
+    ]
 
 
 def _adapted_layers(architecture: Architecture, lora: Lora) -> list[tuple[int, ...]]:

@@ -22,8 +22,6 @@ Shapes = dict[str, tuple[int, ...]]
 _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000
 """The longest header that the safetensors format allows."""
-_UNBOUNDED_CONTEXT = 1 << 20
-"""Context length of a model whose configuration names none."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def _read(ref: ModelRef) -> Architecture:
         vocab=text_config.vocab_size,
         cache_heads=getattr(text_config, "num_key_value_heads", None) or heads,
         head_size=getattr(text_config, "head_dim", None) or hidden // max(1, heads),
-        context=getattr(text_config, "max_position_embeddings", None) or _UNBOUNDED_CONTEXT,
+        context=refs.context_of(config) or refs.MOST_TOKENS,
         dtype=dtype,
     )
 

@@ -10,6 +10,7 @@ from meow_ray.core.outside import OutsideInput
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
+from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
 
 TEMPLATE = ("target.template", "target.system")
@@ -27,6 +28,11 @@ def model_ref(artifact: Artifact) -> ModelRef:
     if isinstance(artifact.value, ModelRef):
         return artifact.value
     return ModelRef(artifact.uri, artifact.digest)
+
+
+def target_prompter(ref: ModelRef, section: Target) -> Prompter:
+    """Returns what writes and tokenises the prompts of the target."""
+    return Prompter(refs.load_tokenizer(ref), section.template, section.system)
 
 
 def engine_spec(ref: ModelRef, section: Target | Invert, resources: EngineResources) -> EngineSpec:

@@ -11,7 +11,7 @@ from meow_ray.config import LmEval
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
-from meow_ray.stages.evaluate import lm_eval
+from meow_ray.stages.evaluate import lm_eval, task_checks
 
 
 @pytest.fixture
@@ -78,6 +78,30 @@ def test_tasks_without_the_harness_are_refused(monkeypatch: pytest.MonkeyPatch):
     lm_eval.check_installed(LmEval())
 
 
-def test_an_unknown_task_is_refused(engine: EngineSpec, tasks: str):
-    with pytest.raises(MeowError, match=r"the harness does not know a task \(no_such_task\)\."):
-        lm_eval.run_tasks(engine, LmEval(tasks=("letters", "no_such_task")), tasks, 4, 0)
+def test_an_unknown_task_is_refused_with_the_nearest_name(tasks: str):
+    assert list(task_checks.task_faults(LmEval(tasks=("letters", "arc_chalenge")), tasks)) == [
+        "`evaluate.lm_eval.tasks`: the harness does not know the task arc_chalenge. Did you mean "
+        "arc_challenge? Correct the name, or put its file into `evaluate.task_folder`."
+    ]
+
+
+def test_files_of_a_task_that_do_not_exist_are_named(tasks: str):
+    assert list(task_checks.task_faults(LmEval(tasks=("letters",)), tasks)) == []
+    (Path(tasks) / "letters.jsonl").unlink()
+    (fault,) = task_checks.task_faults(LmEval(tasks=("letters",)), tasks)
+    assert f"the data of letters cannot be read: there is no file {tasks}/letters.jsonl" in fault
+
+
+def test_data_that_cannot_be_reached_are_named_once_per_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(task_checks, "_hub_fault", lambda path: (None, False))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    cache = tmp_path / "allenai___ai2_arc" / "ARC-Easy"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    spec = LmEval(tasks=("arc_easy", "mmlu"))
+    arc, mmlu = task_checks.task_faults(spec, None)
+    assert "the data of arc_easy cannot be reached (allenai/ai2_arc: the hub cannot be" in arc
+    assert "the data of mmlu cannot be reached (cais/mmlu: the hub cannot be reached)" in mmlu
+    cache.mkdir(parents=True)
+    assert list(task_checks.task_faults(spec, None)) == [mmlu]

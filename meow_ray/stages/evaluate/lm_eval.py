@@ -37,35 +37,35 @@ def run_tasks(
         seed: seed of all random choices of a task.
 
     Raises:
-        MeowError: the harness does not know a task, or a figure is NaN or infinite.
+        MeowError: the data of a task cannot be read, or a figure is NaN or infinite.
     """
     import lm_eval
     import torch
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=task_folder)
-    unknown = [name for name in spec.tasks if name not in manager.all_tasks]
-    if unknown:
-        raise MeowError(
-            f"`evaluate.lm_eval.tasks`: the harness does not know a task ({', '.join(unknown)}). "
-            "Correct the name, or put its file into `evaluate.task_folder`."
+    try:
+        report = lm_eval.simple_evaluate(
+            model=spec.backend,
+            model_args=_model_arguments(engine, spec.backend),
+            tasks=list(spec.tasks),
+            num_fewshot=spec.num_fewshot,
+            limit=spec.limit,
+            batch_size=batch_size,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=1000,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
         )
-    report = lm_eval.simple_evaluate(
-        model=spec.backend,
-        model_args=_model_arguments(engine, spec.backend),
-        tasks=list(spec.tasks),
-        num_fewshot=spec.num_fewshot,
-        limit=spec.limit,
-        batch_size=batch_size,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        task_manager=manager,
-        log_samples=False,
-        bootstrap_iters=1000,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
+    except OSError as error:  # of the hub's and the harness's libraries
+        raise MeowError(
+            f"`evaluate.lm_eval.tasks`: the data of a task cannot be read ({error}). Connect to "
+            "the hub, or remove the task."
+        ) from None
     return rows_of_report(report)
 
 

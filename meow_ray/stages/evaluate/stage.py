@@ -18,13 +18,8 @@ from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 from meow_ray.models.text import TOKENIZER
 from meow_ray.stages.evaluate import aggregate, lm_eval, suites, tofu_logs
-from meow_ray.stages.evaluate.sets import (
-    HOLDOUT,
-    check_retain_results,
-    check_sets,
-    read_passages,
-    read_sets,
-)
+from meow_ray.stages.evaluate.preflight import CHECKS
+from meow_ray.stages.evaluate.sets import read_passages, read_sets
 from meow_ray.stages.evaluate.steps import EvaluateSteps
 from meow_ray.stages.evaluate.tofu import ModelLog
 from meow_ray.stages.inputs import (
@@ -35,24 +30,6 @@ from meow_ray.stages.inputs import (
     model_ref,
     optional_path,
 )
-
-
-def _check(config: Config, inputs: Mapping[str, Artifact]) -> None:
-    """Refuses mistakes that would show only after models have answered."""
-    lm_eval.check_installed(config.evaluate.lm_eval)
-    read_passages(inputs["text"], config.ingest.encoding)
-    sets = read_sets(inputs["sets"].value, config)
-    retain_model = inputs["retain_model"]
-    if isinstance(retain_model.value, ModelLog):
-        check_retain_results(
-            sets.get("forget"),
-            sets.get(HOLDOUT),
-            retain_model.value,
-            config.evaluate,
-            storage.display(retain_model.uri),
-        )
-    if "facts" in inputs:
-        check_sets(Query("SELECT * FROM facts", {"facts": inputs["facts"].source}), sets)
 
 
 def _models(inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
@@ -222,7 +199,7 @@ EVALUATE = Stage(
     key=KEYS["metrics"],
     adopt=adopt_table,
     resources="evaluate",
-    check=_check,
+    checks=CHECKS,
 )
 
 EVALUATE_ALONE = replace(EVALUATE, inputs=_INPUTS_ALONE)

@@ -78,7 +78,7 @@ def rows_to_ask(
     for name, table in attacks(suites["forget"], spec.attacks).items():
         parts.append(_suite_rows(name, table, scored=False))
     if passages:
-        parts.append(_suite_rows(TEXT, _halves(passages)))
+        parts.append(_suite_rows(TEXT, halves(passages)))
     return pa.concat_tables(part for part in parts if part.num_rows)
 
 
@@ -182,7 +182,7 @@ def prefix_length(answer: str, percent: int) -> int:
     return max(answer.find(" ", least), 0)
 
 
-def _halves(passages: Sequence[str]) -> pa.Table:
+def halves(passages: Sequence[str]) -> pa.Table:
     """Returns passages as rows: the first half is the question, the second half the answer."""
     halves = []
     for text in passages:

@@ -80,9 +80,11 @@ def read_rows(
     names: set[str] = set()
     for row in rows:
         if not isinstance(row.record, dict):
+            passages = " Passages without questions belong in `evaluate.text`."
             raise MeowError(
                 f"{row.file}, line {row.line}: expected an object with a question and an answer "
                 f"(got {type(row.record).__name__}). Write one object per fact."
+                f"{passages if isinstance(row.record, str) else ''}"
             )
         names.update(row.record)
     to_pair = _pair_reader(name, names, columns)

@@ -3,15 +3,19 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from meow_ray.core import storage
+from meow_ray.core.manifest import Artifact
+from meow_ray.core.outside import is_parquet, main_files
 from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.errors import MeowError
 from meow_ray.stages.ingest.facts import fact_id
+from meow_ray.stages.ingest.readers import read_records
 
 _NUMBERED_ANSWER = re.compile(r"answer_\d+")
 _INTEGER = re.compile(r"-?\d+", re.ASCII)
@@ -146,3 +150,34 @@ def _largest(name: str) -> int:
     """Returns the largest integer that fits into a column of `candidates`."""
     bits: int = SCHEMAS["candidates"].field(name).type.bit_width
     return (1 << (bits - 1)) - 1
+
+
+def places_of(candidates: Artifact) -> dict[tuple[str, str], str]:
+    """Returns file and line of each inverted answer of a user's own file, else nothing.
+
+    The keys are the fact's id and the inverted answer.
+    """
+    if candidates.manifest is not None or not candidates.uri:
+        return {}
+    where = storage.display(candidates.uri)
+    places: dict[tuple[str, str], str] = {}
+    for line, values in read_candidates(candidates.uri):
+        record = _Record(values, where)
+        key = record.common_columns()["fact_id"]
+        for text in record.inverted_answers():
+            places.setdefault((key, text), f"{where}, line {line}")
+    return places
+
+
+def read_candidates(uri: str) -> Iterator[tuple[int, Any]]:
+    """Yields the rows of a user's file or folder of candidates with their lines."""
+    if is_parquet_table(uri):
+        yield from enumerate(storage.read_table(main_files(uri)).to_pylist(), start=1)
+    else:
+        yield from read_records(uri)
+
+
+def is_parquet_table(uri: str) -> bool:
+    """Tells whether candidates are Parquet: a file or a folder. Another file has other rows."""
+    is_file = storage.exists(uri) and not storage.is_folder(uri)
+    return not is_file or is_parquet(uri)

@@ -9,7 +9,7 @@ from typing import Any
 from meow_ray.config import Config
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import MAIN, REJECTS_FILE, SHORTFALL_FILE, Artifact
-from meow_ray.core.outside import LARGE, adopt_table, is_parquet, main_files
+from meow_ray.core.outside import LARGE, adopt_table, main_files
 from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.core.tables import Query
@@ -17,12 +17,12 @@ from meow_ray.distributed import cluster, map_rows, progress
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.ingest.readers import read_records
 from meow_ray.stages.inputs import GENERATOR, model_ref
 from meow_ray.stages.invert.candidates import write_candidates
 from meow_ray.stages.invert.endpoint import EndpointSpec, endpoint_spec
 from meow_ray.stages.invert.generators import LocalSpec
-from meow_ray.stages.invert.own_candidates import complete
+from meow_ray.stages.invert.own_candidates import complete, is_parquet_table, read_candidates
+from meow_ray.stages.invert.preflight import CHECKS, NO_GENERATOR
 from meow_ray.stages.invert.steps import STYLES, InvertSteps, probe_styles
 
 _FACTS_TO_INVERT = """
@@ -84,10 +84,7 @@ def generator_spec(
             spec.base_url, spec.model, spec.api_key_env, spec.structured, resources
         )
     if not isinstance(generator.value, ModelRef):
-        raise MeowError(
-            "`invert.model` is not set. Name the model that writes inverted facts, or take a file "
-            "of your own candidates with --input candidates=FILE."
-        )
+        raise MeowError(NO_GENERATOR)
     return LocalSpec(engine_spec(model_ref(generator), spec, resources))
 
 
@@ -184,14 +181,9 @@ def _adopt_candidates(name: str, uri: str, verify: bool) -> Artifact:
     """Takes a user's own candidates: Parquet, or a file of any format that `ingest` reads."""
     uri = storage.absolute(uri)
     where = storage.display(uri)
-    if storage.exists(uri) and not storage.is_folder(uri) and not is_parquet(uri):
-        table = complete(read_records(uri), where)
-    else:
-        files = main_files(uri)
-        if tables.count_rows(files) >= LARGE:
-            return adopt_table(name, uri, verify)
-        rows = storage.read_table(files).to_pylist()
-        table = complete(enumerate(rows, start=1), where)
+    if is_parquet_table(uri) and tables.count_rows(main_files(uri)) >= LARGE:
+        return adopt_table(name, uri, verify)
+    table = complete(read_candidates(uri), where)
     table = checks.conform(table, name, where)
     return Artifact(name, uri, storage.content_digest(uri, verify=verify), value=table)
 
@@ -212,4 +204,5 @@ INVERT = Stage(
     adopt=_adopt_candidates,
     resources="invert",
     uses_gpus=_runs_here,
+    checks=CHECKS,
 )

@@ -73,3 +73,18 @@ def cuts_and_limits(forced: Forced, spec: Memo) -> tuple[range, list[int]]:
 def beginning_of(forced: Forced, at: int) -> tuple[int, ...]:
     """Returns all tokens before a position of a sequence, those of the prompt included."""
     return (*forced["prompt"], *forced["sequence"][:at])
+
+
+SURELY_LONGER = 32
+"""A text with more characters, several words among them, has more than one token."""
+
+
+def has_window(prompter: Prompter, question: str, text: str, spec: Memo) -> bool:
+    """Whether an answer has a window, without which it gets no score."""
+    cut_text = text if spec.mode == "suffix" else question
+    if spec.window == "character":
+        return len(cut_text) > 1
+    if len(cut_text) > SURELY_LONGER and len(cut_text.split()) > 1:
+        return True
+    cuts, _ = cuts_and_limits(forced_sequence(prompter, question, text, spec), spec)
+    return len(cuts) > 0

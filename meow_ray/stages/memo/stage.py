@@ -19,7 +19,9 @@ from meow_ray.core.tables import Query
 from meow_ray.models.text import TOKENIZER
 from meow_ray.stages.inputs import TARGET, model_ref
 from meow_ray.stages.memo import summary
+from meow_ray.stages.memo.preflight import CHECKS
 from meow_ray.stages.memo.steps import SCORE_NAMES, MemoSteps
+from meow_ray.stages.model_checks import check_target, check_target_engine
 
 _FACTS_TO_SCORE = f"""
     WITH
@@ -164,6 +166,7 @@ MEMO = Stage(
     key=KEYS["memo"],
     adopt=adopt_table,
     resources="memo",
+    checks=CHECKS,
 )
 
 REMAIN = Stage(
@@ -178,4 +181,5 @@ REMAIN = Stage(
     adopt=adopt_table,
     enabled=_has_rounds,
     resources="memo",
+    checks=(check_target, check_target_engine),
 )

@@ -10,8 +10,9 @@ from meow_ray.core.tables import Query, TableSource
 def select(memo: TableSource, spec: Select) -> Query:
     """Returns a query of the `top_k` candidates of each fact, sorted by fact and rank.
 
-    Candidates without a score are never chosen. Of equal scores, the lower candidate_id comes
-    first. The result does not depend on the order or the partitioning of the rows.
+    Candidates without a score are chosen only in order random, which needs none. Of equal scores,
+    the lower candidate_id comes first. The result does not depend on the order or the partitioning
+    of the rows.
 
     Args:
         memo: a `memo` table.
@@ -22,13 +23,15 @@ def select(memo: TableSource, spec: Select) -> Query:
         "smallest": "memo ASC",
         "random": f"sha256(concat('{spec.seed}/', fact_id, '/', candidate_id))",
     }[spec.order]
+    is_number = "NOT isnan(memo)"
+    can_be_chosen = f"(memo IS NULL OR {is_number})" if spec.order == "random" else is_number
     sql = f"""
         WITH
-        -- the candidates that have a score
+        -- the candidates that can be chosen
         scored AS (
             SELECT fact_id, candidate_id, question, text, memo
             FROM memo
-            WHERE candidate_id <> {TRUE_ANSWER} AND memo IS NOT NULL AND NOT isnan(memo)
+            WHERE candidate_id <> {TRUE_ANSWER} AND {can_be_chosen}
         ),
         -- their ranks within each fact, from 0
         ranked AS (

@@ -24,7 +24,7 @@ def _select(context: Context) -> dict[str, Any]:
 SELECT = Stage(
     name="select",
     artifact="selected",
-    version=1,
+    version=2,
     sections=("select",),
     inputs=("memo",),
     run=_select,

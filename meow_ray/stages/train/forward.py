@@ -5,7 +5,7 @@ from typing import Any
 
 from meow_ray.errors import MeowError
 from meow_ray.stages.train import layout
-from meow_ray.stages.train.batches import Dataset, Item
+from meow_ray.stages.train.batches import Dataset, Item, Pair
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.layout import Layout
 from meow_ray.stages.train.zero import Model
@@ -34,7 +34,7 @@ def weighted_terms(
 
     spec = job.objective
     laid_out = layout.lay_out(items, model.pad, model.engine.device, packed=job.resources.packing)
-    logits, hidden = forward(model.engine, laid_out, model, spec.layer)
+    logits, hidden = forward(model.engine, laid_out, model.keeps_logits, spec.layer)
     reference_logits = None
     reference_hidden = None
     if spec.needs_frozen:
@@ -73,18 +73,20 @@ def _reference_forward(laid_out: Layout, model: Model, layer: int | None) -> tup
 
     if model.frozen:
         with torch.no_grad():
-            return forward(model.frozen, laid_out, model, layer)
+            return forward(model.frozen, laid_out, model.keeps_logits, layer)
     with torch.no_grad(), model.engine.module.disable_adapter():
-        return forward(model.engine, laid_out, model, layer)
+        return forward(model.engine, laid_out, model.keeps_logits, layer)
 
 
-def forward(network: Any, laid_out: Layout, model: Model, layer: int | None) -> tuple[Any, Any]:
+def forward(
+    network: Any, laid_out: Layout, keeps_logits: bool, layer: int | None
+) -> tuple[Any, Any]:
     """Returns what a network predicts for the tokens that a loss is taken on.
 
     Args:
         network: the model, or the reference.
         laid_out: the micro-batch.
-        model: says whether the network can leave out logits.
+        keeps_logits: whether the network can leave out logits.
         layer: the block whose activations are returned; None returns none.
 
     Returns:
@@ -97,11 +99,11 @@ def forward(network: Any, laid_out: Layout, model: Model, layer: int | None) -> 
     }
     rows, columns = laid_out.rows, laid_out.columns
     predicted: Any = (rows, columns)
-    if model.keeps_logits and "position_ids" in inputs:
+    if keeps_logits and "position_ids" in inputs:
         # one packed row: only the logits of these columns are computed
         inputs["logits_to_keep"] = columns
         predicted = 0
-    elif model.keeps_logits:
+    elif keeps_logits:
         # padded rows: only the logits from the first of these columns on
         first = int(columns.min())
         inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - first
@@ -111,32 +113,44 @@ def forward(network: Any, laid_out: Layout, model: Model, layer: int | None) -> 
     return out.logits[predicted], hidden
 
 
+LEAKS = (
+    "this model's attention leaks between packed pairs. Set resources.train.packing=false (for "
+    "memorize, resources.memorize.packing=false)."
+)
+"""What is wrong with packing for a model that does not keep the pairs of a row apart."""
+
+
 def check_packing(model: Model, data: Dataset) -> None:
     """Checks that the model keeps the pairs of a packed row apart.
 
     Raises:
         MeowError: the logits of a pair depend on the pair before it.
     """
-    import torch
-
     first_items = [data.item(number) for number in range(min(2, data.num_items))]
     pairs = [pair for item in first_items for pair in item.values()][:2]
-    items = [{"pair": pair} for pair in (*pairs, *pairs)[:2]]
     network = model.engine.module
-    device = model.engine.device
+    network.eval()
+    change = packing_leak(
+        network, (*pairs, *pairs)[:2], model.pad, model.engine.device, model.keeps_logits
+    )
+    network.train()
+    if change > LEAK["bfloat16" if model.half else "float32"]:
+        raise MeowError(f"resources.train.packing: {LEAKS}")
+
+
+def packing_leak(
+    network: Any, pairs: Sequence[Pair], pad: int, device: Any, keeps_logits: bool
+) -> float:
+    """Returns by how much the second pair's logits depend on the first, in standard deviations."""
+    import torch
 
     def packed_logits(items: Sequence[Item]) -> Any:
-        laid_out = layout.lay_out(items, model.pad, device, packed=True)
-        return forward(network, laid_out, model, None)[0].float()
+        laid_out = layout.lay_out(items, pad, device, packed=True)
+        return forward(network, laid_out, keeps_logits, None)[0].float()
 
-    network.eval()
+    items = [{"pair": pair} for pair in pairs]
     with torch.no_grad():
         together = packed_logits(items)
         alone = packed_logits(items[1:])
-    network.train()
     change = (together[-len(alone) :] - alone).abs().mean() / alone.std()
-    if change > LEAK["bfloat16" if model.half else "float32"]:
-        raise MeowError(
-            "resources.train.packing: this model's attention leaks between packed pairs. Set "
-            "resources.train.packing=false (for memorize, resources.memorize.packing=false)."
-        )
+    return float(change)

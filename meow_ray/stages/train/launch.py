@@ -55,7 +55,6 @@ def fit(
         job.spec, resources, job.accumulation(workers), on_gpu=on_gpu, user_settings=job.deepspeed
     )
     zero.check_quantization(job.spec, on_gpu=on_gpu)
-    tracker.check()
     storage.make_folder(work)
     with progress.show_progress(name, data.num_steps) as board:
         trainer = _trainer(
@@ -99,7 +98,9 @@ def _trainer(
     class FailAtOnce(UserCallback):  # type: ignore[misc]
         """Ends training by a user's mistake; Ray would replace the workers and try it again."""
 
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        def after_exception(
+            self, run_context: Any, worker_exceptions: dict[int, Exception]
+        ) -> None:
             for error in worker_exceptions.values():
                 if isinstance(error, MeowError):
                     raise error
@@ -167,7 +168,7 @@ def _train(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     board = config["board"]
-    tracker = Tracker(config["tracker"])
+    tracker = Tracker(config["tracker"], say=board.note.remote)
     is_first = context.get_world_rank() == 0
 
     def save(folder: Path, metrics: dict[str, Any]) -> None:

@@ -60,6 +60,7 @@ def run(job: Job, hooks: Hooks) -> None:
         total=data.num_steps,
         frozen=job.objective.needs_frozen,
         trainable=job.objective.trainable,
+        layer=job.objective.layer,
     )
     if job.resources.packing:
         check_packing(model, data)

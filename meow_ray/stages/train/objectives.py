@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 from meow_ray.config import OWN_OBJECTIVE, Train
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
+from meow_ray.stages.train.structure import MLP_OUTPUTS
 
 Role = Literal["inverted", "forget", "retain", "idk"]
 """The kinds of answers that an objective reads.
@@ -45,7 +46,7 @@ class ObjectiveSpec:
     retain_weight: float = 0.0
     kl_weight: float = 0.0
     trainable: str | None = None
-    """Regular expression of the parameters that are updated; None is all."""
+    """Regular expression of the parameters that are updated, or `MLP_OUTPUTS`; None is all."""
     source: str | None = None
     """The text of a module that defines the function; None for a function of `losses`."""
     idk_answers: tuple[str, ...] = ()
@@ -147,7 +148,7 @@ PRESETS: dict[str, ObjectiveSpec] = {
         reads=("forget", "retain"),
         reference="model",
         settings={"layer": 7, "steering": 20.0, "alpha": 100.0},
-        trainable=r".*\.layers\.(5|6|7)\.mlp\.down_proj\.weight",
+        trainable=MLP_OUTPUTS,
     ),
 }
 """Methods by the names that papers use, with their defaults. `losses` names the sources."""

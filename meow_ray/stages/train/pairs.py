@@ -160,6 +160,11 @@ def _draw_refusals(facts: TableSource, answers: Sequence[str]) -> pa.Table:
 
 # --- checks -------------------------------------------------------------------------------------
 
+NO_RETAIN_SET = (
+    "`ingest.retain`: the objective reads the retain set, which is empty. Name files of facts to "
+    "retain."
+)
+
 
 def _check_selected_facts(tables: Mapping[str, TableSource]) -> None:
     """Refuses inverted facts whose fact is not among the facts to forget."""
@@ -180,10 +185,7 @@ def _check_selected_facts(tables: Mapping[str, TableSource]) -> None:
 def _check_retain_set(tables: Mapping[str, TableSource]) -> None:
     """Refuses facts without a retain set."""
     if not Query(f"{_RETAIN_FACTS} LIMIT 1", tables).rows():
-        raise MeowError(
-            "`ingest.retain`: the objective reads the retain set, which is empty. Name files of "
-            "facts to retain."
-        )
+        raise MeowError(NO_RETAIN_SET)
 
 
 def _check_reference(

@@ -32,10 +32,12 @@ from meow_ray.stages.inputs import (
     model_ref,
     optional_path,
 )
+from meow_ray.stages.model_checks import check_target, check_target_engine
 from meow_ray.stages.train import batches, objectives, steps, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.objectives import ObjectiveSpec
 from meow_ray.stages.train.pairs import pairs_of
+from meow_ray.stages.train.preflight import MEMORIZE_CHECKS, TRAIN_CHECKS, check_layer
 from meow_ray.stages.train.tracking import TrackerSpec
 
 
@@ -111,24 +113,13 @@ def train(context: Context) -> dict[str, Any]:
     compared = objective.reads if "reference" in context.inputs else ()
     pairs = _pairs(context, objective.roles, objective.idk_answers, compared=compared)
     model = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
-    _check_layer(objective, model)
+    check_layer(objective, model)
     objective_name = PurePosixPath(config.train.objective).name
     chain = _chain(target, pairs, objective_name)
     figures = _fit(
         context, name="train", pairs=pairs, model=model, spec=config.train, objective=objective
     )
     return {"objective": objective_name, **figures, "chain": chain}
-
-
-def _check_layer(objective: ObjectiveSpec, model: ModelRef) -> None:
-    """Raises MeowError if an objective reads a block that the model does not have."""
-    num_layers = getattr(refs.load_model_config(model), "num_hidden_layers", None)
-    if objective.layer is None or num_layers is None or objective.layer < num_layers - 1:
-        return
-    raise MeowError(
-        f"`train.settings.layer` is {objective.layer}; it must be below the last block of the "
-        f"target, {num_layers - 1}."
-    )
 
 
 # --- steps of the stages --------------------------------------------------------------------------
@@ -291,6 +282,7 @@ MEMORIZE = Stage(
     adopt=adopt_model,
     enabled=_has_memorize,
     resources="memorize",
+    checks=MEMORIZE_CHECKS,
 )
 
 
@@ -322,6 +314,7 @@ REFERENCE = Stage(
     adopt=adopt_table,
     enabled=_compares_log_probs,
     resources="memo",
+    checks=(check_target, check_target_engine),
 )
 
 
@@ -348,4 +341,5 @@ TRAIN = Stage(
     run=train,
     adopt=adopt_model,
     resources="train",
+    checks=TRAIN_CHECKS,
 )

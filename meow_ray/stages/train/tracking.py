@@ -1,17 +1,23 @@
 """Curves of a training run for TensorBoard, MLflow and Weights & Biases."""
 
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from meow_ray.config import Tracking
 from meow_ray.core import storage
-from meow_ray.errors import MeowError
+
+CLOSING = 60
+"""Seconds that a tracker has at the end of training to write what is left."""
+MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""Limits of MLflow's requests; its own are minutes long."""
 
 
 @dataclass(frozen=True)
@@ -32,26 +38,26 @@ class TrackerSpec:
         uri = self.config.mlflow or ""
         return uri if ":" in uri else f"file:{storage.absolute(uri)}"
 
-    def check(self) -> None:
-        """Checks that the libraries of the configured trackers are installed.
 
-        Raises:
-            MeowError: one is not.
-        """
-        for name in ("mlflow", "wandb"):
-            if getattr(self.config, name) and find_spec(name) is None:
-                raise MeowError(
-                    f"`tracking.{name}` is set, but the package {name} is not installed. "
-                    f"Run: pip install {name}."
-                )
+Figures = dict[str, float]
+Write = Callable[[Figures, int], Any]
+"""Writes the figures of a step."""
 
 
 class Tracker:
-    """Writes the curves of a run in its first worker; opens trackers at the first record."""
+    """Writes the curves of a run in its first worker; opens trackers at the first record.
 
-    def __init__(self, spec: TrackerSpec) -> None:
+    A tracker never changes a result. One that fails is left out from then on, which is said once.
+
+    Args:
+        spec: the trackers of the run.
+        say: takes a sentence for the user.
+    """
+
+    def __init__(self, spec: TrackerSpec, say: Callable[[str], Any] = print) -> None:
         self.spec = spec
-        self._sinks: list[Callable[[dict[str, float], int], Any]] = []
+        self._say = say
+        self._servers: list[_Server] = []
         self._closing = ExitStack()
         self._writer: Any = None
         self._clock: float | None = None
@@ -70,12 +76,15 @@ class Tracker:
         else:
             figures["tokens_per_second"] = record["tokens"] / (now - self._clock)
         self._clock = now
-        for sink in self._sinks:
-            sink(figures, record["step"])
+        self._to_tensorboard(figures, record["step"])
+        for server in self._servers:
+            server.write(figures, record["step"])
 
     def flush(self) -> None:
         """Makes the curves so far visible in TensorBoard's folder."""
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        with self._tensorboard():
             self._writer.flush()
             if self._writer.logdir != self.spec.folder:
                 storage.copy_folder(self._writer.logdir, self.spec.folder)
@@ -83,16 +92,32 @@ class Tracker:
     def close(self) -> None:
         """Writes what is left, and closes the trackers."""
         self.flush()
-        self._closing.close()
+        with self._tensorboard():
+            self._closing.close()
+        for server in self._servers:
+            server.close()
 
     def _open(self) -> None:
         config = self.spec.config
         if config.tensorboard:
-            self._open_tensorboard()
+            with self._tensorboard():
+                self._open_tensorboard()
         if config.mlflow:
-            self._open_mlflow()
+            self._servers.append(_Server("mlflow", self._open_mlflow, self._say))
         if config.wandb:
-            self._open_wandb(config.wandb)
+            open_wandb = partial(self._open_wandb, config.wandb)
+            self._servers.append(_Server("wandb", open_wandb, self._say))
+
+    # --- TensorBoard
+
+    @contextmanager
+    def _tensorboard(self) -> Iterator[None]:
+        """Leaves TensorBoard out from the first error on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a tracker never ends a run
+            self._writer = None
+            self._say(_left_out("tensorboard", error))
 
     def _open_tensorboard(self) -> None:
         from tensorboardX import SummaryWriter
@@ -102,32 +127,82 @@ class Tracker:
             folder = self._closing.enter_context(TemporaryDirectory())
         self._writer = SummaryWriter(folder)
         self._closing.callback(self._writer.close)
-        self._sinks.append(self._to_tensorboard)
 
-    def _open_mlflow(self) -> None:
-        import mlflow
+    def _to_tensorboard(self, figures: Figures, step: int) -> None:
+        if self._writer is None:
+            return
+        with self._tensorboard():
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
 
+    # --- servers
+
+    def _open_mlflow(self) -> tuple[Write, Callable[[], Any]]:
+        for name, value in MLFLOW_LIMITS.items():
+            os.environ.setdefault(name, value)
         if self.spec.mlflow.startswith("file:"):  # MLflow refuses a folder without this variable
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        import mlflow
+
         mlflow.set_tracking_uri(self.spec.mlflow)
         mlflow.set_experiment("meow_ray")
         mlflow.start_run(run_name=self.spec.name)
         mlflow.log_params(dict(self.spec.settings))
-        self._closing.callback(mlflow.end_run)
-        self._sinks.append(lambda figures, step: mlflow.log_metrics(figures, step=step))
+        return lambda figures, step: mlflow.log_metrics(figures, step=step), mlflow.end_run
 
-    def _open_wandb(self, project: str) -> None:
+    def _open_wandb(self, project: str) -> tuple[Write, Callable[[], Any]]:
         import wandb
 
         settings = dict(self.spec.settings)
         run = wandb.init(project=project, name=self.spec.name, config=settings)
         # finish() alone returns before its process has written the run
-        self._closing.callback(wandb.teardown)
-        self._sinks.append(lambda figures, step: run.log(figures, step=step))
+        return lambda figures, step: run.log(figures, step=step), wandb.teardown
 
-    def _to_tensorboard(self, figures: Mapping[str, float], step: int) -> None:
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
+
+class _Server:
+    """A tracker that a thread of its own writes to, so that training never waits for it."""
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], tuple[Write, Callable[[], Any]]],
+        say: Callable[[str], Any],
+    ) -> None:
+        self._name = name
+        self._connect = connect
+        self._say = say
+        self._figures: SimpleQueue[tuple[Figures, int] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write_all, daemon=True)
+        self._thread.start()
+
+    def write(self, figures: Figures, step: int) -> None:
+        """Hands the figures of a step to the thread."""
+        self._figures.put((figures, step))
+
+    def close(self) -> None:
+        """Waits until all figures are written, but not longer than `CLOSING`."""
+        self._figures.put(None)
+        self._thread.join(CLOSING)
+        if self._thread.is_alive():
+            self._say(_left_out(self._name, TimeoutError(f"no answer within {CLOSING} s")))
+
+    def _write_all(self) -> None:
+        try:
+            write, close = self._connect()
+            while (item := self._figures.get()) is not None:
+                write(*item)
+            close()
+        except Exception as error:  # noqa: BLE001 - a tracker never ends a run
+            self._say(_left_out(self._name, error))
+
+
+def _left_out(name: str, error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    reason = lines[0][:200].rstrip(".") if lines else ""
+    return (
+        f"`tracking.{name}` failed and is left out ({type(error).__name__}: {reason}). "
+        "Training goes on."
+    )
 
 
 def _memory() -> float:

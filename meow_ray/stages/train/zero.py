@@ -1,7 +1,6 @@
 """A model under DeepSpeed ZeRO: its settings, and how it is loaded. It does not know Ray."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from meow_ray.config import FineTuning, TrainResources
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
+from meow_ray.stages.train.structure import trained_parameters
 
 _OURS = {
     "optimizer": "Use `learning_rate` and `weight_decay`",
@@ -176,6 +176,7 @@ def build(
     total: int,
     frozen: bool,
     trainable: str | None,
+    layer: int | None = None,
 ) -> Model:
     """Loads a model and hands it to DeepSpeed; every worker calls this.
 
@@ -186,7 +187,8 @@ def build(
         config: DeepSpeed's settings.
         total: optimiser steps of the run.
         frozen: also load the reference.
-        trainable: regular expression of the parameters that are updated; None updates all.
+        trainable: the parameters that are updated, see `ObjectiveSpec`; None updates all.
+        layer: the block that the objective reads, if it reads one.
 
     Raises:
         MeowError: no parameter matches `trainable`.
@@ -202,7 +204,7 @@ def build(
     if spec.lora is not None:
         model = _with_lora(model, spec)
     elif trainable is not None:
-        _freeze(model, trainable)
+        _freeze(model, trainable, layer)
     model.train()
     if resources.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -330,12 +332,12 @@ def _without_dropout(model: Any) -> None:
             module.attention_dropout = 0.0
 
 
-def _freeze(model: Any, trainable: str) -> None:
-    """Freezes all parameters but those whose name matches a regular expression."""
-    pattern = re.compile(trainable)
+def _freeze(model: Any, trainable: str, layer: int | None) -> None:
+    """Freezes all parameters but those that an objective updates."""
+    names = trained_parameters(model, trainable, layer)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(bool(pattern.fullmatch(name)))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+        parameter.requires_grad_(name in names)
+    if not names:
         raise MeowError(
             f"`train.trainable`: no parameter of the model matches {trainable}. "
             "Compare it with the names in the model's safetensors files."

@@ -15,7 +15,7 @@ FINGERPRINTS = {
     "ingest": "ea5f78ea5edfd386",
     "invert": "97456171dbaf8362",
     "memo": "ab3af7d37b10443f",
-    "select": "dadf247ddedabfe8",
+    "select": "c91fa03d405557b1",
     "reference": "1ea395e697988458",
     "train": "e0359bcd43ef77cd",
     "remain": "62abf3ce0c681999",

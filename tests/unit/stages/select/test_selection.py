@@ -175,10 +175,20 @@ def test_only_scored_candidates_are_chosen_and_as_many_as_there_are(
     table = selected(table_of(rows_of(scores)), Select(top_k=top_k, order=order))
     conform(table, "selected")
     assert TRUE_ANSWER not in table["candidate_id"].to_pylist()
-    assert not any(value is None or math.isnan(value) for value in table["memo"].to_pylist())
+
+    def can_be_chosen(value: float | None) -> bool:
+        return order == "random" if value is None else not math.isnan(value)
+
+    assert all(can_be_chosen(value) for value in table["memo"].to_pylist())
     for fact, values in scores.items():
-        scored = sum(value is not None and not math.isnan(value) for value in values[1:])
-        assert table["fact_id"].to_pylist().count(fact) == min(top_k, scored)
+        possible = sum(can_be_chosen(value) for value in values[1:])
+        assert table["fact_id"].to_pylist().count(fact) == min(top_k, possible)
+
+
+def test_a_random_order_chooses_answers_that_are_too_short_for_a_score():
+    scores: Scores = {"a": [None, None, None]}
+    assert chosen(scores, top_k=2) == {}
+    assert sorted(chosen(scores, top_k=2, order="random")["a"]) == [0, 1]
 
 
 def test_a_random_order_depends_on_the_seed_and_the_fact():

@@ -1,6 +1,7 @@
 """Trackers of training: TensorBoard, MLflow, and Weights & Biases."""
 
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import pytest
 
 from meow_ray.config import Tracking
 from meow_ray.core import storage
-from meow_ray.errors import MeowError
 from meow_ray.stages.train import tracking
 from meow_ray.stages.train.tracking import Tracker, TrackerSpec
 
@@ -86,12 +86,45 @@ def test_a_disabled_tracker_is_not_called(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_a_tracker_that_is_not_installed_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tracking, "find_spec", lambda module: None)
-    with pytest.raises(MeowError, match=f"`tracking.{name}` is set.*pip install {name}"):
-        spec("", **{name: "somewhere"}).check()
-    spec("").check()
+def test_a_tracker_that_fails_is_left_out_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[str] = []
+    tracker = Tracker(spec(str(tmp_path / "run"), mlflow=str(tmp_path)), say=said.append)
+
+    def refuse(*arguments: Any) -> None:
+        raise ConnectionError("the server is down")
+
+    monkeypatch.setattr(tracker, "_open_mlflow", refuse)
+    write(tracker)
+    assert said == [
+        "`tracking.mlflow` failed and is left out (ConnectionError: the server is down). "
+        "Training goes on."
+    ]
+    assert [value for _, value in events(tmp_path / "run")["loss"]] == pytest.approx(
+        [1.0, 1 / 2, 1 / 3]
+    ), "the other trackers go on"
+
+
+def test_training_does_not_wait_for_a_tracker_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[str] = []
+    answer = threading.Event()
+    tracker = Tracker(spec("", tensorboard=False, wandb="project"), say=said.append)
+    monkeypatch.setattr(tracker, "_open_wandb", lambda project: answer.wait())
+    monkeypatch.setattr(tracking, "CLOSING", 0.1)
+    write(tracker)
+    answer.set()
+    assert said[0].startswith("`tracking.wandb` failed and is left out (TimeoutError: no answer")
+
+
+def test_a_folder_that_cannot_be_written_does_not_end_training(tmp_path: Path):
+    said: list[str] = []
+    (tmp_path / "file").write_text("")
+    write(Tracker(spec(str(tmp_path / "file" / "run")), say=said.append))
+    assert len(said) == 1
+    assert said[0].startswith("`tracking.tensorboard` failed and is left out")
 
 
 def test_mlflow_gets_parameters_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
