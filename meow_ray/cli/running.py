@@ -17,12 +17,13 @@ from meow_ray.cli.options import (
     Inputs,
     Overrides,
     Verify,
+    Wait,
     app,
     named_inputs,
     pipeline_options,
 )
 from meow_ray.config import Config
-from meow_ray.core import storage
+from meow_ray.core import lease, storage
 from meow_ray.core.manifest import MAIN, Artifact, leftovers
 from meow_ray.core.stage import State
 from meow_ray.distributed import cluster, progress
@@ -49,6 +50,7 @@ def run(
     until: Annotated[str | None, typer.Option(help="End with this stage.")] = None,
     inputs: Inputs = None,
     force: Force = False,
+    wait: Wait = True,
     dry_run: DryRun = False,
     verify: Verify = False,
     as_json: Annotated[
@@ -75,7 +77,7 @@ def run(
     finished: list[State] = []
     with only_events_on_stdout() if as_json else nullcontext():
         for part in parts:
-            finished += _run_part(part, force, as_json)
+            finished += _run_part(part, force, wait, as_json)
     if not as_json:
         _print_outcome(settings, finished)
 
@@ -91,6 +93,7 @@ def run_stage(
         str | None, typer.Option(help="Copy the artifact to this URI as well.")
     ] = None,
     force: Force = False,
+    wait: Wait = True,
     dry_run: DryRun = False,
     verify: Verify = False,
 ) -> None:
@@ -102,7 +105,7 @@ def run_stage(
     if dry_run:
         show.show_states(show.console(), _states([part]))
         return
-    (state,) = _run_part(part, force)
+    (state,) = _run_part(part, force, wait)
     _print_place(state, output)
 
 
@@ -114,6 +117,7 @@ def memorize(
         str | None, typer.Option(help="Copy the model folder to this URI as well.")
     ] = None,
     force: Force = False,
+    wait: Wait = True,
 ) -> None:
     """Fine-tune a base model on facts, to make a target or a retain model."""
     settings = load_config(config, overrides or [])
@@ -122,7 +126,8 @@ def memorize(
             "The configuration has no section `memorize`. Set memorize.model and memorize.data."
         )
     pipeline = Pipeline(settings)
-    (state,) = _run_part(Part("", pipeline, pipeline.selection("memorize", None, None)), force)
+    part = Part("", pipeline, pipeline.selection("memorize", None, None))
+    (state,) = _run_part(part, force, wait)
     _print_place(state, output)
 
 
@@ -158,6 +163,7 @@ def clean(
 ) -> None:
     """Delete unfinished work below the storage root; not while a run is in progress."""
     root = storage.absolute(load_config(config, overrides or []).storage.root)
+    lease.check_unused(root)
     with_text = [step.artifact for step in STAGES if step.schema is not None] if facts else []
     names = ["work", *with_text]
     uris = [storage.join(root, name) for name in names]
@@ -176,13 +182,15 @@ def _states(parts: Iterable[Part]) -> list[tuple[str, State]]:
     return [(part.label, part.pipeline.state(step)) for part in parts for step in part.stages]
 
 
-def _run_part(part: Part, force: bool, as_json: bool = False) -> list[State]:
+def _run_part(part: Part, force: bool, wait: bool, as_json: bool = False) -> list[State]:
     def print_event(event: Event) -> None:
         text = json.dumps(event.as_row()) if as_json else str(event)
         print(text, file=progress.output(), flush=True)
 
     with program.libraries_to_log():
-        return part.pipeline.run(part.stages, force=force, on_event=print_event, label=part.label)
+        return part.pipeline.run(
+            part.stages, force=force, wait=wait, on_event=print_event, label=part.label
+        )
 
 
 @contextmanager
