@@ -122,6 +122,15 @@ def _read(uri: str) -> Claim | None:
         return None
 
 
+def _delete(uri: str) -> None:
+    """Deletes a claim, which another driver may do at the same time."""
+    try:
+        storage.remove(uri)
+    except MeowError:
+        if storage.exists(uri):
+            raise
+
+
 class _Watch:
     """Tells by this machine's clock which claims are alive."""
 
@@ -208,7 +217,7 @@ class Lease:
 
     def bury(self, claim: Claim) -> None:
         """Deletes the claim of a dead driver, which thereby learns of it if it is not."""
-        storage.remove(_uri(self._root, self._key, claim.owner))
+        _delete(_uri(self._root, self._key, claim.owner))
 
     def is_lost(self) -> bool:
         """Tells whether another driver took this one for dead; reads the claim again."""
