@@ -31,6 +31,12 @@ Inputs = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run the stages even if they are cached.")]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        help="Wait while another driver works on a stage of this storage root, and use its result."
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would run, and why, without running it.")
 ]

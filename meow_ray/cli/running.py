@@ -17,12 +17,13 @@ from meow_ray.cli.options import (
     Inputs,
     Overrides,
     Verify,
+    Wait,
     app,
     named_inputs,
     pipeline_options,
 )
 from meow_ray.config import Config
-from meow_ray.core import storage
+from meow_ray.core import lease, storage
 from meow_ray.core.manifest import MAIN, Artifact, leftovers
 from meow_ray.core.stage import State
 from meow_ray.distributed import cluster, progress
@@ -49,6 +50,7 @@ def run(
     until: Annotated[str | None, typer.Option(help="End with this stage.")] = None,
     inputs: Inputs = None,
     force: Force = False,
+    wait: Wait = True,
     dry_run: DryRun = False,
     verify: Verify = False,
     as_json: Annotated[
@@ -76,7 +78,7 @@ def run(
     finished: list[State] = []
     with only_events_on_stdout() if as_json else nullcontext():
         for part in parts:
-            finished += _run_part(part, force, as_json)
+            finished += _run_part(part, force, wait, as_json)
     if not as_json:
         _print_outcome(settings, finished)
 
@@ -92,6 +94,7 @@ def run_stage(
         str | None, typer.Option(help="Copy the artifact to this URI as well.")
     ] = None,
     force: Force = False,
+    wait: Wait = True,
     dry_run: DryRun = False,
     verify: Verify = False,
 ) -> None:
@@ -104,7 +107,7 @@ def run_stage(
     if dry_run:
         _show_what_would_run([part], force)
         return
-    (state,) = _run_part(part, force)
+    (state,) = _run_part(part, force, wait)
     _print_place(state, output)
 
 
@@ -115,6 +118,7 @@ def evaluate(
     config: ConfigOption = None,
     inputs: Inputs = None,
     force: Force = False,
+    wait: Wait = True,
     dry_run: DryRun = False,
     verify: Verify = False,
 ) -> None:
@@ -127,7 +131,7 @@ def evaluate(
     if dry_run:
         _show_what_would_run([part], force)
         return
-    _print_outcome(settings, _run_part(part, force))
+    _print_outcome(settings, _run_part(part, force, wait))
 
 
 @app.command()
@@ -138,6 +142,7 @@ def memorize(
         str | None, typer.Option(help="Copy the model folder to this URI as well.")
     ] = None,
     force: Force = False,
+    wait: Wait = True,
 ) -> None:
     """Fine-tune a base model on facts, to make a target or a retain model."""
     settings = load_config(config, overrides or [])
@@ -147,7 +152,7 @@ def memorize(
         )
     pipeline = Pipeline(settings)
     chosen = pipeline.selection("memorize", None, None)
-    (state,) = _run_part(Part("", pipeline, chosen, chosen), force)
+    (state,) = _run_part(Part("", pipeline, chosen, chosen), force, wait)
     _print_place(state, output)
 
 
@@ -183,6 +188,7 @@ def clean(
 ) -> None:
     """Delete unfinished work below the storage root; not while a run is in progress."""
     root = storage.absolute(load_config(config, overrides or []).storage.root)
+    lease.check_unused(root)
     with_text = [step.artifact for step in STAGES if step.schema is not None] if facts else []
     names = ["work", *with_text]
     uris = [storage.join(root, name) for name in names]
@@ -212,14 +218,19 @@ def _show_what_would_run(parts: Iterable[Part], force: bool) -> None:
             first.pipeline.preflight(first.ahead, force=force)
 
 
-def _run_part(part: Part, force: bool, as_json: bool = False) -> list[State]:
+def _run_part(part: Part, force: bool, wait: bool, as_json: bool = False) -> list[State]:
     def print_event(event: Event) -> None:
         text = json.dumps(event.as_row()) if as_json else str(event)
         print(text, file=progress.output(), flush=True)
 
     with program.libraries_to_log():
         return part.pipeline.run(
-            part.stages, force=force, on_event=print_event, label=part.label, ahead=part.ahead
+            part.stages,
+            force=force,
+            wait=wait,
+            on_event=print_event,
+            label=part.label,
+            ahead=part.ahead,
         )
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from meow_ray.config import Config
 from meow_ray.core import checks, storage
 from meow_ray.core.config_slice import ConfigSlice
+from meow_ray.core.lease import Lease
 from meow_ray.core.manifest import (
     MAIN,
     MANIFEST,
@@ -299,6 +300,7 @@ def execute(
     config: Config,
     inputs: Mapping[str, Artifact],
     engine_spec: Callable[..., Any] = no_engine_spec,
+    lease: Lease | None = None,
 ) -> Artifact:
     """Runs a stage and publishes its artifact.
 
@@ -310,6 +312,10 @@ def execute(
         config: the whole configuration, of which the stage sees the sections that it declares.
         inputs: all inputs of the stage, by name.
         engine_spec: returns how an actor loads a model; for stages that run an engine.
+        lease: the right to work on the stage, which must still be this driver's at the end.
+
+    Raises:
+        MeowError: the lease was lost.
     """
     assert state.fingerprint is not None
     stage = state.stage
@@ -331,6 +337,12 @@ def execute(
     try:
         summary = stage.run(context)
         files = _written_files(context)
+        if lease is not None and lease.is_lost():
+            raise MeowError(
+                f"Stage {stage.name}: another driver took this one for dead and does its work now, "
+                "because no heartbeat reached the storage root for too long. "
+                "Start again to use the other driver's result."
+            )
     except BaseException as error:
         published = load(folder) if isinstance(error, Exception) else None
         _discard(folder, context.out)

@@ -34,7 +34,7 @@ Pairs = Iterable[tuple[str, str]]
 """Questions with their answers."""
 
 OnEvent = Callable[[Event], Any]
-"""Called when a stage is cached, starts, or has finished."""
+"""Called when a stage is cached, waits for another driver, starts, or has finished."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def run(
     *,
     inputs: Mapping[str, str] | None = None,
     force: bool = False,
+    wait: bool = True,
     verify: bool = False,
     on_event: OnEvent = print,
     **options: Any,
@@ -105,6 +106,7 @@ def run(
         overrides: dotted keys with values, such as `"train.epochs=3"`.
         inputs: artifacts made elsewhere, by name: `{"candidates": "mine.parquet"}`.
         force: run cached stages as well.
+        wait: wait while another driver works on a stage, and use its result.
         verify: hash input files again instead of trusting their size and modification time.
         on_event: called when a stage is cached, starts, or has finished; the default prints it.
         **options: for tests and extensions: `stages` and `engine_spec` of `Pipeline`.
@@ -125,7 +127,12 @@ def run(
     with plain_user_errors():
         for part in parts_of_run(settings, inputs, verify=verify, **options):
             states = part.pipeline.run(
-                part.stages, force=force, on_event=on_event, label=part.label, ahead=part.ahead
+                part.stages,
+                force=force,
+                wait=wait,
+                on_event=on_event,
+                label=part.label,
+                ahead=part.ahead,
             )
             artifacts |= {s.stage.artifact: s.artifact for s in states if s.artifact}
         # what the last part was given: the user's inputs, and the selection of all rounds
@@ -140,6 +147,7 @@ def run_stage(
     *,
     inputs: Mapping[str, str] | None = None,
     force: bool = False,
+    wait: bool = True,
     verify: bool = False,
     on_event: OnEvent = print,
     **options: Any,
@@ -152,6 +160,7 @@ def run_stage(
         overrides: dotted keys with values.
         inputs: artifacts made elsewhere, by name.
         force: run the stage even if it is cached.
+        wait: wait while another driver works on the stage, and use its result.
         verify: hash input files again.
         on_event: called when the stage is cached, starts, or has finished.
         **options: other options of `Pipeline`.
@@ -171,7 +180,7 @@ def run_stage(
     with plain_user_errors():
         pipeline = Pipeline(_config(config, overrides), inputs, verify=verify, **options)
         chosen = pipeline.selection(name, None, None)
-        (state,) = pipeline.run(chosen, force=force, on_event=on_event)
+        (state,) = pipeline.run(chosen, force=force, wait=wait, on_event=on_event)
     assert state.artifact is not None
     return state.artifact
 

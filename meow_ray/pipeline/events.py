@@ -1,4 +1,4 @@
-"""Events of a run: a stage is cached, starts, or has finished."""
+"""Events of a run: a stage is cached, waits for another driver, starts, or has finished."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,13 +17,15 @@ class Event:
         of: the number of stages in the run.
         kind: what happened.
         state: the stage against the cache at this moment.
+        holder: the driver that is waited for, in words; empty if there is none.
     """
 
     stage: str
     number: int
     of: int
-    kind: Literal["cached", "started", "finished"]
+    kind: Literal["cached", "waiting", "started", "finished"]
     state: State
+    holder: str = ""
 
     def __str__(self) -> str:
         return f"[{self.number}/{self.of}] {self.stage}: {self._text()}"
@@ -31,6 +33,8 @@ class Event:
     def _text(self) -> str:
         if self.kind == "started":
             return self.state.reason or "forced"
+        if self.kind == "waiting":
+            return f"waits for another driver ({self.holder})"
         manifest = self.state.artifact.manifest if self.state.artifact else None
         if self.kind == "finished" and manifest:
             return f"{_size(manifest)} in {manifest.seconds:.0f} s"
@@ -38,7 +42,8 @@ class Event:
 
     def as_row(self) -> dict[str, Any]:
         """Returns the event for programs, as `--json` prints it."""
-        return {"event": self.kind, **self.state.as_row(), "stage": self.stage}
+        row = {"event": self.kind, **self.state.as_row(), "stage": self.stage}
+        return row | {"holder": self.holder} if self.holder else row
 
 
 def _size(manifest: Manifest) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from meow_ray.config import Config, files
-from meow_ray.core import stage
+from meow_ray.core import lease, stage, storage
+from meow_ray.core.lease import Claim
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput
 from meow_ray.core.stage import Stage, State
@@ -232,6 +233,7 @@ class Pipeline:
         chosen: Sequence[Stage],
         *,
         force: bool = False,
+        wait: bool = True,
         on_event: Callable[[Event], Any] = print,
         label: str = "",
         ahead: Sequence[Stage] | None = None,
@@ -241,6 +243,7 @@ class Pipeline:
         Args:
             chosen: stages of this pipeline.
             force: run cached stages as well.
+            wait: wait while another driver works on a stage, and use its result.
             on_event: called when a stage is cached, starts, or has finished.
             label: precedes the names of the stages in events.
             ahead: the stages whose mistakes are found before the first stage runs; None takes the
@@ -248,8 +251,9 @@ class Pipeline:
 
         Raises:
             MeowError: a stage fails by a user's mistake, reads an artifact that is neither cached
-                nor chosen, or needs more than the cluster can ever hold. What can be known before
-                the first stage runs is found before it; see `preflight`.
+                nor chosen, or needs more than the cluster can ever hold; or another driver works
+                on a stage and `wait` is off. What can be known before the first stage runs is found
+                before it; see `preflight`.
         """
         self.preflight(chosen if ahead is None else ahead, force=force)
         for number, step in enumerate(chosen, start=1):
@@ -265,12 +269,40 @@ class Pipeline:
                 # before each such stage: nodes may have gone, and more inputs exist now
                 rest = chosen[number - 1 :]
                 self._require_places([s for s in rest if force or not self.artifact(s.artifact)])
+            self._run_once(state, event, wait, on_event)
+        return [self.state(step) for step in chosen]
+
+    def _run_once(
+        self, before: State, event: Event, wait: bool, on_event: Callable[[Event], Any]
+    ) -> None:
+        """Runs a stage, or uses what another driver makes of it in the meantime."""
+        step = before.stage
+        assert before.fingerprint is not None
+
+        def is_made() -> bool:
+            return self.state(step).artifact != before.artifact
+
+        def on_wait(claim: Claim) -> None:
+            if not wait:
+                raise MeowError(
+                    f"Stage {step.name}: another driver works on it ({claim.holder}). "
+                    "Run with --wait to use its result, or use another `storage.root`."
+                )
+            on_event(replace(event, kind="waiting", holder=claim.holder))
+
+        root = storage.absolute(self.config.storage.root)
+        key = before.fingerprint[:32]
+        with lease.held(root, key, is_done=is_made, on_wait=on_wait) as own_lease:
+            if own_lease is None:
+                self._artifacts[step.artifact] = self.state(step).artifact
+                on_event(replace(event, kind="cached", state=self.state(step)))
+                return
             on_event(replace(event, kind="started"))
             inputs = self._existing_inputs(step)
-            made = stage.execute(state, self.config, inputs, self.engine_spec)
-            self._artifacts[step.artifact] = made
-            on_event(replace(event, kind="finished", state=self.state(step)))
-        return [self.state(step) for step in chosen]
+            self._artifacts[step.artifact] = stage.execute(
+                before, self.config, inputs, self.engine_spec, own_lease
+            )
+        on_event(replace(event, kind="finished", state=self.state(step)))
 
     def _require_inputs(self, step: Stage) -> None:
         for name, artifact in self._inputs(step).items():

@@ -1,11 +1,15 @@
 """Publishing artifacts despite crashes, and while another driver works on the same storage root."""
 
+import re
+import threading
 from typing import Any
 
 import pytest
 
 from meow_ray.core import storage
 from meow_ray.core.stage import Context
+from meow_ray.errors import MeowError
+from meow_ray.pipeline.events import Event
 from tests.support.world import World
 
 CACHED = dict.fromkeys(["ingest", "select", "report"], ("cached", ""))
@@ -40,33 +44,96 @@ def test_a_crash_of_a_forced_stage_keeps_the_old_artifact(world: World):
     assert world.states() == CACHED
 
 
-def test_of_two_drivers_the_first_manifest_wins(world: World):
-    select, states_of_other = world.runs["select"], []
+def test_of_two_drivers_one_works_and_the_other_uses_its_result(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MEOW_LEASE_BEAT", "0.2")
+    select, events = world.runs["select"], []
+    waiting = threading.Event()
 
-    def overtaken(context: Context) -> dict[str, Any]:
-        world.runs["select"] = select
-        states_of_other.append(world.pipeline().run(list(world.stages), on_event=str))
+    def drive_second() -> None:
+        def keep(event: Event) -> None:
+            events.append(event)
+            waiting.set()
+
+        pipeline = world.pipeline()
+        pipeline.run(pipeline.selection("select", None, None), on_event=keep)
+
+    second = threading.Thread(target=drive_second)
+
+    def slow(context: Context) -> dict[str, Any]:
+        second.start()
+        assert waiting.wait(30)
         return select(context)
 
-    world.runs["select"] = overtaken
-    ran = world.run()
-    assert ran == ["ingest", "select", "select", "report"], "the second driver's report is cached"
-    assert len([path for path in world.files() if path.endswith("MANIFEST.json")]) == 3
-    (other,) = states_of_other
-    assert [s.artifact for s in world.pipeline().states()] == [s.artifact for s in other]
+    world.runs["select"] = slow
+    assert world.run() == ["ingest", "select", "report"]
+    second.join()
+    assert [event.kind for event in events] == ["waiting", "cached"]
+    assert str(events[0]).startswith("[1/1] select: waits for another driver (process ")
+    assert events[1].state.artifact == world.pipeline().artifact("selected")
+    assert world.states() == CACHED
 
 
-def test_a_driver_uses_what_another_published_if_its_unfinished_work_is_gone(world: World):
+def test_a_forced_driver_uses_what_was_made_while_it_waited(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MEOW_LEASE_BEAT", "0.2")
+    world.run()
+    select, events = world.runs["select"], []
+    waiting = threading.Event()
+
+    def drive_second() -> None:
+        def keep(event: Event) -> None:
+            events.append(event)
+            waiting.set()
+
+        pipeline = world.pipeline()
+        pipeline.run(pipeline.selection("select", None, None), force=True, on_event=keep)
+
+    second = threading.Thread(target=drive_second)
+
+    def slow(context: Context) -> dict[str, Any]:
+        second.start()
+        assert waiting.wait(30)
+        return select(context)
+
+    world.runs["select"] = slow
+    assert world.run(force=True, only="select") == ["select"]
+    second.join()
+    assert [event.kind for event in events] == ["waiting", "cached"]
+    assert events[1].state.artifact is not None
+    assert events[1].state.artifact.number == 2
+
+
+def test_a_driver_that_must_not_wait_stops(world: World):
+    refusals = []
+
+    def occupied(context: Context) -> dict[str, Any]:
+        pipeline = world.pipeline()
+        with pytest.raises(MeowError) as refused:
+            pipeline.run(pipeline.selection("select", None, None), wait=False, on_event=str)
+        refusals.append(str(refused.value))
+        return select(context)
+
+    select, world.runs["select"] = world.runs["select"], occupied
+    assert world.run() == ["ingest", "select", "report"]
+    assert re.fullmatch(
+        r"Stage select: another driver works on it \(process \d+ on .*, since .* UTC\)\. "
+        r"Run with --wait to use its result, or use another `storage\.root`\.",
+        *refusals,
+    )
+
+
+def test_a_driver_that_lost_its_lease_publishes_nothing(world: World):
     select = world.runs["select"]
 
-    def overtaken(context: Context) -> dict[str, Any]:
-        world.runs["select"] = select
-        storage.write_json(storage.join(context.work, "half.json"), "half of the work")
-        world.run()
-        storage.read_json(storage.join(context.work, "half.json"))
+    def replaced(context: Context) -> dict[str, Any]:
+        storage.remove(storage.join(context.root, "leases"))
         return select(context)
 
-    world.runs["select"] = overtaken
-    assert world.run() == ["ingest", "select", "select", "report"]
-    assert world.states() == CACHED
-    assert not [path for path in world.files() if "half" in path]
+    world.runs["select"] = replaced
+    with pytest.raises(MeowError, match=r"^Stage select: another driver took this one for dead"):
+        world.run()
+    assert world.states()["select"] == ("missing", "never run")
+    assert not [path for path in world.files() if "selected" in path]
