@@ -6,7 +6,7 @@ import pytest
 
 from meow_ray.config import Config
 from meow_ray.core import storage
-from meow_ray.core.stage import differences
+from meow_ray.core.differences import differences
 from tests.support.stages import DATA, make_stage, state
 
 

@@ -383,12 +383,12 @@ def test_the_target_alone_has_no_part_about_unlearning(tmp_path: Path) -> None:
     inputs = {name: everything[name] for name in ("facts", "target", "metrics")}
     page = Page(render(Report(show_text=True), inputs))
     assert page.tables["metrics"][0] == ["Suite", "Metric", "Target", "Examples"]
-    leak = next(row for row in page.tables["metrics"] if row[1] == "leak")
-    assert leak[2:] == ["0.750 (0.750–0.750)", "3"]
+    leak = next(row[2:] for row in page.tables["metrics"] if row[1] == "leak")
+    assert leak == ["0.750 (0.750–0.750)", "3"]
     assert "The leak of the forget set is 0.750 over 3 facts;" in page.text
     assert "the ROUGE-L recall of the retain set is" in page.text
     header, *facts = page.tables["examples"]
-    assert header == ["Fact", "Leak", "Question", "True answer", "Answer"]
+    assert header[1:] == ["Leak", "Question", "True answer", "Answer"]
     assert facts[0][1:] == [
         "0.750",
         f"{PLANTED} question 0?",
