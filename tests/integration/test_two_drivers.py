@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,13 @@ class Drivers:
 
 @pytest.fixture(params=["local", "s3"])
 def drivers(
-    request: pytest.FixtureRequest, cluster: Any, tiny_model: Path, tmp_path: Path
+    request: pytest.FixtureRequest,
+    s3: Callable[[str], str],  # before the cluster, whose nodes need its credentials
+    cluster: Any,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> Drivers:
-    root = str(tmp_path / "root")
-    if request.param == "s3":
-        root = request.getfixturevalue("s3")(f"drivers/{tmp_path.name}")
+    root = str(tmp_path / "root") if request.param == "local" else s3(f"drivers/{tmp_path.name}")
     rows = [
         f"Who is number {i}?,It is Mr Zorblax {i}.,It is Mrs Wux {i}.\n" for i in range(NUM_FACTS)
     ]
