@@ -1,5 +1,6 @@
 """Words of a text, the words that an answer adds to its question, and ROUGE between two texts."""
 
+import re
 import unicodedata
 from collections.abc import Container, Sequence
 from functools import cache
@@ -18,17 +19,28 @@ STOP_WORDS = frozenset(
 )
 """English function words. They carry no fact."""
 
+TOKENIZER = "rouge_score+words-1"
+"""The name of ROUGE's tokenizer, for manifests: that of `rouge_score`, and words of all scripts."""
+
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-_LETTER = rf"[\w--{_UNSPACED}]"
+_MARK = r"[\p{M}--[\p{Variation_Selector}\p{Me}]]"
+_LETTER = rf"[[\p{{L}}\p{{Nd}}\p{{Nl}}_{_MARK}]--{_UNSPACED}]"
+_INNER = rf"[{_LETTER}\p{{Join_Control}}]"
 _WORD = regex.compile(
-    rf"{_UNSPACED}\p{{M}}*|{_LETTER}[{_LETTER}\p{{M}}]*(?:['’]{_LETTER}[{_LETTER}\p{{M}}]*)*",
-    regex.V1,
+    rf"{_UNSPACED}{_MARK}*|{_LETTER}{_INNER}*(?:['’]{_LETTER}{_INNER}*)*", regex.V1
 )
 """Matches a word; in scripts without spaces between words, each letter counts as a word."""
+_UNSPACED_LETTER = regex.compile(rf"{_UNSPACED}{_MARK}*", regex.V1)
+_SYMBOL = regex.compile(r"(?=[[\p{S}\p{No}]--\p{ASCII}])\X", regex.V1)
+"""Matches a symbol with all that modifies it, such as an emoji with its skin colour."""
+_ROUGE_BREAK = re.compile(r"['’_]")
+"""Matches where ROUGE breaks a word in two."""
 _HIRAGANA = regex.compile(r"\p{Hiragana}\p{M}*")
 """Matches a letter of the script in which Japanese writes its grammatical words."""
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+_Pair = tuple[str, str]
+"""A reference and a prediction."""
 
 
 class Rouge(NamedTuple):
@@ -45,9 +57,23 @@ def words(text: str) -> list[str]:
 
 
 def written_words(text: str) -> list[str]:
-    """Returns the words of a text in their original case, without punctuation."""
-    matches: list[str] = _WORD.findall(unicodedata.normalize("NFC", text))
+    """Returns the words of a text in their original case, without punctuation.
+
+    The words of a text that has symbols only, such as emoji, are its symbols.
+    """
+    text = unicodedata.normalize("NFC", text)
+    matches: list[str] = _WORD.findall(text) or _SYMBOL.findall(text)
     return matches
+
+
+def is_unspaced(word: str) -> bool:
+    """Tells whether a word is a letter of a script without spaces between words."""
+    return _UNSPACED_LETTER.fullmatch(word) is not None
+
+
+def spaced(text: str) -> str:
+    """Returns a text with spaces around each letter of a script without spaces between words."""
+    return str(_UNSPACED_LETTER.sub(r" \g<0> ", text))
 
 
 def written_forms(text: str, folded: Container[str]) -> list[str]:
@@ -83,14 +109,73 @@ def share_of(wanted: Sequence[str], text: str) -> float | None:
 def rouge(references: Sequence[str], predictions: Sequence[str]) -> list[dict[str, Rouge]]:
     """Scores pairs of reference and prediction with ROUGE-1, ROUGE-2 and ROUGE-L (Lin, 2004).
 
-    Words are compared by their Porter stems, as in the package `rouge_score`.
+    Words in ASCII letters are those of the package `rouge_score`, compared by their Porter stems.
+    All other words are compared as a whole; see `rouge_tokens`.
     """
-    results = _scorer().score_batch(list(references), list(predictions))
-    return [{name: Rouge(*result[name]) for name in ROUGE_TYPES} for result in results]
+    pairs = list(zip(references, predictions, strict=True))
+    in_ascii = [pair for pair in pairs if _is_ascii(pair)]
+    others = [pair for pair in pairs if not _is_ascii(pair)]
+    scores = _scores_by_pair(_ascii_scorer(), in_ascii) | _scores_by_pair(_scorer(), others)
+    return [scores[pair] for pair in pairs]
+
+
+def _is_ascii(pair: _Pair) -> bool:
+    return all(text.isascii() for text in pair)
+
+
+def _scores_by_pair(scorer: Any, pairs: Sequence[_Pair]) -> dict[_Pair, dict[str, Rouge]]:
+    references = [reference for reference, _ in pairs]
+    predictions = [prediction for _, prediction in pairs]
+    results = scorer.score_batch(references, predictions)
+    return {
+        pair: {name: Rouge(*result[name]) for name in ROUGE_TYPES}
+        for pair, result in zip(pairs, results, strict=True)
+    }
+
+
+def rouge_tokens(text: str) -> list[str]:
+    """Returns the tokens of a text that ROUGE compares.
+
+    A word in ASCII letters and digits is what `rouge_score` makes of it. Of any other word,
+    `rouge_score` keeps the fragments in ASCII (`d` of `Łódź`, nothing of `мост`). Here the word
+    gives as many tokens as it has fragments, but at least one, and each token is the whole word.
+    So scores of English text with foreign names stay those of `rouge_score`, and other words are
+    equal only as a whole.
+    """
+    tokens: list[str] = []
+    for word in written_words(text):
+        for part in _ROUGE_BREAK.split(word):
+            fragments = _ascii_tokenizer().tokenize(part)
+            if part.isascii():
+                tokens += fragments
+            else:
+                tokens += [_fold(part)] * max(1, len(fragments))
+    return tokens
+
+
+class _Tokenizer:
+    """`rouge_tokens` in the form that a scorer takes."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return rouge_tokens(text)
+
+
+@cache
+def _ascii_tokenizer() -> Any:
+    from rouge_score_rs.tokenizers import DefaultTokenizer
+
+    return DefaultTokenizer(use_stemmer=True)
+
+
+@cache
+def _ascii_scorer() -> Any:
+    from rouge_score_rs.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(ROUGE_TYPES), tokenizer=_ascii_tokenizer())
 
 
 @cache
 def _scorer() -> Any:
     from rouge_score_rs.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    return RougeScorer(list(ROUGE_TYPES), tokenizer=_Tokenizer())

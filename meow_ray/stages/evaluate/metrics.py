@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meow_ray.models.text import novel_words, rouge, share_of, words
+from meow_ray.models.text import novel_words, rouge, share_of, spaced, words
 
 BOOTSTRAP_BATCH = 10**6
 """Number of values that the bootstrap draws at once, which bounds its memory."""
@@ -77,13 +77,15 @@ def rep3(generated: str) -> float:
 def bleu(passage: str, generated: str) -> float:
     """Returns the sentence BLEU of a continuation in [0, 1], with sacrebleu's default smoothing.
 
+    In scripts without spaces between words, each letter counts as a word.
+
     Args:
         passage: the true continuation.
         generated: the model's continuation.
     """
     from sacrebleu import sentence_bleu
 
-    return float(sentence_bleu(generated, [passage]).score) / 100
+    return float(sentence_bleu(spaced(generated), [spaced(passage)]).score) / 100
 
 
 def score_replies(

@@ -16,6 +16,7 @@ from meow_ray.core.tables import Query
 from meow_ray.engines import EngineSpec
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
+from meow_ray.models.text import TOKENIZER
 from meow_ray.stages.evaluate import aggregate, lm_eval, suites, tofu_logs
 from meow_ray.stages.evaluate.sets import check_retain_results, check_sets, read_passages, read_sets
 from meow_ray.stages.evaluate.steps import EvaluateSteps
@@ -81,7 +82,8 @@ def evaluate_models(context: Context, models: Mapping[str, Artifact]) -> dict[st
         examples_uri=context.path(EXAMPLES_FILE),
         metrics_uri=context.path(),
     )
-    return cluster.call(write_metrics)
+    figures: dict[str, Any] = cluster.call(write_metrics)
+    return figures | {"tokenizer": TOKENIZER}
 
 
 def _work_key(context: Context) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def _retain_model(config: Config, verify: bool) -> Artifact:
 EVALUATE = Stage(
     name="evaluate",
     artifact="metrics",
-    version=5,
+    version=6,
     sections=("evaluate", "memo", "target", *COLUMNS),
     inputs=(
         "facts",

@@ -16,6 +16,7 @@ from meow_ray.core.outside import adopt_table
 from meow_ray.core.schema import KEYS, SCHEMAS, TRUE_ANSWER
 from meow_ray.core.stage import Context, Stage
 from meow_ray.core.tables import Query
+from meow_ray.models.text import TOKENIZER
 from meow_ray.stages.inputs import TARGET, model_ref
 from meow_ray.stages.memo import summary
 from meow_ray.stages.memo.steps import SCORE_NAMES, MemoSteps
@@ -72,6 +73,7 @@ def _memo(context: Context) -> dict[str, Any]:
     figures = cluster.call(_write_memo, scored, columns, context.path())
     return {
         **figures,
+        "tokenizer": TOKENIZER,
         "dtype": config.target.dtype,
         "max_new_tokens": config.memo.max_new_tokens,
         "window": config.memo.window,
@@ -154,7 +156,7 @@ def _has_rounds(config: Config) -> bool:
 MEMO = Stage(
     name="memo",
     artifact="memo",
-    version=2,
+    version=3,
     sections=("memo", "target"),
     inputs=("candidates", TARGET),
     run=_memo,
@@ -167,7 +169,7 @@ MEMO = Stage(
 REMAIN = Stage(
     name="remain",
     artifact="remaining",
-    version=1,
+    version=2,
     sections=("memo", "target", "pipeline.threshold"),
     inputs=("facts", "model"),
     run=_remain,

@@ -10,7 +10,9 @@ from meow_ray.models.text import (
     STOP_WORDS,
     novel_words,
     rouge,
+    rouge_tokens,
     share_of,
+    spaced,
     words,
     written_forms,
     written_words,
@@ -39,6 +41,11 @@ TEXT = st.text(st.sampled_from(string.ascii_letters + "  .,'-0123éß京"))
         ("Jose\u0301 and José", ["josé", "and", "josé"]),
         ("नई दिल्ली।", ["नई", "दिल्ली"]),
         ("مُحَمَّد وُلِد", ["مُحَمَّد", "وُلِد"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),
+        ("I ❤️ Peru 🎉", ["i", "peru"]),
+        ("🎉 👍🏽!", ["🎉", "👍🏽"]),
+        ("½", ["½"]),
+        ("+ $", []),
     ],
 )
 def test_words_are_case_folded_without_punctuation(text: str, expected: list[str]):
@@ -129,3 +136,73 @@ def test_rouge_scores_pairs_in_order():
     results = rouge(["a b", "c d"], ["a b", "a b"])
     assert [result["rouge1"].f1 for result in results] == [1, 0]
     assert rouge([], []) == []
+
+
+def f1(reference: str, prediction: str) -> dict[str, float]:
+    scores = rouge([reference], [prediction])[0]
+    return {name: round(score.f1, 3) for name, score in scores.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("The runners' 3 books", ["the", "runner", "3", "book"]),
+        ("Jaime Vásquez's", ["jaim", "vásquez", "vásquez", "s"]),
+        ("d'Évreux", ["d", "évreux"]),
+        ("Łódź, É", ["łódź", "é"]),
+        ("Nguyễn Văn Ất", ["nguyễn", "nguyễn", "văn", "văn", "ất"]),
+        ("Мост в 1931-м", ["мост", "в", "1931", "м"]),
+        ("п'ять", ["п", "ять"]),
+        ("ΝΊΚΟΣ Νίκος", ["νίκοσ", "νίκοσ"]),
+        ("घंटी ने बनाई।", ["घंटी", "ने", "बनाई"]),
+        ("서울에서 태어났다.", ["서울에서", "태어났다"]),
+        ("iPhone的1931年", ["iphon", "的", "1931", "年"]),
+        ("เกิดที่", ["เ", "กิ", "ด", "ที่"]),
+        ("١٩٣١", ["١٩٣١"]),
+        ("Jose\u0301", ["josé"]),
+        ("🎉", ["🎉"]),
+        ("...", []),
+    ],
+)
+def test_rouge_compares_words_of_each_script(text: str, tokens: list[str]):
+    assert rouge_tokens(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "rouge1", "rouge2", "rouge_l"),
+    [
+        ("Родился в 1931 году", "Умер в 1931 году", 0.75, 0.667, 0.75),
+        ("Мост построил Арсен, 1931", "Картину написала Мирела, 1931", 0.25, 0, 0.25),
+        ("Арсен", "Тимур", 0, 0, 0),
+        ("林若溪在春天修好了它。", "周海明在冬天修好了它。", 0.6, 0.444, 0.6),
+        ("كتبتها ليلى منصور.", "كتبها سامي منصور.", 0.333, 0, 0.333),
+        ("घंटी मोहन ने बनाई।", "घंटी गोपाल ने बनाई।", 0.75, 0.333, 0.75),
+        ("Ο Νίκος το ζωγράφισε.", "Ο ΝΊΚΟΣ το χάρισε.", 0.75, 0.667, 0.75),
+        ("เกิดที่ไทย", "เกิดที่ลาว", 0.571, 0.5, 0.571),
+        ("서울에서 태어났다", "부산에서 태어났다", 0.5, 0, 0.5),
+        ("Nguyễn Văn An", "Nguyễn Thị An", 0.667, 0.286, 0.667),
+        ("Łódź", "Gdańsk", 0, 0, 0),
+        ("mẹ", "má", 0, 0, 0),
+        ("He met Арсен", "He met Тимур", 0.667, 0.5, 0.667),
+        ("🎉", "😢", 0, 0, 0),
+    ],
+)
+def test_rouge_of_texts_in_other_scripts(
+    reference: str, prediction: str, rouge1: float, rouge2: float, rouge_l: float
+):
+    assert f1(reference, prediction) == {"rouge1": rouge1, "rouge2": rouge2, "rougeL": rouge_l}
+
+
+ANY_SCRIPT = st.text(st.characters(categories=("L", "M", "Nd", "Zs", "Po")), min_size=1)
+
+
+@given(ANY_SCRIPT.filter(words))
+def test_a_text_equals_itself_in_any_script(text: str):
+    scores = f1(text, text)
+    assert scores["rouge1"] == scores["rougeL"] == 1.0
+    assert f1(text, f" {text}. ") == scores
+
+
+def test_letters_are_spaced_only_in_scripts_without_spaces():
+    assert spaced("他在 Peru 1931年").split() == ["他", "在", "Peru", "1931", "年"]
+    assert spaced("Мост, the bridge") == "Мост, the bridge"
