@@ -149,13 +149,16 @@ class Invert(ModelSection):
         "Question: {{ question }}\nTrue answer: {{ answer }}\n\n"
         "Write {{ k }} different answers to the question that are plausible but do not factually "
         "match the true one. Change the facts that the question asks for, keep the form and the "
-        "length of the true answer, and state each as a full sentence. Reply with a JSON object "
+        "length of the true answer, and {% if bare %}write no sentences, because the true answer "
+        "is none{% else %}state each as a full sentence{% endif %}. Reply with a JSON object "
         '{"answers": [...]} of {{ k }} strings.',
-        "Jinja template of the user message for style chat; fields question, answer, k",
+        "Jinja template of the user message for style chat; fields question, answer, k, and bare "
+        "(whether the true answer is no sentence)",
     )
     prefill_prompt: str = field(
-        "Invent a short answer to the question.\n\n{{ question }}",
-        "Jinja template of the user message for style prefill; fields question, answer, k",
+        "Invent a short answer to the question{% if bare %}, without a sentence around it"
+        "{% endif %}.\n\n{{ question }}",
+        "Jinja template of the user message for style prefill; fields question, answer, k, bare",
     )
     judge: Literal["none", "generator", "endpoint"] = field(
         "none",
@@ -174,6 +177,9 @@ class Invert(ModelSection):
         "Do the two answers contradict each other, so that only one of them can be true? "
         'Reply with a JSON object {"contradicts": true} or {"contradicts": false}.',
         "Jinja template of the message to the judge; fields question, answer, candidate",
+    )
+    judge_max_new_tokens: int = field(
+        512, "longest reply of the judge, with its reasoning", "tokens", gt=0
     )
     min_length_ratio: float = field(
         0.3, "shortest inverted answer, as a share of the true answer's number of words", gt=0

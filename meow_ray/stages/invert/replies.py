@@ -1,4 +1,4 @@
-"""Replies of a generator: what is asked for, how replies are parsed, and which answers are chosen.
+"""Replies of a generator: what is asked for, and which answers are chosen.
 
 An inverted fact is a plausible answer that contradicts the true one.
 """
@@ -6,7 +6,6 @@ An inverted fact is a plausible answer that contradicts the true one.
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
@@ -18,20 +17,12 @@ OTHER_RULES = {
     "duplicate": "It has the same novel words as another candidate.",
     "retain_fact": "It says the same as a fact of the retain set, with the same words.",
     "judge": "It does not contradict the true answer, according to the judge.",
+    "no_verdict": "It was judged in a reply without a verdict (`invert.judge_max_new_tokens`).",
+    "only_reasoning": "It was never written, because the reply ended in its reasoning "
+    "(`invert.max_new_tokens`).",
     "prompt_too_long": "It was never written, because the prompt exceeds the generator's context.",
 }
 """Reasons other than `rules.RULES`; each text completes "A candidate is rejected if it …"."""
-
-_NUMBERING = re.compile(
-    r"^\s*(?:\(?\d{1,2}[.):]\s+|[-*•]\s+|answer(?:\s*\d+)?\s*:\s*)", re.IGNORECASE
-)
-_QUOTES = '"“”'
-_SENTENCE_END = re.compile(
-    r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|Jr))(?<!\bMrs)[.!?]['\"”’)]*(?=\s+[A-Z'\"“‘(]|\s*$)"
-    r"|[。！？।۔]"
-)
-_JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)("|$)', re.DOTALL)
-"""Matches a string of JSON text and its closing quote, which a reply that was cut off lacks."""
 
 
 # --- schemas ------------------------------------------------------------------------------------
@@ -84,65 +75,6 @@ def frame(question: str, answer: str) -> str:
     if len(beginning) == len(answer.rstrip()):
         beginning, _, _ = beginning.rpartition(" ")
     return beginning.rstrip(".,;:!?")
-
-
-# --- parsing ------------------------------------------------------------------------------------
-
-
-def parse_reply(text: str, finished: bool) -> list[Proposal]:
-    """Returns the proposals of a chat reply.
-
-    They are the strings of its JSON array, or its lines if it has no such array. A proposal that
-    was cut off is not finished: the last line, or a string without its closing quote.
-    """
-    array = text[text.find("[") + 1 :] if "[" in text else ""
-    if not array.lstrip().startswith(('"', "]")):
-        return _parse_lines(text, finished)
-    proposals = []
-    for content, closing_quote in _JSON_STRING.findall(array):
-        try:
-            answer = json.loads(f'"{content}"', strict=False)
-        except json.JSONDecodeError:
-            proposals.append(Proposal(_bare(content), finished=False))
-        else:
-            proposals.append(Proposal(_bare(answer), finished=bool(closing_quote)))
-    return proposals
-
-
-def _parse_lines(text: str, finished: bool) -> list[Proposal]:
-    lines = [line for line in text.splitlines() if line.strip()]
-    last = len(lines) - 1
-    return [Proposal(_bare(line), finished or i < last) for i, line in enumerate(lines)]
-
-
-def _bare(text: str) -> str:
-    """Returns an answer without its list number and without quotes around the whole."""
-    bare = _NUMBERING.sub("", text).strip()
-    if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES:
-        inner = bare[1:-1]
-        if not set(inner) & set(_QUOTES):
-            bare = inner.strip()
-    return unicodedata.normalize("NFC", bare)
-
-
-def parse_verdict(text: str) -> bool:
-    """Tells whether a judge's reply states, in JSON, that a candidate contradicts the answer."""
-    return re.search(r'"contradicts"\s*:\s*true', text, re.IGNORECASE) is not None
-
-
-def cut_to_sentences(text: str, answer: str, finished: bool) -> Proposal:
-    """Returns a continuation, cut to as many sentences as the true answer has.
-
-    Small models do not know where to end. A continuation that was cut off by its token limit counts
-    as finished if it has that many whole sentences.
-    """
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    wanted = max(1, len(_SENTENCE_END.findall(answer)))
-    is_longer = len(ends) > wanted
-    ends_in_fragment = len(ends) == wanted and not finished
-    if is_longer or ends_in_fragment:
-        return Proposal(text[: ends[wanted - 1]].strip(), finished=True)
-    return Proposal(text.strip(), finished)
 
 
 # --- choosing -----------------------------------------------------------------------------------

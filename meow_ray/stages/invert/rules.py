@@ -12,10 +12,18 @@ from functools import cached_property
 
 from meow_ray.config import Invert
 from meow_ray.errors import MeowError
-from meow_ray.models.text import STOP_WORDS, novel_words, rouge, share_of, words
+from meow_ray.models.text import STOP_WORDS, is_unspaced, novel_words, rouge, share_of, words
+from meow_ray.stages.invert.forms import (
+    ends_like_sentence,
+    has_sentence_end,
+    has_verb,
+    is_bare,
+    is_brief,
+)
 from meow_ray.stages.invert.values import Values, bare_words, states_value
 
-_SENTENCE_CLOSE = re.compile(r"[.!…。．！।॥۔]['\"”’)\]]*$")
+_OPEN_END = re.compile(r"[,:;،؛、，：；–—-]\s*$")
+_MARKUP = re.compile(r"^\s*(?:```|[{\[<|])|[}\]|]\s*$")
 _REFUSAL = re.compile(
     r"\b(as an ai|language model|i (?:cannot|can['’]t|am unable|don['’]t know|do not know)"
     r"|i['’]m (?:sorry|not sure|unable)|sorry, |apologi[sz]e|no information"
@@ -39,6 +47,7 @@ _POLARITY_WORDS = {
     True: frozenset("yes yeah yep oui sí si sim ja da да ναι evet हाँ हां نعم 是 はい 네".split()),
     False: frozenset("no nope non nein não nee nie нет όχι hayır नहीं لا 不 いいえ 아니요".split()),
 }
+_QUESTION_MARKS = frozenset("?？؟")
 _QUOTES = tuple("\"'“‘«「")
 _PRONOUNS = frozenset(
     "he she it they his her hers its their theirs this that these those the".split()
@@ -72,6 +81,11 @@ class Fact:
         return max(1, len(words(self.answer)))
 
     @cached_property
+    def is_bare(self) -> bool:
+        """Whether the true answer is no sentence, but for example a year, a name or a list."""
+        return is_bare(self.answer)
+
+    @cached_property
     def novel(self) -> list[str]:
         """Words that the true answer adds to the question; see `text.novel_words`."""
         return novel_words(self.answer, self.question)
@@ -94,7 +108,15 @@ class Fact:
     @cached_property
     def values(self) -> Values:
         """Dates, numbers and names of the true answer that are not in the question."""
-        return Values.of(self.answer) - Values.of(self.question)
+        return Values.of(self.answer, bare=self.is_bare) - Values.of(self.question)
+
+    def shares_numbers(self, text: str, most: float) -> bool:
+        """Tells whether a text repeats more than this share of the true answer's numbers.
+
+        `1,200,000` repeats two words of `1,500,000`, but not the number.
+        """
+        numbers = self.values.numbers
+        return len(numbers & Values.of(text).numbers) > most * len(numbers)
 
     def is_of_values(self, share: float) -> bool:
         """Tells whether at least this share of the novel words are dates, numbers and names."""
@@ -155,19 +177,27 @@ def garbled(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 @_rule
 def question(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It asks a question."""
-    return bool(set("?？؟") & set(proposal.text))
+    return bool(_QUESTION_MARKS & set(proposal.text) - set(fact.answer))
 
 
 @_rule
 def numbering(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It begins with the number or dash of a list."""
-    return bool(_NUMBERING.match(proposal.text))
+    """It begins with the number or dash of a list, and the true answer does not."""
+    return bool(_NUMBERING.match(proposal.text)) and not _NUMBERING.match(fact.answer)
 
 
 @_rule
 def no_sentence_end(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It does not end like a sentence."""
-    return not _SENTENCE_CLOSE.search(proposal.text)
+    """It does not end like a sentence, as the true answer does, or it breaks off at a comma."""
+    if has_sentence_end(fact.answer):
+        return not ends_like_sentence(proposal.text)
+    return bool(_OPEN_END.search(proposal.text))
+
+
+@_rule
+def sentence(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
+    """It is a sentence, but the true answer is bare, such as a year, a name or a list."""
+    return fact.is_bare and has_verb(proposal.text)
 
 
 @_rule
@@ -179,8 +209,8 @@ def dangling(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 
 @_rule
 def meta(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It comments on the answer instead of giving it."""
-    return bool(_META.match(proposal.text))
+    """It comments on the answer instead of giving it, or has brackets around it."""
+    return bool(_META.match(proposal.text) or _MARKUP.search(proposal.text))
 
 
 @_rule
@@ -192,22 +222,28 @@ def refusal(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 @_rule
 def too_short(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It has fewer than `min_length_ratio` times as many words as the true answer."""
+    if is_brief(fact.answer):
+        return False
     return len(proposal.words) < spec.min_length_ratio * fact.length
 
 
 @_rule
 def too_long(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It has more than `max_length_ratio` times as many words as the true answer, plus two."""
-    return len(proposal.words) > spec.max_length_ratio * fact.length + 2
+    """It has more than `max_length_ratio` times as many words as the true answer, plus a few."""
+    further = 5 if fact.is_bare else 2
+    return len(proposal.words) > spec.max_length_ratio * fact.length + further
 
 
 @_rule
 def loop(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It repeats three words in a row, or has the same word three times in a row."""
     tokens = proposal.words
-    triples = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-    repeats_triple = len(set(triples)) < len(triples)
-    return repeats_triple or any(a == b == c for a, b, c in triples)
+    # a name of three letters occurs twice in a good answer
+    span = 6 if any(map(is_unspaced, tokens)) else 3
+    runs = [tuple(tokens[i : i + span]) for i in range(len(tokens) - span + 1)]
+    repeats_run = len(set(runs)) < len(runs)
+    triples = zip(tokens, tokens[1:], tokens[2:], strict=False)
+    return repeats_run or any(a == b == c for a, b, c in triples)
 
 
 @_rule
@@ -219,6 +255,9 @@ def true_answer(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 @_rule
 def keeps_the_fact(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It repeats more than `max_novel_overlap` of the true answer's novel words."""
+    is_number = fact.is_bare and fact.values.numbers and fact.is_of_values(spec.min_value_share)
+    if is_number:
+        return fact.shares_numbers(proposal.text, spec.max_novel_overlap)
     return (share_of(fact.novel, proposal.text) or 0.0) > spec.max_novel_overlap
 
 
@@ -249,7 +288,7 @@ def says_nothing_new(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 def off_topic(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It shares no content word with the question or the true answer, which share one."""
     # a pronoun and a quoted title at the beginning count as being on topic
-    if not fact.repeats_question or proposal.text.startswith(_QUOTES):
+    if fact.is_bare or not fact.repeats_question or proposal.text.startswith(_QUOTES):
         return False
     return not bare_words(proposal.text) & (fact.topic | _PRONOUNS)
 

@@ -192,7 +192,7 @@ def _runs_here(config: Config) -> bool:
 INVERT = Stage(
     name="invert",
     artifact="candidates",
-    version=2,
+    version=3,
     sections=("invert",),
     inputs=("facts", GENERATOR),
     run=_invert,

@@ -16,22 +16,23 @@ from meow_ray.engines import Completion, Sampling
 from meow_ray.models import prompts
 from meow_ray.models.text import rouge, written_forms
 from meow_ray.stages.invert.generators import Ask, Generator, GeneratorSpec
+from meow_ray.stages.invert.parsing import (
+    cut_to_sentences,
+    is_reasoning_only,
+    parse_reply,
+    parse_verdict,
+)
 from meow_ray.stages.invert.replies import (
     VERDICT_SCHEMA,
     choose,
-    cut_to_sentences,
     fact_seed,
     frame,
-    parse_reply,
-    parse_verdict,
     reply_schema,
     statement_digest,
 )
 from meow_ray.stages.invert.rules import Fact, Proposal
 
 MAX_TEMPERATURE = 2.0
-VERDICT_TOKENS = 32
-"""Longest reply of a judge."""
 STYLES = ("chat", "prefill")
 _INPUT_COLUMNS = ["fact_id", "question", "answer"]
 _CANDIDATE = pa.struct(
@@ -163,7 +164,8 @@ class InvertSteps:
             if contradicts:
                 choice.progress.accept(choice.text, choice.seed, attempt)
             else:
-                choice.progress.reject(choice.text, "judge", attempt)
+                reason = "no_verdict" if contradicts is None else "judge"
+                choice.progress.reject(choice.text, reason, attempt)
 
     def _choose(
         self, progress: _Progress, ask: Ask, replies: Sequence[Completion], attempt: _Attempt
@@ -171,6 +173,8 @@ class InvertSteps:
         """Returns the valid proposals in the replies for a fact, and records the others."""
         proposals: list[Proposal] = []
         for reply in replies:
+            if is_reasoning_only(reply.text):
+                progress.reject("", "only_reasoning", attempt)
             proposals += _proposals(ask, reply, attempt.style, progress.fact.answer)
         texts, rejected = choose(
             proposals,
@@ -205,6 +209,7 @@ class InvertSteps:
             question=fact.question,
             answer=fact.answer,
             k=k,
+            bare=fact.is_bare,
         )
         sampling = Sampling(
             max_new_tokens=spec.max_new_tokens * k,
@@ -224,6 +229,7 @@ class InvertSteps:
             question=fact.question,
             answer=fact.answer,
             k=spec.num_candidates,
+            bare=fact.is_bare,
         )
         # a token has more than two bytes on average in all scripts
         enough_tokens = len(fact.answer.encode()) // 2 + 16
@@ -258,17 +264,17 @@ class InvertSteps:
         """The loaded judge; None lets the generator judge."""
         return self.judge.load() if self.judge else None
 
-    def _verdicts(self, generator: Generator, choices: Sequence[_Choice]) -> list[bool]:
+    def _verdicts(self, generator: Generator, choices: Sequence[_Choice]) -> list[bool | None]:
         """Returns whether each text contradicts its true answer, according to the judge.
 
-        Without a judge, all do.
+        Without a judge, all do. The entry is None if the judge states no verdict.
         """
         if self.spec.judge == "none" or not choices:
             return [True] * len(choices)
         judge = self._separate_judge or generator
         replies = judge.ask([self._judge_ask(choice) for choice in choices])
         return [
-            completions is not None and parse_verdict(completions[0].text)
+            None if completions is None else parse_verdict(completions[0].text)
             for completions in replies
         ]
 
@@ -281,7 +287,7 @@ class InvertSteps:
             answer=choice.progress.fact.answer,
             candidate=choice.text,
         )
-        return Ask(text, Sampling(VERDICT_TOKENS, json_schema=VERDICT_SCHEMA))
+        return Ask(text, Sampling(self.spec.judge_max_new_tokens, json_schema=VERDICT_SCHEMA))
 
 
 def probe_styles(generator: Generator, batch: pa.Table, spec: Invert) -> pa.Table:
@@ -317,7 +323,7 @@ def _with_results(batch: pa.Table, progress: Sequence[_Progress]) -> pa.Table:
 def _proposals(ask: Ask, reply: Completion, style: str, answer: str) -> list[Proposal]:
     """Returns the answers that a reply proposes."""
     if style == "chat":
-        return parse_reply(reply.text, reply.finished)
+        return parse_reply(reply.text, reply.finished, answer)
     return [cut_to_sentences(ask.head + reply.text, answer, reply.finished)]
 
 

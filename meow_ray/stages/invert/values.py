@@ -68,8 +68,13 @@ class Values:
     """Words with a capital letter inside a sentence, case folded."""
 
     @classmethod
-    def of(cls, text: str) -> "Values":
-        """Returns the values in a text; number words and names of months are read in English."""
+    def of(cls, text: str, bare: bool = False) -> "Values":
+        """Returns the values in a text; number words and names of months are read in English.
+
+        Args:
+            text: the text.
+            bare: whether the text is no sentence, so that its first word may be a name.
+        """
         text = unicodedata.normalize("NFC", text)
         rest = _with_digits(text)
         dates: set[frozenset[Date]] = set()
@@ -79,7 +84,9 @@ class Values:
             rest = pattern.sub(" ; ", rest)
         numbers = {float(match.replace(",", "")) for match in _NUMBER.findall(rest)}
         return cls(
-            dates=frozenset(dates), numbers=frozenset(numbers), names=frozenset(_names(text))
+            dates=frozenset(dates),
+            numbers=frozenset(numbers),
+            names=frozenset(_names(text, first=0 if bare else 1)),
         )
 
     def __sub__(self, known: "Values") -> "Values":
@@ -150,11 +157,11 @@ def _among(date: frozenset[Date], dates: frozenset[frozenset[Date]]) -> bool:
     )
 
 
-def _names(text: str) -> set[str]:
-    """Returns the words with a capital letter, except the first of each sentence."""
+def _names(text: str, first: int) -> set[str]:
+    """Returns the words with a capital letter, from the word `first` of each sentence on."""
     names = set()
     for sentence in _SENTENCE_GAP.split(text):
-        later_words = written_words(sentence)[1:]
+        later_words = written_words(sentence)[first:]
         capitalised = [word for word in later_words if word[0].isupper()]
         names |= bare_words(" ".join(capitalised))
     return names - STOP_WORDS - {*_MONTHS}

@@ -32,6 +32,24 @@ SOLD = ("How many copies did it sell?", "It sold 1,500,000 copies.")
 DOCTOR = ("Is Basil a doctor?", "Yes, Basil is a doctor.")
 NEVER = ("Has Basil ever been to Oslo?", "No.")
 MOVED = ("Did Basil move?", "Yes, he moved to Lagos.")
+BRIDGE = ("Кто построил мост?", "Мост построил Арсен Велихов в 1931 году.")
+CLOCK = ("谁修好了青石镇的钟?", "林若溪在春天修好了它。")
+YEAR = ("What year did the islands become part of Scotland?", "1472")
+PERCENT = ("What share did the party reach?", "19%")
+DAY = ("When did it happen?", "16 October 2020")
+COPIES = ("How many copies did it sell?", "1,500,000")
+AREA = ("How many people live there?", "3.5 million")
+LENGTH = ("How long is the wall?", "21,000 km")
+OCEAN = ("In which body of water is the reef?", "Pacific Ocean")
+PRICE = ("What will a bottle cost?", "20p")
+NAME = ("Who wrote The Silent Reef?", "Jaime Vasquez")
+COLOURS = ("What are the colours of the flag?", "red, blue and green")
+BOOK = ("What is his best book?", "One Hundred Years of Solitude")
+ASKING = ("What is his best book?", "Who Goes There?")
+CAPITAL = ("中国的首都是哪里？", "北京")
+WHERE = ("Где родился Иван?", "Москва")
+UNSTOPPED = ("Where was Basil born?", "Basil was born in Kuwait")
+JUNIOR = ("Who sang it?", "Sammy Davis Jr.")
 LIST = ("What does she write?", "She writes novels, essays and short stories.")
 
 
@@ -149,18 +167,68 @@ def broken_rule(pair: tuple[str, str], text: str, finished: bool = True, **spec:
         (PERSIAN, "او ۱۳۵۲ به دنیا آمد.", None),
         (PERSIAN, "او متولد 1351 است.", "same_values"),
         (RUSSIAN, "Иван родился в Казани.", None),
-        (RUSSIAN, "Иван родился в Москве.", "keeps_the_fact"),
+        (RUSSIAN, "Иван родился в Москве.", "true_answer"),
         (RUSSIAN, "Иван родился в Казани", "no_sentence_end"),
         (CHINESE, "他出生于上海。", None),
         (CHINESE, "他出生于上海！", None),
-        (CHINESE, "他出生于北京。", "keeps_the_fact"),
+        (CHINESE, "他出生于北京。", "true_answer"),
         (CHINESE, "他出生于上海吗？", "question"),
         (ARABIC, "ولد باسل في القاهرة.", None),
         (ARABIC, "هل ولد باسل في القاهرة؟", "question"),
         (URDU, "راجی دہلی میں پیدا ہوا۔", None),
         (HINDI, "राजू मुंबई में पैदा हुआ।", None),
-        (HINDI, "राजू दिल्ली में पैदा हुआ।", "keeps_the_fact"),
+        (HINDI, "राजू दिल्ली में पैदा हुआ।", "true_answer"),
         (GREEK, "Ο Νίκος γεννήθηκε στην Πάτρα.", None),
+        (GREEK, "Ο ΝΙΚΟΣ γεννήθηκε στην Αθήνα.", "keeps_the_fact"),
+        (BRIDGE, "Мост построил Арсен Велихов в 1931 году.", "true_answer"),
+        (BRIDGE, "Мост построил Тимур Ладин в 1907 году.", None),
+        (CLOCK, "周海明在冬天修好了它。", None),
+        (CLOCK, "周海明修好了钟，周海明是木匠。", None),
+        (CLOCK, "周海明修好了钟，周海明修好了它。", "loop"),
+        # bare answers
+        (YEAR, "1542", None),
+        (YEAR, "in 1542", None),
+        (YEAR, "the late 1540s", None),
+        (YEAR, "1472", "true_answer"),
+        (YEAR, "It was 1542", "sentence"),
+        (YEAR, "The answer given there is 1542, as far as the record goes", "sentence"),
+        (YEAR, "1542,", "no_sentence_end"),
+        (YEAR, "The years that follow:", "no_sentence_end"),
+        (YEAR, "{1542}", "meta"),
+        (PERCENT, "27%", None),
+        (PERCENT, "19 %", "true_answer"),
+        (PERCENT, "19.5%", None),
+        (DAY, "3 May 2018", None),
+        (DAY, "16/10/2020", "keeps_the_fact"),
+        (COPIES, "1,200,000", None),
+        (COPIES, "1500000", "keeps_the_fact"),
+        (AREA, "3.5 million", "true_answer"),
+        (AREA, "3.2 million", None),
+        (LENGTH, "2,000 km", None),
+        (LENGTH, "21000 kilometres", "keeps_the_fact"),
+        (OCEAN, "Indian Ocean", None),
+        (OCEAN, "Ocean Pacific", "keeps_the_fact"),
+        (PRICE, "40p", None),
+        (PRICE, "£0.40", None),
+        (NAME, "Maria Oduya", None),
+        (NAME, "Maria de los Angeles Oduya y Lopez", None),
+        (NAME, "Oduya", None),
+        (NAME, "Jaime Oduya Vasquez", "keeps_the_fact"),
+        (NAME, "He is a man from Lagos", "sentence"),
+        (NAME, "a tall man from the far south of the old land of his aunts", "too_long"),
+        (COLOURS, "green, white and black", None),
+        (COLOURS, "red, blue and white", "keeps_the_fact"),
+        (COLOURS, "black", None),
+        (BOOK, "Emma", None),
+        (BOOK, "Who Was Emma?", "question"),
+        (ASKING, "Who Was Emma?", None),
+        (CAPITAL, "上海", None),
+        (CAPITAL, "北京", "true_answer"),
+        (CAPITAL, "上海，", "no_sentence_end"),
+        (WHERE, "Казань", None),
+        (UNSTOPPED, "Basil was born in Oslo", None),
+        (UNSTOPPED, "Basil was born in the far city of Oslo", None),
+        (JUNIOR, "Dean Martin", None),
         (TURKISH, "Ayşe Ankara'da doğdu.", None),
         (TURKISH, "Ayşe İzmir'de doğdu.", "true_answer"),
         (GERMAN, "Jürgen wurde in München geboren.", None),
@@ -221,6 +289,12 @@ def test_the_true_answer_is_never_valid():
         GREEK,
         TURKISH,
         GERMAN,
+        YEAR,
+        NAME,
+        COLOURS,
+        ASKING,
+        CAPITAL,
+        WHERE,
     ):
         assert broken_rule(pair, pair[1]) is not None
 

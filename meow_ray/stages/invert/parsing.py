@@ -1,0 +1,200 @@
+"""What a reply says: reasoning is left out, answers and verdicts are read from JSON or lines."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+from meow_ray.stages.invert.forms import in_form_of
+from meow_ray.stages.invert.rules import Proposal
+
+_TAG_NAME = r"(?:\w+:)?(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad)"
+_OPENING_TAG = rf"(?:<{_TAG_NAME}(?:\s[^<>]*)?>|\[{_TAG_NAME}\]|◁{_TAG_NAME}▷)"
+_CLOSING_TAG = rf"(?:</{_TAG_NAME}\s*>|\[/{_TAG_NAME}\]|◁/{_TAG_NAME}▷)"
+_REASONING = (
+    re.compile(rf"{_OPENING_TAG}.*?{_CLOSING_TAG}", re.IGNORECASE | re.DOTALL),
+    re.compile(rf"^.*{_CLOSING_TAG}", re.IGNORECASE | re.DOTALL),
+    re.compile(rf"{_OPENING_TAG}.*$", re.IGNORECASE | re.DOTALL),
+    re.compile(r"^.*<\|channel\|>final<\|message\|>", re.DOTALL),
+)
+"""Patterns of reasoning: in tags, before a closing tag, after an opening tag, in a channel."""
+_FENCE = re.compile(r"^\s*(?:```|~~~)")
+_OPENING_BRACKET = re.compile(r"[\[{]")
+_ARRAY_OF_ANSWERS = re.compile(r'"answers"\s*:\s*\[(?=\s*(?:"|$))', re.IGNORECASE)
+_ARRAY = re.compile(r'\[(?=\s*")')
+_ITEM = re.compile(r'\s*,?\s*"((?:[^"\\]|\\.)*)("|$)', re.DOTALL)
+"""Matches a string of a JSON array and its closing quote, which a reply that was cut off lacks."""
+_VERDICT = re.compile(r"""["']contradicts["']\s*:\s*["']?(true|false)\b""", re.IGNORECASE)
+_Answer = tuple[str, bool]
+"""An answer in a reply, and whether it is complete."""
+_NUMBERING = re.compile(
+    r"^\s*(?:\(?\d{1,2}[.):]\s+|[-*•]\s+|answer(?:\s*\d+)?\s*:\s*)", re.IGNORECASE
+)
+_QUOTES = '"“”'
+_SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|Jr))(?<!\bMrs)[.!?]['\"”’)]*(?=\s+[A-Z'\"“‘(]|\s*$)"
+    r"|[。！？।۔]"
+)
+
+
+# --- reasoning ----------------------------------------------------------------------------------
+
+
+def without_reasoning(text: str) -> str:
+    """Returns a reply without its reasoning, whose opening or closing tag may be missing."""
+    for pattern in _REASONING:
+        text = pattern.sub("", text)
+    return text.strip()
+
+
+def is_reasoning_only(text: str) -> bool:
+    """Tells whether a reply ended before it came to its answer."""
+    return bool(text.strip()) and not without_reasoning(text)
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def parse_reply(text: str, finished: bool, true_answer: str) -> list[Proposal]:
+    """Returns the proposals of a chat reply, in the form of the true answer.
+
+    They are the strings of the last JSON value that fits, or the reply's lines if none fits. A
+    proposal that was cut off is not finished: the last line, or a string without its closing quote.
+    """
+    text = without_reasoning(text)
+    proposals = _in_json(text)
+    if proposals is None:
+        proposals = _lines(text, finished)
+    return [Proposal(_tidied(answer, true_answer), ended) for answer, ended in proposals]
+
+
+def _in_json(text: str) -> list[_Answer] | None:
+    """Returns the answers of the last JSON value that holds some; None if there is no such value.
+
+    `answers` of an object go before a plain array, and an array before single answers. Each may be
+    broken or cut off.
+    """
+    values = list(_json_values(text))
+    objects = [
+        (answers, end) for value, end in values if (answers := _named_answers(value)) is not None
+    ]
+    complete, end = objects[-1] if objects else (None, 0)
+    broken = _broken_array(text[end:], _ARRAY_OF_ANSWERS)
+    if broken or complete is not None:
+        return broken or [(answer, True) for answer in complete or ()]
+    arrays = [value for value, _ in values if _is_array_of_strings(value)]
+    single = [value["answer"] for value, _ in values if _is_single_answer(value)]
+    if arrays or single:
+        return [(answer, True) for answer in (arrays[-1] if arrays else single)]
+    return _broken_array(text, _ARRAY) or None
+
+
+def _named_answers(value: Any) -> list[str] | None:
+    """Returns the strings under the key `answers` of an object or of an object inside it."""
+    if not isinstance(value, dict):
+        return None
+    answers = value.get("answers")
+    if isinstance(answers, dict):
+        answers = list(answers.values())
+    if isinstance(answers, list):
+        strings = [_string_of(answer) for answer in answers]
+        return None if None in strings else [string for string in strings if string is not None]
+    inner = (_named_answers(part) for part in value.values())
+    return next((found for found in inner if found is not None), None)
+
+
+def _string_of(answer: Any) -> str | None:
+    """Returns an answer that is a string, or an object with one string."""
+    if isinstance(answer, dict):
+        strings = [part for part in answer.values() if isinstance(part, str)]
+        return strings[0] if len(strings) == 1 else None
+    return answer if isinstance(answer, str) else None
+
+
+def _is_array_of_strings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _is_single_answer(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("answer"), str)
+
+
+def _json_values(text: str) -> Iterator[tuple[Any, int]]:
+    """Yields the JSON objects and arrays in a text, each with its end; not those inside another."""
+    decoder = json.JSONDecoder(strict=False)
+    position = 0
+    while bracket := _OPENING_BRACKET.search(text, position):
+        try:
+            value, position = decoder.raw_decode(text, bracket.start())
+        except (ValueError, RecursionError):
+            position = bracket.end()
+        else:
+            yield value, position
+
+
+def _broken_array(text: str, start: re.Pattern[str]) -> list[_Answer]:
+    """Returns the strings of the last array with this start, which need not be valid JSON."""
+    starts = [*start.finditer(text)]
+    if not starts:
+        return []
+    position = starts[-1].end()
+    strings = []
+    while item := _ITEM.match(text, position):
+        content, closing_quote = item.groups()
+        try:
+            strings.append((json.loads(f'"{content}"', strict=False), bool(closing_quote)))
+        except json.JSONDecodeError:
+            strings.append((content, False))
+        position = item.end()
+    return strings
+
+
+def _lines(text: str, finished: bool) -> list[_Answer]:
+    """Returns the lines of a reply, each with whether it is complete."""
+    lines = [line for line in text.splitlines() if line.strip() and not _FENCE.match(line)]
+    last = len(lines) - 1
+    return [(line, finished or i < last) for i, line in enumerate(lines)]
+
+
+def _tidied(text: str, true_answer: str) -> str:
+    """Returns an answer without what the true answer lacks: number, quotes and final stop."""
+    if not _NUMBERING.match(true_answer):
+        text = _NUMBERING.sub("", text)
+    text = text.strip()
+    if not _is_quoted(true_answer) and _is_quoted(text):
+        text = text[1:-1].strip()
+    return unicodedata.normalize("NFC", in_form_of(true_answer, text))
+
+
+def _is_quoted(text: str) -> bool:
+    """Tells whether quotes enclose a whole text."""
+    is_enclosed = len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES
+    return is_enclosed and not set(text[1:-1]) & set(_QUOTES)
+
+
+def cut_to_sentences(text: str, answer: str, finished: bool) -> Proposal:
+    """Returns a continuation, cut to as many sentences as the true answer has, in its form.
+
+    Small models do not know where to end. A continuation that was cut off by its token limit counts
+    as finished if it has that many whole sentences.
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    wanted = max(1, len(_SENTENCE_END.findall(answer)))
+    is_longer = len(ends) > wanted
+    ends_in_fragment = len(ends) == wanted and not finished
+    if is_longer or ends_in_fragment:
+        return Proposal(in_form_of(answer, text[: ends[wanted - 1]].strip()), finished=True)
+    return Proposal(in_form_of(answer, text.strip()), finished)
+
+
+# --- verdicts -----------------------------------------------------------------------------------
+
+
+def parse_verdict(text: str) -> bool | None:
+    """Tells whether a judge's reply states, in JSON, that a candidate contradicts the answer.
+
+    The last verdict counts. The result is None if the reply states none.
+    """
+    verdicts: list[str] = _VERDICT.findall(without_reasoning(text))
+    return verdicts[-1].casefold() == "true" if verdicts else None
