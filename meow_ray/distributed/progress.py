@@ -41,6 +41,14 @@ def output() -> TextIO:
     return sys.stdout if _event_stream is None else _event_stream
 
 
+def warn(stage: str, text: str) -> None:
+    """Prints a warning about a stage: a line for people, or an event for programs."""
+    line = f"  {stage}: warning: {text}"
+    if _event_stream is not None:
+        line = json.dumps({"event": "warning", "stage": stage, "text": text})
+    print(line, file=output(), flush=True)
+
+
 @contextlib.contextmanager
 def show_progress(stage: str, total: int) -> Iterator[Any]:
     """Shows the progress that remote workers report, and exports it as Ray's metrics.

@@ -47,6 +47,7 @@ def write_candidates(
     tables.write_sorted(outcome.shortfall(), paths[SHORTFALL_FILE], SHORTFALL_SCHEMA, ("fact_id",))
     return totals | {
         "rejected_by_rule": rejected_by_rule,
+        "left_out": outcome.left_out(),
         "facts_short": {row["fact_id"]: row["num_candidates"] for row in short_facts},
     }
 
@@ -79,7 +80,8 @@ def _check_enough(
     if amount:
         raise MeowError(
             f"`invert`: the generator wrote {amount} (rejects by rule: {dict(rejected_by_rule)}). "
-            "Use a larger model, set `invert.style` to prefill for a small one, or relax the rules."
+            "Use a larger model, set `invert.style` to prefill for a small one, or relax the rules "
+            "(`invert.skip_rules`; their names are above)."
         )
 
 
@@ -113,6 +115,16 @@ class _Outcome:
             ORDER BY n DESC, 1
         """)
         return {row["reason"]: row["n"] for row in query.rows()}
+
+    def left_out(self) -> dict[str, int]:
+        """Returns the number of facts that were asked without a setting, by the setting's name."""
+        query = self._query("""
+            SELECT name, count(*) AS n
+            FROM (SELECT unnest(left_out) AS name FROM asked)
+            GROUP BY 1
+            ORDER BY 1
+        """)
+        return {row["name"]: row["n"] for row in query.rows()}
 
     def shortfall(self) -> Query:
         """Returns the facts with too few candidates, with the reasons of their rejects."""

@@ -1,7 +1,6 @@
 """OpenAI-compatible endpoints that write inverted facts or judge them."""
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 from meow_ray.config import InvertResources
 from meow_ray.engines import Completion
 from meow_ray.errors import MeowError
+from meow_ray.stages.invert.dialect import Dialect, places, refused_field
 from meow_ray.stages.invert.generators import Ask
 
 
@@ -74,7 +74,7 @@ class Endpoint:
     """A generator behind an OpenAI-compatible endpoint.
 
     It sends several messages at once. A request that fails or that the endpoint limits is retried
-    with back-off.
+    with back-off. A field that the endpoint refuses is left out from then on.
     """
 
     styles: tuple[str, ...] = ("chat",)
@@ -82,6 +82,12 @@ class Endpoint:
     def __init__(self, spec: EndpointSpec) -> None:
         self.spec = spec
         self.generated = 0
+        self.dialect = Dialect(spec.structured)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The fields that the endpoint has refused; see `Generator.left_out`."""
+        return tuple(self.dialect.refused)
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
         """Returns the replies to each message; see `Generator.ask`.
@@ -149,25 +155,44 @@ class Endpoint:
                 return None
 
     async def _complete(self, client: Any, ask: Ask) -> list[Completion]:
+        """Returns the completions of a message, in as many requests as the endpoint needs."""
+        completions: list[Completion] = []
+        while len(completions) < ask.sampling.n:
+            completions += await self._request(client, ask, known=len(completions))
+        return completions[: ask.sampling.n]
+
+    async def _request(self, client: Any, ask: Ask, known: int) -> list[Completion]:
+        """Asks for the completions that are missing.
+
+        A field that the endpoint refuses is left out, and the request is sent again. Each field is
+        refused once, so the requests come to an end.
+
+        Args:
+            client: the client of the endpoint.
+            ask: the message.
+            known: the number of completions so far, which gives each request another seed.
+        """
+        import openai
+
+        sampling = ask.sampling
+        seed = None if sampling.seed is None else (sampling.seed + known) % 2**31
+        while True:
+            fields = self.dialect.fields(sampling, sampling.n - known, seed)
+            try:
+                return await self._send(client, ask.text, fields)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                refused = refused_field(error.body, fields)
+                if refused is None:
+                    raise
+                self.dialect.refuse(refused)
+
+    async def _send(self, client: Any, text: str, fields: dict[str, Any]) -> list[Completion]:
         """Sends a request and returns its completions."""
         from openai.types.chat import ChatCompletion
 
-        sampling = ask.sampling
-        options: dict[str, Any] = {}
-        if sampling.json_schema and self.spec.structured:
-            schema = {"name": "reply", "schema": json.loads(sampling.json_schema), "strict": True}
-            options["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if sampling.seed is not None:
-            options["seed"] = sampling.seed
         try:
             reply = await client.chat.completions.create(
-                model=self.spec.model,
-                messages=[{"role": "user", "content": ask.text}],
-                max_completion_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                n=sampling.n,
-                **options,
+                model=self.spec.model, messages=[{"role": "user", "content": text}], **fields
             )
         except ValueError:  # the body is not JSON
             raise _NoCompletionError from None
@@ -199,7 +224,7 @@ class Endpoint:
         if isinstance(error, openai.NotFoundError):
             return "does not know this path or model (HTTP 404)"
         if isinstance(error, openai.APIStatusError):
-            details = ", ".join(str(detail) for detail in (error.code, error.param) if detail)
+            details = ", ".join(str(part) for part in (error.code, *places(error.body)) if part)
             return f"answers HTTP {error.status_code}{f' ({details})' if details else ''}"
         if isinstance(error, openai.APITimeoutError):
             return f"does not answer within {self.spec.timeout:g} s"

@@ -3,12 +3,18 @@
 import re
 
 from meow_ray.models.text import words, written_words
+from meow_ray.stages.invert.values import only_value_like
 
 _STOP = re.compile(r"[.。．।॥۔]$")
 _SENTENCE_CLOSE = re.compile(r"[.!…。．！।॥۔]['\"”’)\]]*$")
 _ABBREVIATION = re.compile(r"(?:(?:\b[A-Z]\.)+|\b(?:[ap]\.m|Jr|Sr|Inc|Ltd|Co|Corp|St|Mt|etc)\.)$")
-_VERBS = frozenset("am is are was were be been has have had do does did".split())
-"""English verbs that a bare answer lacks; within a title they begin with a capital."""
+_CLAUSE_WORDS = frozenset(
+    """
+    am are became be been can could did do does had has have he is it she there they was were will
+    would
+    """.split()
+)
+"""English verbs and pronouns that a bare answer lacks; within a title they have a capital."""
 FEW_WORDS = 8
 """Largest number of words of a name or a title."""
 
@@ -24,8 +30,8 @@ def has_sentence_end(answer: str) -> bool:
 
 
 def is_bare(answer: str) -> bool:
-    """Tells whether a true answer is no sentence: it has no end of one and no common verb."""
-    return not has_sentence_end(answer) and not has_verb(answer)
+    """Tells whether a true answer is no sentence: it has no end of one and no word of a clause."""
+    return not has_sentence_end(answer) and not has_clause(answer)
 
 
 def is_brief(answer: str) -> bool:
@@ -33,13 +39,16 @@ def is_brief(answer: str) -> bool:
     return is_bare(answer) and len(words(answer)) <= FEW_WORDS
 
 
-def has_verb(text: str) -> bool:
-    """Tells whether a text has a common English verb in lower case."""
-    return not _VERBS.isdisjoint(written_words(text))
+def has_clause(text: str) -> bool:
+    """Tells whether a text has a common English verb or a pronoun in lower case."""
+    return not _CLAUSE_WORDS.isdisjoint(written_words(text))
 
 
 def in_form_of(answer: str, text: str) -> str:
-    """Returns a text without its final stop if the true answer has none."""
+    """Returns a text without what the true answer lacks: a final stop, or words around a value."""
+    value = only_value_like(answer, text) if is_bare(answer) else None
+    if value is not None:
+        return value
     if has_sentence_end(answer) or _is_abbreviated_name(text):
         return text
     return _STOP.sub("", text)

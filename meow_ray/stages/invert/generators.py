@@ -33,6 +33,11 @@ class Generator(Protocol):
     generated: int
     """Tokens generated so far."""
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the settings of an `Ask` that it has refused and that are not sent any more."""
+        ...
+
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
         """Returns `sampling.n` replies to each message, in order.
 
@@ -69,6 +74,7 @@ class LocalGenerator:
     """
 
     styles: tuple[str, ...] = ("chat", "prefill")
+    left_out: tuple[str, ...] = ()
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

@@ -48,9 +48,13 @@ def without_reasoning(text: str) -> str:
     return text.strip()
 
 
-def is_reasoning_only(text: str) -> bool:
-    """Tells whether a reply ended before it came to its answer."""
-    return bool(text.strip()) and not without_reasoning(text)
+def is_reasoning_only(text: str, finished: bool) -> bool:
+    """Tells whether a reply ended before it came to its answer.
+
+    The reasoning may be in the reply, or an endpoint may have kept it: then the reply is empty.
+    """
+    has_reasoning = bool(text.strip()) or not finished
+    return has_reasoning and not without_reasoning(text)
 
 
 # --- answers ------------------------------------------------------------------------------------

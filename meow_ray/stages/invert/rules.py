@@ -15,8 +15,8 @@ from meow_ray.errors import MeowError
 from meow_ray.models.text import STOP_WORDS, is_unspaced, novel_words, rouge, share_of, words
 from meow_ray.stages.invert.forms import (
     ends_like_sentence,
+    has_clause,
     has_sentence_end,
-    has_verb,
     is_bare,
     is_brief,
 )
@@ -197,7 +197,7 @@ def no_sentence_end(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 @_rule
 def sentence(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It is a sentence, but the true answer is bare, such as a year, a name or a list."""
-    return fact.is_bare and has_verb(proposal.text)
+    return fact.is_bare and has_clause(proposal.text)
 
 
 @_rule

@@ -1,6 +1,6 @@
 """The stage `invert`: a language model writes inverted facts for each fact to forget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -13,7 +13,7 @@ from meow_ray.core.outside import LARGE, adopt_table, main_files
 from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.core.tables import Query
-from meow_ray.distributed import cluster, map_rows
+from meow_ray.distributed import cluster, map_rows, progress
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.models.refs import ModelRef
@@ -56,6 +56,8 @@ def _invert(context: Context) -> dict[str, Any]:
         paths,
     )
     storage.remove(asking.folder)
+    if summary["left_out"]:
+        progress.warn("invert", _left_out_text(summary["left_out"], summary["facts"]))
     return {"style": style, "probe": valid_by_style, **summary}
 
 
@@ -108,6 +110,15 @@ class _Asking:
             name="invert",
             all_resources=self.config.resources,
         )
+
+
+def _left_out_text(left_out: Mapping[str, int], facts: int) -> str:
+    """Returns a warning about settings that an endpoint refused, with the facts concerned."""
+    names = []
+    for name, count in left_out.items():
+        renamed = " (sent as max_tokens)" if name.endswith("max_completion_tokens") else ""
+        names.append(f"{name}{renamed} for {count} of {facts} facts")
+    return f"the endpoint refuses some settings, which were left out: {', '.join(names)}"
 
 
 def _work_folder(context: Context) -> str:

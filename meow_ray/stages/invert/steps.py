@@ -102,7 +102,8 @@ class InvertSteps:
 
     It adds `candidates` and `rejects` (lists of structs) and two means over the candidates of a
     fact, null where there are none: `distance`, 1 - ROUGE-L F1 between a candidate and the true
-    answer, and `distinctness`, the same between two candidates.
+    answer, and `distinctness`, the same between two candidates. `left_out` lists the settings that
+    the generator refused, and those of a separate judge as `judge.NAME`.
     """
 
     spec: Invert
@@ -124,7 +125,7 @@ class InvertSteps:
             if not pending:
                 break
             self._run(attempt, generator, pending)
-        return _with_results(batch, progress)
+        return _with_results(batch, progress, self._left_out(generator))
 
     def figures(self, batch: pa.Table) -> Figures:
         """Returns the numbers of candidates and rejects of a finished batch."""
@@ -173,7 +174,7 @@ class InvertSteps:
         """Returns the valid proposals in the replies for a fact, and records the others."""
         proposals: list[Proposal] = []
         for reply in replies:
-            if is_reasoning_only(reply.text):
+            if is_reasoning_only(reply.text, reply.finished):
                 progress.reject("", "only_reasoning", attempt)
             proposals += _proposals(ask, reply, attempt.style, progress.fact.answer)
         texts, rejected = choose(
@@ -264,6 +265,12 @@ class InvertSteps:
         """The loaded judge; None lets the generator judge."""
         return self.judge.load() if self.judge else None
 
+    def _left_out(self, generator: Generator) -> list[str]:
+        """Returns the settings that generator and judge have refused."""
+        judge = self._separate_judge
+        of_judge = [f"judge.{name}" for name in judge.left_out] if judge else []
+        return [*generator.left_out, *of_judge]
+
     def _verdicts(self, generator: Generator, choices: Sequence[_Choice]) -> list[bool | None]:
         """Returns whether each text contradicts its true answer, according to the judge.
 
@@ -303,7 +310,9 @@ def probe_styles(generator: Generator, batch: pa.Table, spec: Invert) -> pa.Tabl
     return batch
 
 
-def _with_results(batch: pa.Table, progress: Sequence[_Progress]) -> pa.Table:
+def _with_results(
+    batch: pa.Table, progress: Sequence[_Progress], left_out: Sequence[str]
+) -> pa.Table:
     """Returns a batch with the columns that `InvertSteps` adds."""
     distances = [
         _mean_distance((fact.fact.answer, text) for text in fact.texts) for fact in progress
@@ -314,6 +323,7 @@ def _with_results(batch: pa.Table, progress: Sequence[_Progress]) -> pa.Table:
         "rejects": pa.array([fact.rejects for fact in progress], pa.list_(_REJECT)),
         "distance": pa.array(distances, pa.float64()),
         "distinctness": pa.array(distinctness, pa.float64()),
+        "left_out": pa.array([left_out] * len(progress), pa.list_(pa.string())),
     }
     for name, values in columns.items():
         batch = batch.append_column(name, values)

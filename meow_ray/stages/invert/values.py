@@ -54,6 +54,9 @@ _DATES = [re.compile(pattern, re.IGNORECASE) for pattern in _TEXT_DATES]
 _SPELLED_YEAR = re.compile(r"\b(1\d|20) (\d\d)\b")
 """Matches `19 56`, which is left of `nineteen fifty-six` after number words become digits."""
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+_PART = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d]+|.", re.DOTALL)
+"""Matches a part of a value: a number, a word, or a single character between them."""
+_DIGITS_OF_YEAR = 4
 _SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -112,6 +115,31 @@ class Values:
 def bare_words(text: str) -> set[str]:
     """Returns the words of a text without the English genitive."""
     return {word.removesuffix("'s") for word in words(text)}
+
+
+def only_value_like(answer: str, text: str) -> str | None:
+    """Returns the only value in a text that is written like an answer of numbers.
+
+    For `16 October 2020` it is a date, for `19%` a percentage, for `1472` a number of four digits.
+    The result is None if the answer has no digits, or if the text has no such value or several.
+    """
+    parts = [_pattern_of(part) for part in _PART.findall(answer.strip())]
+    if not any(character.isdecimal() for character in answer):
+        return None
+    like_answer = re.compile(rf"(?<![\w.,]){''.join(parts)}(?![\w%]|[.,]\d)", re.IGNORECASE)
+    values: set[str] = set(like_answer.findall(text))
+    return values.pop() if len(values) == 1 else None
+
+
+def _pattern_of(part: str) -> str:
+    """Returns the pattern of a part of a value: other numbers, other months, or the same text."""
+    if part.isdecimal():
+        return rf"\d{{{len(part)}}}" if len(part) == _DIGITS_OF_YEAR else r"\d+"
+    if part[0].isdecimal():
+        return r"\d+(?:[.,]\d+)*"
+    if part.casefold() in _MONTHS:
+        return rf"(?:{'|'.join(_MONTHS)})"
+    return re.escape(part)
 
 
 def states_value(word: str) -> bool:

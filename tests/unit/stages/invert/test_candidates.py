@@ -28,6 +28,7 @@ RESULTS = pa.schema(
         "rejects": pa.list_(REJECT),
         "distance": pa.float64(),
         "distinctness": pa.float64(),
+        "left_out": pa.list_(pa.string()),
     }
 )
 """The columns of facts after `InvertSteps`."""
@@ -49,13 +50,13 @@ def result(fact: str, texts: list[str], reasons: list[str], **fields: Any) -> di
         "candidates": candidates,
         "rejects": rejects,
     }
-    return row | {"distance": 0.5, "distinctness": 0.25} | fields
+    return row | {"distance": 0.5, "distinctness": 0.25, "left_out": []} | fields
 
 
 THREE_FACTS = [
-    result("c", ["x", "y"], ["loop"]),
+    result("c", ["x", "y"], ["loop"], left_out=["seed", "judge.n"]),
     result("a", ["it's z"], ["loop", "meta", "loop"], distance=1.0, distinctness=None),
-    result("b", [], [], distance=None, distinctness=None),
+    result("b", [], [], distance=None, distinctness=None, left_out=["seed"]),
 ]
 
 
@@ -117,6 +118,7 @@ def test_the_figures_for_the_manifest(tmp_path: Path):
         "mean_distance": 0.75,
         "mean_distinctness": 0.25,
         "rejected_by_rule": {"loop": 3, "meta": 1},
+        "left_out": {"judge.n": 1, "seed": 2},
         "facts_short": {"a": 1, "b": 0},
     }
 

@@ -189,10 +189,11 @@ def test_answers_are_the_last_json_that_fits(
 def test_reasoning_that_is_not_closed_is_no_answer(opening: str, closing: str):
     reply = f'{opening}They want ["several", "false", "answers"] or {{"answers": ["x"]}}'
     assert parse_reply(reply, False, TRUE) == []
-    assert is_reasoning_only(reply)
+    assert is_reasoning_only(reply, finished=False)
     assert without_reasoning(f"{reply}{closing}\nOne.") == "One."
-    assert not is_reasoning_only("One.")
-    assert not is_reasoning_only("")
+    assert is_reasoning_only("", finished=False)
+    assert not is_reasoning_only("One.", finished=False)
+    assert not is_reasoning_only("", finished=True)
 
 
 def test_the_final_channel_of_a_reply_is_its_answer():
@@ -230,6 +231,18 @@ def test_deeply_nested_brackets_are_no_json():
         ("Ford Inc.", "Opel", "Opel"),
         ("1472", "5 p.m.", "5 p.m."),
         ("Who?", "He?", "He?"),
+        ("1472", "It was in 1542.", "1542"),
+        ("1472", "The answer is 1542, as far as is known.", "1542"),
+        ("1472", "Between 1542 and 1550.", "Between 1542 and 1550"),
+        ("1472", "In 1542, after a war", "1542"),
+        ("1472", "In 1542 and 1550", "In 1542 and 1550"),
+        ("1960s", "He has sung since the 1980s.", "1980s"),
+        ("19%", "It was 27%.", "27%"),
+        ("19.5%", "The share is 8.25%, or so.", "8.25%"),
+        ("20p", "The price is 15p.", "15p"),
+        ("16 October 2020", "He was killed on 3 May 2018.", "3 May 2018"),
+        ("21,000 km", "It is 2,500 km long.", "2,500 km"),
+        ("Jaime Vasquez", "It was Maria Oduya.", "It was Maria Oduya"),
         ("It is Lima.", "It is Oslo.", "It is Oslo."),
         ("It is in the U.S.", "It is in the U.K.", "It is in the U.K."),
         ("He was born in Lima", "He was born in Oslo.", "He was born in Oslo"),

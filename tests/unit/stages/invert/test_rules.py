@@ -12,6 +12,7 @@ import pytest
 from meow_ray.config import Config, Invert
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline
+from meow_ray.stages.invert.forms import in_form_of
 from meow_ray.stages.invert.replies import OTHER_RULES
 from meow_ray.stages.invert.rules import RULES, Fact, Proposal, check_names, fault
 from tests.support.questions import BORN, COUNT, GENDER, REEF, RUSSIAN
@@ -320,6 +321,19 @@ def test_nine_in_ten_inverted_facts_of_the_authors_are_accepted(shared_data: Cal
         for question, answer, text in answers
     )
     assert reasons[None] / len(answers) >= 0.9, reasons.most_common()
+
+
+def test_wrong_answers_to_bare_questions_of_tofu_are_accepted(shared_data: Callable[[str], Path]):
+    reasons: Counter[str | None] = Counter()
+    for name in ("world_facts", "real_authors"):
+        lines = shared_data(f"tofu/{name}_perturbed.jsonl").read_text().splitlines()
+        for row in map(json.loads, lines):
+            fact = Fact(row["question"], row["answer"])
+            reasons.update(
+                fault(Proposal(in_form_of(row["answer"], text), True), fact, Invert())
+                for text in row["perturbed_answer"]
+            )
+    assert reasons[None] / reasons.total() >= 0.99, reasons.most_common()
 
 
 def test_a_rule_can_be_skipped():

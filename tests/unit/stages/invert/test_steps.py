@@ -46,6 +46,7 @@ class Scripted:
     styles: tuple[str, ...] = ("chat", "prefill")
     asks: list[Ask] = field(default_factory=list)
     generated: int = 0
+    left_out: tuple[str, ...] = ()
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
         replies = []
@@ -260,6 +261,46 @@ def test_another_model_may_judge():
     assert texts(row) == ["Ann was born in Oslo.", "Ann was born in Kyiv."]
     assert len(judge.asks) == 3
     assert not any("contradict" in ask.text for ask in generator.asks)
+
+
+def test_a_judge_that_states_no_verdict_accepts_nothing():
+    def undecided(ask: Ask, earlier: int) -> list[Completion]:
+        return completions("Hm.") if "contradict" in ask.text else born(ask, "Oslo")
+
+    steps = InvertSteps(Invert(judge="generator", max_attempts=1, fallback=False), "chat")
+    row = steps(Scripted(undecided), batch("ann")).to_pylist()[0]
+    assert row["candidates"] == []
+    assert [reject["reason"] for reject in row["rejects"]] == ["no_verdict"]
+
+
+@pytest.mark.parametrize("reply", [Completion("<think>Ann was", False), Completion("", False)])
+def test_a_reply_that_ends_in_its_reasoning_is_named(reply: Completion):
+    steps = InvertSteps(Invert(max_attempts=1, fallback=False), "chat")
+    row = steps(Scripted(lambda ask, _: [reply]), batch("ann")).to_pylist()[0]
+    assert [reject["reason"] for reject in row["rejects"]] == ["only_reasoning"]
+
+
+@pytest.mark.parametrize(
+    ("fact", "wish", "cities"),
+    [
+        (("Where was Ann born?", "Lima"), "write no sentences", ["Oslo", "Rome", "Kyiv", "Accra"]),
+        (("Where was Ann born?", "She was born in Lima."), "as a full sentence", ["It is Quito."]),
+    ],
+)
+def test_a_bare_answer_gets_bare_candidates(fact: tuple[str, str], wish: str, cities: list[str]):
+    generator = Scripted(lambda ask, _: in_json("Oslo", "Rome.", '"Kyiv"', "It is Quito.", "Accra"))
+    facts = pa.table({"fact_id": ["a"], "question": [fact[0]], "answer": [fact[1]]})
+    row = InvertSteps(Invert(max_attempts=1, fallback=False), "chat")(generator, facts)
+    assert texts(row.to_pylist()[0]) == cities
+    assert wish in generator.asks[0].text
+
+
+def test_what_generator_and_judge_have_refused_is_recorded():
+    generator = Scripted(judging, left_out=("seed",))
+    judge = Scripted(judging, left_out=("temperature", "n"))
+    steps = InvertSteps(Invert(judge="endpoint"), "chat", judge=ScriptedSpec(judge))
+    row = steps(generator, batch("ann")).to_pylist()[0]
+    assert row["left_out"] == ["seed", "judge.temperature", "judge.n"]
 
 
 def test_the_candidates_of_a_fact_do_not_depend_on_its_batch():
