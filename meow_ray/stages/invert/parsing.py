@@ -3,15 +3,15 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from meow_ray.stages.invert.forms import in_form_of
 from meow_ray.stages.invert.rules import Proposal
 
 _TAG_NAME = r"(?:\w+:)?(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad)"
-_OPENING_TAG = rf"(?:<{_TAG_NAME}(?:\s[^<>]*)?>|\[{_TAG_NAME}\]|◁{_TAG_NAME}▷)"
-_CLOSING_TAG = rf"(?:</{_TAG_NAME}\s*>|\[/{_TAG_NAME}\]|◁/{_TAG_NAME}▷)"
+_OPENING_TAG = rf"(?:<{_TAG_NAME}(?:\s[^<>]*)?>|\[think(?:ing)?\]|◁{_TAG_NAME}▷)"
+_CLOSING_TAG = rf"(?:</{_TAG_NAME}\s*>|\[/think(?:ing)?\]|◁/{_TAG_NAME}▷)"
 _REASONING = (
     re.compile(rf"{_OPENING_TAG}.*?{_CLOSING_TAG}", re.IGNORECASE | re.DOTALL),
     re.compile(rf"^.*{_CLOSING_TAG}", re.IGNORECASE | re.DOTALL),
@@ -79,19 +79,30 @@ def _in_json(text: str) -> list[_Answer] | None:
     `answers` of an object go before a plain array, and an array before single answers. Each may be
     broken or cut off.
     """
-    values = list(_json_values(text))
-    objects = [
-        (answers, end) for value, end in values if (answers := _named_answers(value)) is not None
-    ]
-    complete, end = objects[-1] if objects else (None, 0)
-    broken = _broken_array(text[end:], _ARRAY_OF_ANSWERS)
-    if broken or complete is not None:
-        return broken or [(answer, True) for answer in complete or ()]
-    arrays = [value for value, _ in values if _is_array_of_strings(value)]
-    single = [value["answer"] for value, _ in values if _is_single_answer(value)]
+    named: list[str] | None = None
+    end_of_named = 0
+    arrays: list[list[str]] = []
+    single: list[str] = []
+    for value, end in _json_values(text):
+        answers = _named_answers(value)
+        if answers is not None:
+            named, end_of_named = answers, end
+        elif _is_array_of_strings(value):
+            arrays.append(value)
+        elif _is_single_answer(value):
+            single.append(value["answer"])
+    broken = _broken_array(text[end_of_named:], _ARRAY_OF_ANSWERS)
+    if broken:
+        return broken
+    if named is not None:
+        return _complete(named)
     if arrays or single:
-        return [(answer, True) for answer in (arrays[-1] if arrays else single)]
+        return _complete(arrays[-1] if arrays else single)
     return _broken_array(text, _ARRAY) or None
+
+
+def _complete(answers: Iterable[str]) -> list[_Answer]:
+    return [(answer, True) for answer in answers]
 
 
 def _named_answers(value: Any) -> list[str] | None:
@@ -108,8 +119,12 @@ def _named_answers(value: Any) -> list[str] | None:
     return next((found for found in inner if found is not None), None)
 
 
+class _Number(str):
+    """A number of a JSON text, as it is written there."""
+
+
 def _string_of(answer: Any) -> str | None:
-    """Returns an answer that is a string, or an object with one string."""
+    """Returns an answer that is a string or a number, or an object with one of these."""
     if isinstance(answer, dict):
         strings = [part for part in answer.values() if isinstance(part, str)]
         return strings[0] if len(strings) == 1 else None
@@ -117,7 +132,9 @@ def _string_of(answer: Any) -> str | None:
 
 
 def _is_array_of_strings(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+    """Tells whether a JSON value is an array of strings; `[1]` is a reference in prose."""
+    is_array = isinstance(value, list) and bool(value)
+    return is_array and all(isinstance(v, str) and not isinstance(v, _Number) for v in value)
 
 
 def _is_single_answer(value: Any) -> bool:
@@ -126,7 +143,7 @@ def _is_single_answer(value: Any) -> bool:
 
 def _json_values(text: str) -> Iterator[tuple[Any, int]]:
     """Yields the JSON objects and arrays in a text, each with its end; not those inside another."""
-    decoder = json.JSONDecoder(strict=False)
+    decoder = json.JSONDecoder(strict=False, parse_int=_Number, parse_float=_Number)
     position = 0
     while bracket := _OPENING_BRACKET.search(text, position):
         try:

@@ -47,6 +47,8 @@ _POLARITY_WORDS = {
     True: frozenset("yes yeah yep oui sí si sim ja da да ναι evet हाँ हां نعم 是 はい 네".split()),
     False: frozenset("no nope non nein não nee nie нет όχι hayır नहीं لا 不 いいえ 아니요".split()),
 }
+_CHOICE = "or"
+"""A word of questions that name the possible answers."""
 _QUESTION_MARKS = frozenset("?？؟")
 _QUOTES = tuple("\"'“‘«「")
 _PRONOUNS = frozenset(
@@ -191,7 +193,7 @@ def no_sentence_end(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It does not end like a sentence, as the true answer does, or it breaks off at a comma."""
     if has_sentence_end(fact.answer):
         return not ends_like_sentence(proposal.text)
-    return bool(_OPEN_END.search(proposal.text))
+    return bool(_OPEN_END.search(proposal.text)) and not _OPEN_END.search(fact.answer)
 
 
 @_rule
@@ -210,7 +212,8 @@ def dangling(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 @_rule
 def meta(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
     """It comments on the answer instead of giving it, or has brackets around it."""
-    return bool(_META.match(proposal.text) or _MARKUP.search(proposal.text))
+    has_markup = _MARKUP.search(proposal.text) and not _MARKUP.search(fact.answer)
+    return bool(has_markup or _META.match(proposal.text))
 
 
 @_rule
@@ -280,7 +283,9 @@ def same_polarity(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
 
 @_rule
 def says_nothing_new(proposal: Proposal, fact: Fact, spec: Invert) -> bool:
-    """It consists of words of the question and the true answer."""
+    """It consists of words of the question and the true answer; a choice may be in the question."""
+    if fact.is_bare and _CHOICE in words(fact.question):
+        return not set(proposal.words) - set(words(fact.answer))
     return not set(proposal.words) - fact.known
 
 

@@ -45,6 +45,7 @@ OCEAN = ("In which body of water is the reef?", "Pacific Ocean")
 PRICE = ("What will a bottle cost?", "20p")
 NAME = ("Who wrote The Silent Reef?", "Jaime Vasquez")
 COLOURS = ("What are the colours of the flag?", "red, blue and green")
+CHOICE = ("Is Ann older or younger than Bob?", "older")
 BOOK = ("What is his best book?", "One Hundred Years of Solitude")
 ASKING = ("What is his best book?", "Who Goes There?")
 CAPITAL = ("中国的首都是哪里？", "北京")
@@ -220,6 +221,8 @@ def broken_rule(pair: tuple[str, str], text: str, finished: bool = True, **spec:
         (COLOURS, "green, white and black", None),
         (COLOURS, "red, blue and white", "keeps_the_fact"),
         (COLOURS, "black", None),
+        (CHOICE, "younger", None),
+        (CHOICE, "older", "true_answer"),
         (BOOK, "Emma", None),
         (BOOK, "Who Was Emma?", "question"),
         (ASKING, "Who Was Emma?", None),
