@@ -2,7 +2,7 @@
 
 from meow_ray.core.stage import Stage
 from meow_ray.stages.evaluate.stage import EVALUATE, EVALUATE_ALONE
-from meow_ray.stages.ingest.stage import INGEST
+from meow_ray.stages.ingest.stage import INGEST, INGEST_ALONE
 from meow_ray.stages.invert.stage import INVERT
 from meow_ray.stages.memo.stage import MEMO, REMAIN
 from meow_ray.stages.report.stage import REPORT, REPORT_ALONE
@@ -22,5 +22,5 @@ STAGES: tuple[Stage, ...] = (
     REPORT,
 )
 
-STAGES_ALONE: tuple[Stage, ...] = (MEMORIZE, INGEST, EVALUATE_ALONE, REPORT_ALONE)
+STAGES_ALONE: tuple[Stage, ...] = (MEMORIZE, INGEST_ALONE, EVALUATE_ALONE, REPORT_ALONE)
 """The stages that measure what the target knows, without unlearning."""

@@ -45,6 +45,16 @@ def check_target(config: Config, known: Known) -> Iterator[str]:
         yield from checks.model_faults(*target)
 
 
+def check_trainable(config: Config, known: Known) -> Iterator[str]:
+    """Finds why the target can never be trained, even if the run ends before that for now."""
+    target = target_ahead(config, known)
+    if target is None or not readable(target[0]):
+        return
+    fault = checks.training_fault(*target)
+    if fault:
+        yield fault
+
+
 def check_generator(config: Config, known: Known) -> Iterator[str]:
     """Finds the same of a generator that runs here."""
     generator = generator_ahead(known)

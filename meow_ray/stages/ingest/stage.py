@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from meow_ray.stages.model_checks import (
     NAMED,
     check_generator,
     check_target,
+    check_trainable,
     context_limit,
     generator_ahead,
     long_pairs,
@@ -161,6 +163,9 @@ INGEST = Stage(
     schema=SCHEMAS["facts"],
     key=KEYS["facts"],
     adopt=adopt_table,
-    checks=(check_target, check_generator),
+    checks=(check_target, check_trainable, check_generator),
     foresee=_foresee,
 )
+
+INGEST_ALONE = replace(INGEST, checks=(check_target, check_generator))
+"""Takes the facts for an evaluation of the target, which need not be trainable."""

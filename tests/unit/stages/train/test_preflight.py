@@ -11,6 +11,7 @@ from meow_ray.core.stage import Known
 from meow_ray.pipeline import preflight
 from meow_ray.pipeline.pipeline import load_config
 from meow_ray.stages.ingest.facts import FactRow, valid_facts
+from meow_ray.stages.ingest.stage import INGEST, INGEST_ALONE
 from meow_ray.stages.invert.stage import INVERT
 from meow_ray.stages.train.stage import MEMORIZE, TRAIN
 from tests.support.models import llama_config, write_model
@@ -129,6 +130,8 @@ def test_quantised_weights_are_refused_for_both_stages_that_train(
     given = target(tiny_tokenizer, tmp_path, quantization_config={"quant_method": "awq"})
     (fault,) = findings(given)
     assert "is quantised (awq) and cannot be trained" in fault
+    assert findings(given, stage=INGEST) == [fault], "a run that ends early finds it, too"
+    assert findings(given, stage=INGEST_ALONE) == []
     base = {"base": given["target"]}
     (fault,) = findings(base, "memorize.model=x", stage=MEMORIZE)
     assert fault.startswith("`memorize.model`: ")
