@@ -83,7 +83,7 @@ def test_all_sets_are_read_although_one_cannot_be(folder: Path):
     )
     assert first == (
         f"{passages}, line 1: expected an object with a question and an answer (got str). Write "
-        "one object per fact. Passages without questions belong in `evaluate.text`, one per line."
+        "one object per fact. Passages without questions belong in `evaluate.text`."
     )
     assert second.startswith("evaluate.sets.more: 1 row is longer")
 
