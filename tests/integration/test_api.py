@@ -211,8 +211,9 @@ def test_the_command_evaluates_one_model_alone(inside: Path):
     metrics = compare.metrics_of("runs/alone").table
     assert set(metrics["model"].to_pylist()) == {"before"}
     assert "memo" not in metrics["metric"].to_pylist()
-    leak = metrics.filter((pc.field("suite") == "forget") & (pc.field("metric") == "leak"))
-    assert leak["value"].to_pylist() == [1.0]
+    of_forget_set = pc.field("suite") == "forget"
+    greedy = metrics.filter(of_forget_set & (pc.field("metric") == "exact_memorization"))
+    assert greedy["value"].to_pylist() == [1.0]
     page = Path(done.stdout.rpartition("Report: ")[2].strip()).read_text()
     assert "The target alone was evaluated" in page
     table = meow_ray.compare_runs({"alone": "runs/alone"}, model="before")

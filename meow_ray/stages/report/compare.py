@@ -79,8 +79,10 @@ def metrics_by_run(runs: Sequence[tuple[str, Artifact]], model: str) -> Comparis
         model: the value of the column `model` whose metrics are compared.
 
     Raises:
-        MeowError: a run has no metrics of this model.
+        MeowError: a run has no metrics of this model, or the runs were measured by different
+            definitions.
     """
+    _check_same_definitions(runs)
     rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for name, artifact in runs:
         table_rows = artifact.table.to_pylist()
@@ -98,6 +100,23 @@ def metrics_by_run(runs: Sequence[tuple[str, Artifact]], model: str) -> Comparis
         key: {name: _cell(seeds) for name, seeds in by_name.items()}
         for key, by_name in rows.items()
     }
+
+
+def _check_same_definitions(runs: Sequence[tuple[str, Artifact]]) -> None:
+    """Refuses to put figures next to each other that have one name and two definitions."""
+    definitions = {name: _definitions(artifact) for name, artifact in runs}
+    if len(set(definitions.values())) > 1:
+        listed = ", ".join(f"{name}: {value}" for name, value in definitions.items())
+        raise MeowError(
+            f"The runs are measured by different definitions ({listed}). Evaluate them with the "
+            "same `evaluate.definitions`."
+        )
+
+
+def _definitions(artifact: Artifact) -> str:
+    """Returns the value of `evaluate.definitions` by which metrics were measured."""
+    spec = artifact.manifest.ingredients.get("spec", {}) if artifact.manifest else {}
+    return str(spec.get("evaluate", {}).get("definitions", "meow"))
 
 
 def _cell(seeds: Sequence[dict[str, Any]]) -> Cell:

@@ -15,7 +15,7 @@ from meow_ray.errors import MeowError
 from meow_ray.stages.report import compare
 
 
-def publish(root: Path, leak: float, interval: bool = True) -> str:
+def publish(root: Path, leak: float, interval: bool = True, definitions: str = "meow") -> str:
     """Writes the metrics of a run; returns its storage root."""
     low, high = (leak - 0.1, leak + 0.1) if interval else (None, None)
     rows = [
@@ -33,7 +33,7 @@ def publish(root: Path, leak: float, interval: bool = True) -> str:
         artifact="metrics",
         stage="evaluate",
         fingerprint="0123456789abcdef",
-        ingredients={},
+        ingredients={"spec": {"evaluate": {"definitions": definitions}}},
         attempt="a",
         files={MAIN: FileEntry(bytes=1, sha256="0", rows=3)},
         digest="d",
@@ -129,6 +129,15 @@ def test_a_run_without_metrics_of_the_model_is_named(tmp_path: Path):
         "has no metrics of this model (retain_model). Compare another one with --model: it has "
         "after, before."
     )
+
+
+def test_runs_of_different_definitions_are_not_compared(tmp_path: Path):
+    ours = publish(tmp_path / "a", 0.25)
+    theirs = publish(tmp_path / "b", 0.25, definitions="open_unlearning")
+    error = CliRunner().invoke(main.app, ["compare", f"a={ours}", f"b={theirs}"]).exception
+    assert isinstance(error, MeowError)
+    assert "different definitions (a: meow, b: open_unlearning)" in str(error)
+    assert "leak" in printed(f"b={theirs}", f"again={theirs}")
 
 
 def test_unknown_choices_are_refused(tmp_path: Path):

@@ -397,5 +397,5 @@ def test_the_target_alone_has_no_part_about_unlearning(tmp_path: Path) -> None:
     ]
     assert [row[0] for row in page.tables["lineage"][1:]] == ["facts", "target", "metrics"]
     assert page.plots() == []
-    for word in ("Training", "Inversion", "after unlearning", "After", "–"):
-        assert word not in page.text.replace("0.750–0.750", ""), word
+    for word in ("Training", "Inversion", "after unlearning", "After"):
+        assert word not in page.text, word
