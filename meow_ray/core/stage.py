@@ -109,6 +109,8 @@ class Stage:
         enabled: tells whether a configuration has this stage.
         resources: the section of `resources` for its actors or workers; None if it has none.
         uses_gpus: tells whether its actors use GPUs on a cluster that has some.
+        prompt: returns the digest of a prompt of the stage if its text changes by itself, because
+            the template writes the date; None if it does not. It enters the fingerprint.
         check: raises MeowError if the configuration, or those inputs that exist already, have a
             mistake. It is called before an earlier stage starts actors or workers.
     """
@@ -125,6 +127,7 @@ class Stage:
     enabled: Callable[[Config], bool] = _always
     resources: str | None = None
     uses_gpus: Callable[[Config], bool] = _always
+    prompt: Callable[[Config, Mapping[str, Artifact]], str | None] | None = None
     check: Callable[[Config, Mapping[str, Artifact]], Any] | None = None
 
     def declared_inputs(self, config: Config) -> tuple[Input, ...]:
@@ -212,8 +215,12 @@ def state_of(stage: Stage, config: Config, inputs: Mapping[str, Artifact | None]
             state="stale" if previous else "missing",
             reason=f"waits for {', '.join(missing)}",
         )
-    digests = {name: artifact.digest for name, artifact in inputs.items() if artifact is not None}
+    existing = {name: artifact for name, artifact in inputs.items() if artifact is not None}
+    digests = {name: artifact.digest for name, artifact in existing.items()}
     ingredients = stage.ingredients(config, digests)
+    prompt = stage.prompt(config, existing) if stage.prompt else None
+    if prompt is not None:
+        ingredients["prompt"] = prompt
     fingerprint = storage.json_digest(ingredients)
     cached = find(root, stage.artifact, fingerprint)
     state: Literal["cached", "stale", "missing"]
@@ -257,6 +264,8 @@ def _difference(key: str, old: Any, new: Any) -> str:
         return f"input {name} changed"
     if kind == "spec":
         return f"{name}: {old!r} → {new!r}"
+    if kind == "prompt":
+        return "prompt text changed"
     if kind == "schema":
         return "schema changed"
     return f"code {key}: {old} → {new}"

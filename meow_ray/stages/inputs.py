@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from meow_ray.config import Config, EngineResources, Invert, Memorize, Source, Target
 from meow_ray.core import manifest, storage
@@ -10,9 +11,10 @@ from meow_ray.core.outside import OutsideInput
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
+from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
 
-TEMPLATE = ("target.template", "target.system")
+TEMPLATE = ("target.template", "target.system", "target.template_variables")
 """The fields of the configuration that decide how a question becomes a prompt."""
 
 COLUMNS = ("ingest.question_columns", "ingest.answer_columns")
@@ -121,6 +123,63 @@ TARGET = OutsideInput("target", _target, adopt_model)
 
 GENERATOR = OutsideInput("generator", _generator, adopt_model)
 """The model that writes inverted facts."""
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def target_prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
+    """Returns the digest of a prompt of the target if the chat template writes the date."""
+    target = config.target
+    if target.template != "chat":
+        return None
+    return _prompt_digest(inputs["target"], target.system, target.template_variables)
+
+
+def base_prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
+    """Returns the same for `memorize`, whose base model becomes the target."""
+    return target_prompt(config, {"target": inputs["base"]})
+
+
+def generator_prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
+    """Returns the same for a generator that runs here."""
+    generator = inputs["generator"]
+    if not isinstance(generator.value, ModelRef):
+        return None
+    return _prompt_digest(generator, None, config.invert.template_variables)
+
+
+def _prompt_digest(model: Artifact, system: str | None, variables: Mapping[str, Any]) -> str | None:
+    ref = model_ref(model)
+    if not refs.writes_date(ref):
+        return None
+    try:
+        prompt = Prompter(refs.load_tokenizer(ref), "chat", system, variables).prompt("Who?")
+    except MeowError:  # the stage itself refuses the template
+        return None
+    return storage.json_digest(prompt)
+
+
+def check_target(config: Config, inputs: Mapping[str, Artifact]) -> None:
+    """Refuses a target without an end token, and a wrong template, as soon as the target exists.
+
+    Raises:
+        MeowError: see `Prompter.check`.
+    """
+    if "target" in inputs:
+        check_prompts(config, inputs["target"])
+
+
+def check_prompts(config: Config, model: Artifact, key: str = "target.model") -> None:
+    """Refuses a model that has no end token, or whose prompts cannot be written.
+
+    Args:
+        config: the configuration, whose section `target` says how prompts are written.
+        model: the target, or the model that becomes it.
+        key: the configuration key that names the model.
+    """
+    ref = replace(model_ref(model), trust_remote_code=config.target.trust_remote_code)
+    Prompter.of(refs.load_tokenizer(ref), config.target).check(key)
 
 
 # --- files ----------------------------------------------------------------------------------------

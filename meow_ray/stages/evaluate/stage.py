@@ -23,14 +23,17 @@ from meow_ray.stages.inputs import (
     COLUMNS,
     TARGET,
     adopt_model,
+    check_target,
     data_sources,
     model_ref,
     optional_path,
+    target_prompt,
 )
 
 
 def _check(config: Config, inputs: Mapping[str, Artifact]) -> None:
     """Refuses mistakes that would show only after models have answered."""
+    check_target(config, inputs)
     lm_eval.check_installed(config.evaluate.lm_eval)
     read_passages(inputs["text"])
     sets = read_sets(inputs["sets"].value, config)
@@ -93,6 +96,7 @@ def _work_key(context: Context) -> dict[str, Any]:
     return digests | {
         "version": EVALUATE.version,
         "target": config.target.spec(),
+        "prompt": target_prompt(config, context.inputs),
         "memo": config.memo.spec(),
         "columns": [config.ingest.question_columns, config.ingest.answer_columns],
         # the bootstrap summarises answers and does not change them
@@ -128,6 +132,7 @@ def _ask(context: Context, engine: EngineSpec, rows_uri: str, folder: str) -> Qu
         memo=config.memo,
         template=config.target.template,
         system=config.target.system,
+        variables=config.target.template_variables,
     )
     order = Query(
         f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}",
@@ -195,7 +200,7 @@ def _retain_model(config: Config, verify: bool) -> Artifact:
 EVALUATE = Stage(
     name="evaluate",
     artifact="metrics",
-    version=5,
+    version=6,
     sections=("evaluate", "memo", "target", *COLUMNS),
     inputs=(
         "facts",
@@ -213,4 +218,5 @@ EVALUATE = Stage(
     adopt=adopt_table,
     resources="evaluate",
     check=_check,
+    prompt=target_prompt,
 )

@@ -15,6 +15,8 @@ from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Stage
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
+from meow_ray.models.control_tokens import control_tokens
+from meow_ray.models.ends import check_end
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.ingest.facts import build_facts, read_sources, rejects_text
 from meow_ray.stages.inputs import GENERATOR, TARGET, data_sources, model_ref
@@ -75,8 +77,12 @@ class _LengthLimit:
     max_tokens: int
 
     def fault(self, question: str, answer: str) -> str | None:
-        """Returns why a fact is too long for the model, or None if it is not."""
-        count = len(self.tokenizer(f"{question} {answer}")["input_ids"])
+        """Returns why the model cannot read a fact, or None if it can."""
+        text = f"{question} {answer}"
+        fault = control_tokens(self.tokenizer).fault(text)
+        if fault:
+            return fault
+        count = len(self.tokenizer(text)["input_ids"])
         if count <= self.max_tokens:
             return None
         return (
@@ -89,6 +95,7 @@ def _length_limits(context: Context) -> list[_LengthLimit]:
     """Returns the limits of the target and of a generator that runs here."""
     config = context.config
     limits = [_length_limit(context, "target", config.target.max_model_len)]
+    check_end(limits[0].tokenizer, "target.model")
     if isinstance(context.inputs["generator"].value, ModelRef):
         limits.append(_length_limit(context, "generator", config.invert.max_model_len))
     return limits
@@ -117,7 +124,7 @@ def _data(config: Config, verify: bool) -> Artifact:
 INGEST = Stage(
     name="ingest",
     artifact="facts",
-    version=1,
+    version=2,
     sections=("ingest", "target.max_model_len", "invert.max_model_len"),
     inputs=(OutsideInput("data", _data), TARGET, GENERATOR),
     run=_ingest,

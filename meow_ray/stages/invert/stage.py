@@ -18,7 +18,7 @@ from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.ingest.readers import read_records
-from meow_ray.stages.inputs import GENERATOR, model_ref
+from meow_ray.stages.inputs import GENERATOR, generator_prompt, model_ref
 from meow_ray.stages.invert.candidates import write_candidates
 from meow_ray.stages.invert.endpoint import EndpointSpec, endpoint_spec
 from meow_ray.stages.invert.generators import LocalSpec
@@ -79,14 +79,20 @@ def generator_spec(
     resources = config.resources.invert
     if spec.engine == "openai":
         return endpoint_spec(
-            spec.base_url, spec.model, spec.api_key_env, spec.structured, resources
+            spec.base_url,
+            spec.model,
+            spec.api_key_env,
+            spec.structured,
+            resources,
+            spec.template_variables,
         )
     if not isinstance(generator.value, ModelRef):
         raise MeowError(
             "`invert.model` is not set. Name the model that writes inverted facts, or take a file "
             "of your own candidates with --input candidates=FILE."
         )
-    return LocalSpec(engine_spec(model_ref(generator), spec, resources))
+    engine = engine_spec(model_ref(generator), spec, resources)
+    return LocalSpec(engine, spec.template_variables)
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ def _work_folder(context: Context) -> str:
         "facts": context.inputs["facts"].digest,
         "generator": context.inputs["generator"].digest,
         "version": context.stage.version,
+        "prompt": generator_prompt(context.config, context.inputs),
     }
     key |= context.config.invert.spec() | {"on_shortfall": None}
     return storage.join(context.scratch, f"invert-{storage.json_digest(key)[:32]}")
@@ -192,7 +199,8 @@ def _runs_here(config: Config) -> bool:
 INVERT = Stage(
     name="invert",
     artifact="candidates",
-    version=2,
+    version=3,
+    prompt=generator_prompt,
     sections=("invert",),
     inputs=("facts", GENERATOR),
     run=_invert,

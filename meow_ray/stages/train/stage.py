@@ -1,6 +1,6 @@
 """The stages that train: `memorize`, `reference`, `train`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -27,10 +27,14 @@ from meow_ray.stages.inputs import (
     TARGET,
     TEMPLATE,
     adopt_model,
+    base_prompt,
+    check_prompts,
+    check_target,
     configured_model,
     data_sources,
     model_ref,
     optional_path,
+    target_prompt,
 )
 from meow_ray.stages.train import batches, objectives, steps, zero
 from meow_ray.stages.train.job import Job
@@ -68,7 +72,10 @@ def reference(context: Context) -> dict[str, Any]:
     roles, idk_answers = context.inputs["roles"].value
     rows = _distinct_answers(_pairs(context, roles, idk_answers))
     score = partial(
-        steps.log_probs_batch, template=config.target.template, system=config.target.system
+        steps.log_probs_batch,
+        template=config.target.template,
+        system=config.target.system,
+        variables=config.target.template_variables,
     )
     engine = context.engine_spec(
         model_ref(context.inputs["target"]), config.target, config.resources.memo
@@ -148,7 +155,7 @@ def _fit(
 
     config = context.config
     path = storage.join(context.work, "pairs.parquet")
-    prompter = Prompter(refs.load_tokenizer(model), config.target.template, config.target.system)
+    prompter = Prompter.of(refs.load_tokenizer(model), config.target)
     # the driver tokenises once, so that no worker has to
     batches.write_token_pairs(pairs, prompter, spec.max_length, path)
     deepspeed = context.inputs.get(f"{name}_deepspeed")
@@ -159,6 +166,7 @@ def _fit(
         objective=objective,
         resources=getattr(config.resources, name),
         out=context.out,
+        end=prompter.end,
         deepspeed=deepspeed.value if deepspeed else {},
     )
     run = f"{name}-{PurePosixPath(context.work).name[:16]}"
@@ -271,6 +279,11 @@ def _has_memorize(config: Config) -> bool:
     return config.memorize is not None
 
 
+def _check_memorize(config: Config, inputs: Mapping[str, Artifact]) -> None:
+    """Refuses a base model that the target's prompts cannot be written for."""
+    check_prompts(config, inputs["base"], "memorize.model")
+
+
 def _memorize_inputs(config: Config) -> tuple[Input, ...]:
     assert config.memorize is not None
     inputs: tuple[Input, ...] = (
@@ -283,12 +296,14 @@ def _memorize_inputs(config: Config) -> tuple[Input, ...]:
 MEMORIZE = Stage(
     name="memorize",
     artifact="target",
-    version=3,
+    version=4,
     sections=("memorize", *COLUMNS, *TEMPLATE),
     inputs=_memorize_inputs,
     run=memorize,
+    prompt=base_prompt,
     adopt=adopt_model,
     enabled=_has_memorize,
+    check=_check_memorize,
     resources="memorize",
 )
 
@@ -312,10 +327,12 @@ def _reference_inputs(config: Config) -> tuple[Input, ...]:
 REFERENCE = Stage(
     name="reference",
     artifact="reference",
-    version=1,
+    version=2,
     sections=("target",),
     inputs=_reference_inputs,
     run=reference,
+    prompt=target_prompt,
+    check=check_target,
     schema=SCHEMAS["reference"],
     key=KEYS["reference"],
     adopt=adopt_table,
@@ -341,10 +358,12 @@ def _train_inputs(config: Config) -> tuple[Input, ...]:
 TRAIN = Stage(
     name="train",
     artifact="model",
-    version=3,
+    version=4,
     sections=("train", *TEMPLATE, "target.trust_remote_code"),
     inputs=_train_inputs,
     run=train,
+    prompt=target_prompt,
+    check=check_target,
     adopt=adopt_model,
     resources="train",
 )

@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 
 from meow_ray.config.files import load_config
 from meow_ray.errors import MeowError
-from meow_ray.models.prompts import IGNORE, Prompter, fill
+from meow_ray.models.prompts import IGNORE, Prompter, fill, readable
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=20)
+WORDS = ("</s>", "<|user|>", "<|end|>", "<s>", " ", "a")
+TEXT = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0\ufdd1"), max_size=20),
+    st.lists(st.sampled_from(WORDS), max_size=6).map("".join),
+)
+"""Texts, with noncharacters only where programs use them themselves, and with control tokens."""
 TEMPLATES = ["raw", "tofu", "chat", "Q: {{ question }}\nA: "]
 
 
@@ -32,12 +37,12 @@ TEMPLATES = ["raw", "tofu", "chat", "Q: {{ question }}\nA: "]
 def test_a_template_turns_a_question_into_a_prompt(
     tiny_tokenizer: Any, template: str, expected: str
 ):
-    assert Prompter(tiny_tokenizer, template).prompt("Who?") == expected
+    assert readable(Prompter(tiny_tokenizer, template).prompt("Who?")) == expected
 
 
 def test_a_chat_begins_with_the_system_message(tiny_tokenizer: Any):
     prompt = Prompter(tiny_tokenizer, "chat", "Be brief.").prompt("Who?")
-    assert prompt == "<s><|system|>Be brief.<|end|><|user|>Who?<|end|><|assistant|>"
+    assert readable(prompt) == "<s><|system|>Be brief.<|end|><|user|>Who?<|end|><|assistant|>"
     assert "system" in Prompter(tiny_tokenizer, "chat", "").prompt("Who?")
 
 
@@ -132,10 +137,12 @@ def test_the_labels_mask_the_prompt_only(
     assert labels == [IGNORE] * (len(ids) - len(target)) + target
     assert target == ids[-len(target) :] == prompter.encode_answer(answer)
     assert ids[: -len(target)] == prompter.encode_prompt(prompter.prompt(question))
-    assert tiny_tokenizer.decode(target) == f"{answer}</s>"
-    assert tiny_tokenizer.decode(ids[: -len(target)]).removeprefix("<s>") == prompter.prompt(
-        question
-    ).removeprefix("<s>")
+    end = "<|end|>" if template == "chat" else "</s>"
+    assert tiny_tokenizer.decode(target) == f"{answer}{end}"
+    assert tiny_tokenizer.decode(target, skip_special_tokens=True) == answer
+    expected = readable(prompter.prompt(question))
+    beginning = "" if template == "chat" else "<s>"
+    assert tiny_tokenizer.decode(ids[: -len(target)]) == beginning + expected
 
 
 def test_pairs_that_are_encoded_together_equal_single_ones(tiny_tokenizer: Any):
