@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
 
 from meow_ray.errors import MeowError
 from meow_ray.models.control_tokens import MARK, control_tokens
@@ -18,6 +17,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz</>|?."
 
 def words_with_blanks(model: Any) -> Any:
     """Returns a tokenizer in the manner of SentencePiece: `▁` stands for a blank."""
+    from transformers import PreTrainedTokenizerFast
+
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
