@@ -52,7 +52,7 @@ class RoundsWorld:
         return [pq.read_table(path).to_pylist() for path in sorted(paths)]
 
     def _fake(self, stage: Stage) -> Stage:
-        return replace(stage, run=lambda context: self._run_stage(stage.name, context))
+        return replace(stage, run=lambda context: self._run_stage(stage.name, context), check=None)
 
     def _run_stage(self, name: str, context: Context) -> dict[str, Any]:
         if name == "ingest":
