@@ -158,7 +158,7 @@ def test_the_old_name_of_the_attack_is_refused_with_the_new_one():
 
 
 def test_fingerprints_are_those_of_version_0_1():
-    assert EVALUATE.version == 5
+    assert EVALUATE.version == 6
     default = Evaluate()
     assert default.membership == ("loss", "zlib", "min_k", "retain_model")
     assert '"retain_model"]' in default.model_dump_json()
