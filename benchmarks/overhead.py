@@ -160,9 +160,11 @@ class InstantWriter:
     """Replies to each prompt with as many different answers as are wanted."""
 
     tokenizer: Any = InstantTokenizer()
-    ends: ClassVar[set[int]] = {0}
     max_model_len = 1 << 20
     generated = 0
+
+    def __init__(self) -> None:
+        self.ends = {0}
 
     def generate(
         self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
