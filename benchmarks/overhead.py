@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ class InstantEngine:
 
     def __init__(self, ref: ModelRef) -> None:
         self.tokenizer: Any = refs.load_tokenizer(ref)
+        self.ends = {self.tokenizer.eos_token_id}
         self.max_model_len = refs.context_length(ref, None)
         text = "thing 7 was made"
         self.reply = Completion(
@@ -148,10 +149,11 @@ class InstantTokenizer:
 
     chat_template = None
     eos_token_id = 0
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        """Returns the token."""
-        return {"input_ids": [0]}
+    def __call__(self, text: str | list[str], **options: Any) -> dict[str, list[Any]]:
+        """Returns the token of a text, or of each text of a list."""
+        return {"input_ids": [0] if isinstance(text, str) else [[0]] * len(text)}
 
 
 class InstantWriter:
@@ -160,6 +162,9 @@ class InstantWriter:
     tokenizer: Any = InstantTokenizer()
     max_model_len = 1 << 20
     generated = 0
+
+    def __init__(self) -> None:
+        self.ends = {0}
 
     def generate(
         self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]

@@ -223,6 +223,7 @@ class Counting:
 
     def __post_init__(self) -> None:
         self.tokenizer, self.max_model_len = self.engine.tokenizer, self.engine.max_model_len
+        self.ends = self.engine.ends
         self.generated = 0
 
     def generate(

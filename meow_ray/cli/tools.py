@@ -8,7 +8,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from meow_ray.cli import program, show, show_plan
+from meow_ray.cli import program, show, show_plan, show_prompt
 from meow_ray.cli.options import AsJson, ConfigOption, Inputs, Overrides, app, named_inputs
 from meow_ray.config import Config
 from meow_ray.config.files import explain
@@ -27,7 +27,9 @@ SHOWN = {"candidates": show.show_candidates, "memo": show.show_memo}
 
 @app.command("show")
 def show_stage(
-    name: Annotated[str, typer.Argument(help=f"The artifact: {' or '.join(SHOWN)}.")],
+    name: Annotated[
+        str, typer.Argument(help=f"The artifact: {', '.join(SHOWN)}; or prompt, a rendered pair.")
+    ],
     overrides: Overrides = None,
     config: ConfigOption = None,
     as_json: AsJson = False,
@@ -35,16 +37,31 @@ def show_stage(
         bool, typer.Option("--rejected", help="List the rejected candidates.")
     ] = False,
     text: Annotated[
-        bool, typer.Option("--text", help="With --rejected: print their text as well.")
+        bool,
+        typer.Option(
+            "--text",
+            help="Print text of facts: of rejected candidates, or with prompt of the first fact.",
+        ),
     ] = False,
+    fact: Annotated[
+        str | None,
+        typer.Option(help="With prompt: the id of the fact to print.", show_default=False),
+    ] = None,
+    inputs: Inputs = None,
 ) -> None:
-    """Show the figures of a finished stage."""
-    if name not in SHOWN:
-        raise MeowError(f"meow show {name}: unknown artifact. Choose from {', '.join(SHOWN)}.")
+    """Show the figures of a finished stage, or a prompt with its tokens."""
+    if name != "prompt" and name not in SHOWN:
+        known = ", ".join([*SHOWN, "prompt"])
+        raise MeowError(f"meow show {name}: unknown artifact. Choose from {known}.")
+    if fact and name != "prompt":
+        raise MeowError(f"meow show {name}: --fact works with prompt only.")
     if rejected and name != "candidates":
         raise MeowError(f"meow show {name}: --rejected works with candidates only.")
-    pipeline = Pipeline(load_config(config, overrides or []))
-    artifact = pipeline.state(pipeline.producers[name]).artifact
+    pipeline = Pipeline(load_config(config, overrides or []), named_inputs(inputs))
+    if name == "prompt":
+        _show_prompt(pipeline, text, fact, as_json)
+        return
+    artifact = pipeline.artifact(name)
     summary = show.summary_of(artifact, name)
     assert artifact is not None
     if name == "candidates":
@@ -58,6 +75,15 @@ def show_stage(
         show.show_rejected(show.console(), rows)
     else:
         SHOWN[name](show.console(), artifact, summary)
+
+
+def _show_prompt(pipeline: Pipeline, text: bool, fact: str | None, as_json: bool) -> None:
+    with program.libraries_to_log(), redirect_stdout(sys.stderr):
+        pair = show_prompt.rendered_pair(pipeline, text=text, fact_id=fact)
+    if as_json:
+        print(json.dumps(pair, indent=2, ensure_ascii=False))
+        return
+    show_prompt.show_pair(show.console(), pair, is_example=not (text or fact))
 
 
 @app.command()

@@ -14,7 +14,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from meow_ray.config.fields import Section, content, field
 
@@ -28,6 +28,42 @@ _DATA_SUFFIXES = frozenset(
 """Suffixes of data files, which names of hub datasets do not have."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+RESERVED_VARIABLES = (
+    "add_generation_prompt",
+    "bos_token",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "eos_token",
+    "max_length",
+    "messages",
+    "padding",
+    "question",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "sanitize_control_tokens",
+    "tokenize",
+    "tokenizer_kwargs",
+    "tools",
+    "truncation",
+)
+"""Names that a template gets from the package or from transformers."""
+
+
+def _not_reserved(variables: dict[str, Any]) -> dict[str, Any]:
+    reserved = sorted(set(variables).intersection(RESERVED_VARIABLES))
+    if reserved:
+        raise ValueError(f"{reserved[0]} is set for each prompt and cannot be given. Remove it")
+    return variables
+
+
+TemplateVariables = Annotated[
+    dict[str, str | int | float | bool | None], AfterValidator(_not_reserved)
+]
 
 
 class Source(Section):
@@ -78,6 +114,9 @@ class Target(ModelSection):
         "template",
     )
     system: str | None = field(None, "system message; null uses the default of the chat template")
+    template_variables: TemplateVariables = field(
+        {}, "variables of the template, such as enable_thinking or date_string"
+    )
 
     @field_validator("template")
     @classmethod
@@ -135,6 +174,11 @@ class Invert(ModelSection):
     base_url: str | None = content(None, "URL of the endpoint up to /v1, for engine openai")
     api_key_env: str = content(
         "OPENAI_API_KEY", "environment variable with the API key of the endpoint"
+    )
+    template_variables: TemplateVariables = field(
+        {},
+        "variables of the generator's chat template, such as enable_thinking; an endpoint gets "
+        "them as chat_template_kwargs",
     )
     structured: bool = field(
         True, "send a JSON schema as response_format; set false if the endpoint does not support it"

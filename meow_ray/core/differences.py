@@ -25,6 +25,8 @@ def _difference(key: str, old: Any, new: Any) -> str:
         return f"input {name} changed"
     if kind == "spec":
         return f"{name}: {old!r} → {new!r}"
+    if kind == "prompt":
+        return "prompt text changed"
     if kind == "schema":
         return "schema changed"
     return f"code {key}: {old} → {new}"

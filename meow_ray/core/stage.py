@@ -125,6 +125,8 @@ class Stage:
             run starts.
         foresee: returns the table that the stage will write, which the checks of later stages read;
             None if it cannot be known. Only for stages without actors.
+        prompt: returns the digest of a prompt of the stage if its text changes by itself, because
+            the template writes the date; None if it does not. It enters the fingerprint.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Stage:
     uses_gpus: Callable[[Config], bool] = _always
     checks: tuple[Check, ...] = ()
     foresee: Callable[[Config, Known], pa.Table | None] | None = None
+    prompt: Callable[[Config, Mapping[str, Artifact]], str | None] | None = None
 
     def declared_inputs(self, config: Config) -> tuple[Input, ...]:
         """Returns the inputs of the stage under a configuration."""
@@ -227,8 +230,12 @@ def state_of(stage: Stage, config: Config, inputs: Mapping[str, Artifact | None]
             state="stale" if previous else "missing",
             reason=f"waits for {', '.join(missing)}",
         )
-    digests = {name: artifact.digest for name, artifact in inputs.items() if artifact is not None}
+    existing = {name: artifact for name, artifact in inputs.items() if artifact is not None}
+    digests = {name: artifact.digest for name, artifact in existing.items()}
     ingredients = stage.ingredients(config, digests)
+    prompt = stage.prompt(config, existing) if stage.prompt else None
+    if prompt is not None:
+        ingredients["prompt"] = prompt
     fingerprint = storage.json_digest(ingredients)
     cached = find(root, stage.artifact, fingerprint)
     state: Literal["cached", "stale", "missing"]

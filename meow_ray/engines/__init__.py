@@ -1,8 +1,23 @@
 """Inference engines: they continue prompts and measure the log-probabilities of given answers."""
 
-from meow_ray.engines.base import Completion, Engine, EngineSpec, Sampling, TeacherForced
+from meow_ray.engines.base import (
+    Completion,
+    Engine,
+    EngineSpec,
+    Sampling,
+    TeacherForced,
+    force_to_any_end,
+)
 
-__all__ = ["Completion", "Engine", "EngineSpec", "Sampling", "TeacherForced", "build"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineSpec",
+    "Sampling",
+    "TeacherForced",
+    "build",
+    "force_to_any_end",
+]
 
 
 def build(spec: EngineSpec) -> Engine:

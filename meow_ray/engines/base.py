@@ -1,7 +1,8 @@
 """The interface of an inference engine, and the values that go in and come out."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from meow_ray.models.refs import ModelRef
@@ -89,6 +90,8 @@ class Engine(Protocol):
     """A loaded model that continues prompts and reads given answers."""
 
     tokenizer: Any
+    ends: set[int]
+    """The tokens at which a reply ends."""
     max_model_len: int
     """Context length in tokens."""
     generated: int
@@ -121,3 +124,35 @@ class Engine(Protocol):
             MeowError: `moments` is True and the engine does not return whole distributions.
         """
         ...
+
+
+def force_to_any_end(
+    engine: Engine, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
+) -> list[TeacherForced]:
+    """Runs `Engine.teacher_force`, with any end token of the model as the end of an answer.
+
+    A model can end an answer with several tokens, such as `<|im_end|>` and `<|endoftext|>`, and
+    generation stops at each of them. The probability of the end is the sum of theirs, and the end
+    is greedy if one of them is. An answer whose last token is none of them is left as it is.
+    """
+    passes = engine.teacher_force(prompts, answers, moments)
+    ended = [row for row, answer in enumerate(answers) if answer and answer[-1] in engine.ends]
+    others = [(row, end) for row in ended for end in sorted(engine.ends - {answers[row][-1]})]
+    forced = engine.teacher_force(
+        [[*prompts[row], *answers[row][:-1]] for row, _ in others], [[end] for _, end in others]
+    )
+    for (row, _), other in zip(others, forced, strict=True):
+        passes[row] = _with_other_end(passes[row], other)
+    return passes
+
+
+def _with_other_end(forced: TeacherForced, other: TeacherForced) -> TeacherForced:
+    """Adds the probability of another token in the place of the last one."""
+    both = [forced.log_probs[-1], other.log_probs[-1]]
+    largest = max(both)
+    total = largest + math.log(sum(math.exp(value - largest) for value in both))
+    return replace(
+        forced,
+        log_probs=[*forced.log_probs[:-1], total],
+        is_greedy=[*forced.is_greedy[:-1], forced.is_greedy[-1] or other.is_greedy[-1]],
+    )

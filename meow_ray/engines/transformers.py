@@ -10,7 +10,7 @@ from itertools import accumulate, groupby
 from typing import Any
 
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
-from meow_ray.models import refs
+from meow_ray.models import ends, refs
 
 BATCH = 32
 """Number of sequences in one forward pass."""
@@ -36,8 +36,7 @@ class TransformersEngine:
             trust_remote_code=spec.model.trust_remote_code,
         )
         self.model.to(self.device).eval()
-        ends = self.model.generation_config.eos_token_id
-        self.ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+        self.ends = {*ends.declared_ends(spec.model.folder), *ends.ends_of(self.tokenizer)}
 
     def generate(
         self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
@@ -79,6 +78,7 @@ class TransformersEngine:
                 max_new_tokens=sampling.max_new_tokens,
                 num_return_sequences=sampling.n,
                 pad_token_id=pad,
+                eos_token_id=sorted(self.ends) or None,
                 repetition_penalty=1.0,
                 **options,
             )

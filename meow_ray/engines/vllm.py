@@ -8,7 +8,7 @@ from typing import Any
 
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
 from meow_ray.errors import MeowError
-from meow_ray.models import refs
+from meow_ray.models import ends, refs
 
 
 class VllmEngine:
@@ -23,6 +23,7 @@ class VllmEngine:
         self.generated = 0
         self.on_gpu = torch.cuda.is_available()
         self.tokenizer = refs.load_tokenizer(spec.model)
+        self.ends = {*ends.declared_ends(spec.model.folder), *ends.ends_of(self.tokenizer)}
         dtype = refs.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
         if self.on_gpu and spec.tensor_parallel_size == 1:
             _await_memory(spec.gpu_memory_utilization)
@@ -69,6 +70,7 @@ class VllmEngine:
                 max_tokens=spec.max_new_tokens,
                 seed=spec.seed if spec.temperature else None,
                 stop=list(spec.stop) or None,
+                stop_token_ids=sorted(self.ends),
                 bad_words=list(spec.bad_words) or None,
                 structured_outputs=(
                     StructuredOutputsParams(json=spec.json_schema) if spec.json_schema else None
@@ -120,7 +122,11 @@ class VllmEngine:
             )
         # one log-probability more than that of the token itself: the largest of the position
         params = vllm.SamplingParams(
-            temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False
+            temperature=0.0,
+            max_tokens=1,
+            stop_token_ids=sorted(self.ends),
+            prompt_logprobs=1,
+            detokenize=False,
         )
         sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         results = self.llm.generate(

@@ -73,11 +73,6 @@ def _architecture(config: Any) -> str:
 
 
 def _tokenizer_faults(config: Any, tokenizer: Any, place: str) -> Iterator[str]:
-    if tokenizer.eos_token_id is None:
-        yield (
-            f"{place}: its tokenizer has no end-of-sequence token, so no answer would end. Set "
-            "`eos_token` in its tokenizer_config.json to the token that ends a text."
-        )
     rows = getattr(config.get_text_config(), "vocab_size", None)
     largest = max(_ids_of_texts(tokenizer), default=-1)
     if rows is not None and largest >= rows:

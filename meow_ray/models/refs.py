@@ -11,6 +11,7 @@ from typing import Any
 from meow_ray.core import hub_cache, local_cache, storage
 from meow_ray.errors import MeowError
 from meow_ray.models import folders
+from meow_ray.models.ends import declared_ends
 from meow_ray.models.folders import ADAPTER, BASE
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -33,6 +34,10 @@ TOKENIZER = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "voca
 """Files of which a model's tokenizer has at least one."""
 _CACHE_VERSION = 2
 """Raised whenever converted or merged models are written differently."""
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+_CLOCK = b"strftime_now"
+_GGUF_HEADER = 64 << 20
+"""Bytes of a .gguf file that surely hold its chat template."""
 MOST_TOKENS = 1 << 20
 """The context length of a model that declares none. A longer one is taken for none."""
 CONTEXT_NAMES = (
@@ -132,15 +137,50 @@ def pin(
 
 @cache
 def load_tokenizer(ref: ModelRef) -> Any:
-    """Loads a model's tokenizer."""
+    """Loads a model's tokenizer, with an end token if any file of the model names one.
+
+    A tokenizer without a padding token pads with another one, which attention masks hide.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         ref.settings_folder, trust_remote_code=ref.trust_remote_code
     )
+    declared = declared_ends(ref.settings_folder)
+    if tokenizer.eos_token is None and declared:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(declared[0])
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+@cache
+def writes_date(ref: ModelRef) -> bool:
+    """Tells whether the chat template of a model writes the date.
+
+    Templates get the date from the function `strftime_now`. No model or tokenizer is loaded.
+    """
+    if ref.uri.endswith(".gguf"):
+        with open(ref.uri, "rb") as file:
+            return _CLOCK in file.read(_GGUF_HEADER)
+    return any(_CLOCK in _file_of(ref, name) for name in _TEMPLATE_FILES)
+
+
+def _file_of(ref: ModelRef, name: str) -> bytes:
+    """Returns a small file of a model; empty if it does not exist."""
+    if not ref.commit:
+        base = storage.join(ref.uri, BASE)
+        if storage.exists(base):
+            return _file_of(ModelRef(**storage.read_json(base)), name)
+        uri = storage.join(ref.uri, name)
+        return storage.read_bytes(uri) if storage.exists(uri) else b""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(ref.uri, name, revision=ref.commit)).read_bytes()
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return b""
 
 
 @cache

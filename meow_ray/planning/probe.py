@@ -65,7 +65,7 @@ class _EngineTimes:
 def measure_engine(config: Config, stage: str, spec: EngineSpec, sample: FactSample) -> EngineRates:
     """Measures one engine of a stage with a full batch of prompts from the facts."""
     resources: EngineResources = getattr(config.resources, stage)
-    prompter = Prompter(sample.tokenizer, config.target.template, config.target.system)
+    prompter = Prompter.of(sample.tokenizer, config.target)
     rows = _repeated_forget_facts(sample, resources.batch_size)
     prompts = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
     answers = [prompter.encode_answer(row["answer"]) for row in rows]
@@ -144,7 +144,7 @@ def _training_job(
     settings = {name: getattr(section, name) for name in FineTuning.model_fields}
     spec = FineTuning(**settings | {"epochs": 1})
     facts = pa.Table.from_pylist(_repeated_forget_facts(sample, section.batch_size * STEPS))
-    prompter = Prompter(sample.tokenizer, config.target.template, config.target.system)
+    prompter = Prompter.of(sample.tokenizer, config.target)
     pairs = storage.join(folder, "pairs.parquet")
     batches.write_token_pairs(
         pairs_of(("inverted",), None, facts), prompter, spec.max_length, pairs

@@ -1,7 +1,7 @@
 """An engine that counts what it is asked, for estimates of a run's work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from meow_ray.engines import Completion, Sampling, TeacherForced
@@ -17,6 +17,7 @@ class Tally:
 
     tokenizer: Any
     max_model_len: int
+    ends: set[int] = field(default_factory=set)
     reply_tokens: float | None = None
     """The assumed length of a reply; None assumes the longest that sampling allows."""
     requests: int = 0

@@ -118,7 +118,7 @@ def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> 
 
 
 def _sizes(config: Config, sample: FactSample) -> _Sizes:
-    prompter = Prompter(sample.tokenizer, config.target.template, config.target.system)
+    prompter = Prompter.of(sample.tokenizer, config.target)
     facts = sample.facts.to_pylist()
     pairs = [len(prompter.encode_pair(fact["question"], fact["answer"])[0]) for fact in facts]
     forget_pairs = [
@@ -175,7 +175,8 @@ def _invert_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork
 
 def _memo_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork:
     """Counts the windows of true answers; candidates are assumed to have as many."""
-    steps = MemoSteps(config.memo, config.target.template, config.target.system)
+    target = config.target
+    steps = MemoSteps(config.memo, target.template, target.system, target.template_variables)
     forget = sample.split("forget")
     texts = pa.array([[text] for text in forget["answer"].to_pylist()], pa.list_(pa.string()))
     tally = _tally(sample)
@@ -201,7 +202,10 @@ def _evaluate_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWo
     rows = suites.rows_to_ask(
         Query("SELECT * FROM facts", {"facts": sample.facts}), other_sets, (), spec
     )
-    steps = EvaluateSteps(spec, config.memo, config.target.template, config.target.system)
+    target = config.target
+    steps = EvaluateSteps(
+        spec, config.memo, target.template, target.system, target.template_variables
+    )
     for suite in rows["suite"].unique().to_pylist():
         suite_rows = rows.filter(pc.equal(rows["suite"], suite))
         scale = 1.0

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from meow_ray.config import Config, EngineResources, Invert, Memorize, Source, Target
 from meow_ray.core import hub_datasets, manifest, storage
@@ -13,7 +14,7 @@ from meow_ray.models import refs
 from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
 
-TEMPLATE = ("target.template", "target.system")
+TEMPLATE = ("target.template", "target.system", "target.template_variables")
 """The fields of the configuration that decide how a question becomes a prompt."""
 
 COLUMNS = ("ingest.question_columns", "ingest.answer_columns", "ingest.encoding")
@@ -32,7 +33,7 @@ def model_ref(artifact: Artifact) -> ModelRef:
 
 def target_prompter(ref: ModelRef, section: Target) -> Prompter:
     """Returns what writes and tokenises the prompts of the target."""
-    return Prompter(refs.load_tokenizer(ref), section.template, section.system)
+    return Prompter.of(refs.load_tokenizer(ref), section)
 
 
 def engine_spec(ref: ModelRef, section: Target | Invert, resources: EngineResources) -> EngineSpec:
@@ -127,6 +128,41 @@ TARGET = OutsideInput("target", _target, adopt_model)
 
 GENERATOR = OutsideInput("generator", _generator, adopt_model)
 """The model that writes inverted facts."""
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def target_prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
+    """Returns the digest of a prompt of the target if the chat template writes the date."""
+    target = config.target
+    if target.template != "chat":
+        return None
+    return _prompt_digest(inputs["target"], target.system, target.template_variables)
+
+
+def base_prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
+    """Returns the same for `memorize`, whose base model becomes the target."""
+    return target_prompt(config, {"target": inputs["base"]})
+
+
+def generator_prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
+    """Returns the same for a generator that runs here."""
+    generator = inputs["generator"]
+    if not isinstance(generator.value, ModelRef):
+        return None
+    return _prompt_digest(generator, None, config.invert.template_variables)
+
+
+def _prompt_digest(model: Artifact, system: str | None, variables: Mapping[str, Any]) -> str | None:
+    ref = model_ref(model)
+    if not refs.writes_date(ref):
+        return None
+    try:
+        prompt = Prompter(refs.load_tokenizer(ref), "chat", system, variables).prompt("Who?")
+    except MeowError:  # the stage itself refuses the template
+        return None
+    return storage.json_digest(prompt)
 
 
 # --- files ----------------------------------------------------------------------------------------

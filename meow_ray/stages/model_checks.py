@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from meow_ray.config import Config, FineTuning, Target
 from meow_ray.core.stage import Known
-from meow_ray.models import checks, refs
+from meow_ray.errors import MeowError
+from meow_ray.models import checks, ends, refs
 from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.inputs import model_ref, target_prompter
@@ -39,10 +40,20 @@ def generator_ahead(known: Known) -> ModelRef | None:
 
 
 def check_target(config: Config, known: Known) -> Iterator[str]:
-    """Finds why the target is no decoder that can be prompted."""
+    """Finds why the target is no decoder that can be prompted with the configured template."""
     target = target_ahead(config, known)
-    if target is not None:
-        yield from checks.model_faults(*target)
+    if target is None:
+        return
+    faults = checks.model_faults(*target)
+    yield from faults or prompt_faults(*target, config.target)
+
+
+def prompt_faults(ref: ModelRef, key: str, section: Target) -> Iterator[str]:
+    """Finds why prompts cannot be written for a model, or why its answers would not end."""
+    try:
+        target_prompter(ref, section).check(key)
+    except MeowError as error:
+        yield str(error)
 
 
 def check_trainable(config: Config, known: Known) -> Iterator[str]:
@@ -56,10 +67,17 @@ def check_trainable(config: Config, known: Known) -> Iterator[str]:
 
 
 def check_generator(config: Config, known: Known) -> Iterator[str]:
-    """Finds the same of a generator that runs here."""
+    """Finds why a generator that runs here is no decoder whose replies end."""
     generator = generator_ahead(known)
-    if generator is not None:
-        yield from checks.model_faults(generator, "invert.model")
+    if generator is None:
+        return
+    faults = checks.model_faults(generator, "invert.model")
+    yield from faults
+    if not faults:
+        try:
+            ends.check_end(refs.load_tokenizer(generator), "invert.model")
+        except MeowError as error:
+            yield str(error)
 
 
 def check_target_engine(config: Config, known: Known) -> Iterator[str]:

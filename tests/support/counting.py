@@ -63,6 +63,7 @@ class CountingEngine:
         self.log = Path(spec.log)
         self.pause = spec.pause
         self.tokenizer = self.inner.tokenizer
+        self.ends = self.inner.ends
         self.max_model_len = self.inner.max_model_len
 
     def generate(

@@ -9,6 +9,7 @@ import pyarrow as pa
 from meow_ray.config import Memo
 from meow_ray.engines import Completion, EngineSpec, Sampling, TeacherForced
 from meow_ray.models import refs
+from meow_ray.models.ends import ends_of
 from meow_ray.stages.memo.score import extraction_likelihood, score_answer
 from meow_ray.stages.memo.steps import SCORE_NAMES, MemoSteps
 from tests.support.tiny import KNOWN, byte_level, chat, wrapped
@@ -66,6 +67,7 @@ class RecordingEngine:
             model=refs.pin(str(folder), None, "model"), engine="transformers", dtype="float32"
         ).load()
         self.tokenizer = self.engine.tokenizer
+        self.ends = self.engine.ends
         self.max_model_len = self.engine.max_model_len
         self.generated: list[tuple[tuple[int, ...], int]] = []
         """Prompts, each with its largest number of new tokens."""
@@ -96,6 +98,7 @@ class PlainModel:
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").to(device).eval()
+        self.ends = ends_of(self.tokenizer)
         self.cache: dict[tuple[tuple[int, ...], int], list[int]] = {}
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -119,8 +122,8 @@ class PlainModel:
                 pad_token_id=self.tokenizer.pad_token_id,
             )
             tokens = output[0, len(prompt) :].tolist()
-            end = self.tokenizer.eos_token_id
-            self.cache[key] = tokens[: tokens.index(end)] if end in tokens else tokens
+            at = next((i for i, token in enumerate(tokens) if token in self.ends), None)
+            self.cache[key] = tokens[:at]
         return self.cache[key]
 
     def is_greedy(self, prompt: Sequence[int], answer: Sequence[int]) -> list[bool]:

@@ -1,6 +1,6 @@
 """Tiny tokenizers, and tiny models that have memorised a few facts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def memorise(base: Path, tokenizer: Any, facts: Sequence[tuple[str, str]], folder: Path) -> Path:
+def memorise(
+    base: Path,
+    tokenizer: Any,
+    facts: Sequence[tuple[str, str]],
+    folder: Path,
+    encode: Callable[[str], list[int]] | None = None,
+) -> Path:
     """Trains a model until it completes each fact from any prefix, as bare text and in a chat.
 
     Args:
@@ -136,6 +142,7 @@ def memorise(base: Path, tokenizer: Any, facts: Sequence[tuple[str, str]], folde
         tokenizer: the model's tokenizer.
         facts: questions with answers.
         folder: the folder in which the model is saved.
+        encode: returns the tokens of a text; by default those of the tokenizer.
 
     Returns:
         `folder`.
@@ -145,7 +152,10 @@ def memorise(base: Path, tokenizer: Any, facts: Sequence[tuple[str, str]], folde
 
     texts = [f"<s>{question} {answer}</s>" for question, answer in facts]
     texts += [f"{chat(question)}{answer}</s>" for question, answer in facts]
-    sequences = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    if encode is None:
+        sequences = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    else:
+        sequences = [encode(text) for text in texts]
     width = max(map(len, sequences))
 
     def padded(value: int) -> Any:

@@ -29,6 +29,7 @@ from meow_ray.stages.inputs import (
     data_sources,
     model_ref,
     optional_path,
+    target_prompt,
 )
 
 
@@ -82,6 +83,7 @@ def _work_key(context: Context) -> dict[str, Any]:
     return digests | {
         "version": EVALUATE.version,
         "target": config.target.spec(),
+        "prompt": target_prompt(config, context.inputs),
         "memo": config.memo.spec(),
         "columns": [config.ingest.question_columns, config.ingest.answer_columns],
         # the bootstrap summarises answers and does not change them
@@ -117,6 +119,7 @@ def _ask(context: Context, engine: EngineSpec, rows_uri: str, folder: str) -> Qu
         memo=config.memo,
         template=config.target.template,
         system=config.target.system,
+        variables=config.target.template_variables,
     )
     order = Query(
         f"SELECT * FROM rows ORDER BY strlen(question) + strlen(answer) DESC, {ROW}",
@@ -200,6 +203,7 @@ EVALUATE = Stage(
     adopt=adopt_table,
     resources="evaluate",
     checks=CHECKS,
+    prompt=target_prompt,
 )
 
 EVALUATE_ALONE = replace(EVALUATE, inputs=_INPUTS_ALONE)

@@ -1,7 +1,7 @@
 """What actors and CPU tasks of `evaluate` do with a batch of rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from meow_ray.config import Evaluate, Memo
 from meow_ray.core.schema import EXAMPLES_SCHEMA
-from meow_ray.engines import Engine, Sampling, TeacherForced
+from meow_ray.engines import Engine, Sampling, TeacherForced, force_to_any_end
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.evaluate import metrics, privacy, tofu
@@ -56,6 +56,8 @@ class EvaluateSteps:
     template: str
     """`target.template`, by which a question becomes a prompt."""
     system: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """`target.template_variables`."""
 
     @property
     def definitions(self) -> Definitions:
@@ -69,11 +71,9 @@ class EvaluateSteps:
             MeowError: a prompt with its answer does not fit into the model's context.
         """
         rows = batch.to_pylist()
-        prompters = {
-            name: Prompter(engine.tokenizer, name, self.system) for name in (self.template, "")
-        }
-        prompts = [self._prompt(prompters, row) for row in rows]
-        answers = list(_scored_answers(prompters[""], rows))
+        prompter = Prompter(engine.tokenizer, self.template, self.system, self.variables)
+        prompts = [_prompt(prompter, row) for row in rows]
+        answers = list(_scored_answers(prompter, rows))
         _check_lengths(rows, prompts, answers, engine.max_model_len)
 
         replies = engine.generate(prompts, self._samplings(rows, answers))
@@ -87,13 +87,6 @@ class EvaluateSteps:
         recall = self.definitions.rougeL_recall
         values = metrics.score_replies(batch.to_pylist(), TEXT, recall)
         return _append_columns(batch, values, _FINISH_COLUMNS)
-
-    def _prompt(self, prompters: Mapping[str, Prompter], row: Mapping[str, Any]) -> list[int]:
-        """Returns the tokens of a question in the template; a passage is asked without one."""
-        if row["suite"] == TEXT:
-            return prompters[""].encode_prompt(row["question"])
-        prompter = prompters[self.template]
-        return prompter.encode_prompt(prompter.prompt(row["question"]) + row["start"])
 
     def _samplings(
         self, rows: Sequence[Mapping[str, Any]], answers: Sequence[ScoredAnswer]
@@ -114,7 +107,8 @@ class EvaluateSteps:
         values: Sequence[dict[str, Any]],
     ) -> None:
         """Adds the figures of one teacher-forced pass over all answers to the rows' `values`."""
-        passes = engine.teacher_force(
+        passes = force_to_any_end(
+            engine,
             [prompts[answer.row] for answer in answers],
             [answer.tokens for answer in answers],
             moments="min_k_pp" in self.spec.membership,
@@ -175,10 +169,17 @@ class EvaluateSteps:
         """Adds MEMO of the true answer to the `values` of rows that ask for it."""
         numbers = [number for number, row in enumerate(rows) if row["with_memo"]]
         pairs = [(rows[number]["question"], rows[number]["answer"]) for number in numbers]
-        steps = MemoSteps(self.memo, self.template, self.system)
+        steps = MemoSteps(self.memo, self.template, self.system, self.variables)
         for number, score in zip(numbers, steps.score(engine, pairs), strict=True):
             values[number]["memo"] = score["memo"]
             values[number]["extraction_likelihood"] = score.get("el")
+
+
+def _prompt(prompter: Prompter, row: Mapping[str, Any]) -> list[int]:
+    """Returns the tokens of a question in the template; a passage is asked without one."""
+    if row["suite"] == TEXT:
+        return replace(prompter, template="").encode_prompt(row["question"])
+    return prompter.encode_prompt(prompter.prompt(row["question"]) + row["start"])
 
 
 def _scored_answers(

@@ -16,6 +16,7 @@ from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.core.stage import Context, Known, Stage
 from meow_ray.errors import MeowError
 from meow_ray.models import checks, refs
+from meow_ray.models.control_tokens import control_tokens
 from meow_ray.stages.ingest.facts import build_facts, fact_id, read_sources, rejects_text
 from meow_ray.stages.inputs import GENERATOR, TARGET, TEMPLATE, data_sources, target_prompter
 from meow_ray.stages.model_checks import (
@@ -76,7 +77,10 @@ def _facts(config: Config, inputs: Known) -> tuple[pa.Table, pa.Table, str]:
     forget = read_sources([sources["forget"]], config)
     retain = read_sources([sources["retain"]], config) if sources["retain"] else []
     valid, _ = build_facts(forget, retain, lambda question, answer: None)
-    reasons, advice = _too_long(config, inputs, valid)
+    reasons = _control_token_reasons(config, inputs, valid)
+    readable = pc.invert(pc.is_in(valid["fact_id"], value_set=pa.array([*reasons], pa.string())))
+    too_long, advice = _too_long(config, inputs, valid.filter(readable))
+    reasons |= too_long
     table, rejects = build_facts(
         forget, retain, lambda question, answer: reasons.get(fact_id(question, answer))
     )
@@ -96,7 +100,20 @@ def _rejects_text(rejects: pa.Table, advice: str, root: str) -> str:
     return f"{text} The full list is in {storage.display(uri)}."
 
 
-# --- lengths ------------------------------------------------------------------------------------
+# --- texts that models cannot read ----------------------------------------------------------------
+
+
+def _control_token_reasons(config: Config, inputs: Known, facts: pa.Table) -> dict[str, str]:
+    """Returns why a tokenizer cannot read facts as text, by their ids."""
+    target = target_ahead(config, inputs)
+    models = [target[0] if target else None, generator_ahead(inputs)]
+    reasons: dict[str, str] = {}
+    for tokens in [control_tokens(refs.load_tokenizer(ref)) for ref in models if ref is not None]:
+        for fact in facts.to_pylist():
+            fault = tokens.fault(f"{fact['question']} {fact['answer']}")
+            if fault:
+                reasons[fact["fact_id"]] = fault
+    return reasons
 
 
 def _too_long(config: Config, inputs: Known, facts: pa.Table) -> tuple[dict[str, str], str]:

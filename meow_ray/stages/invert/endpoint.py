@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -31,6 +31,8 @@ class EndpointSpec:
     """Seconds until a request fails."""
     max_retries: int = 6
     """Further tries of a failed request."""
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, for servers such as vLLM's and SGLang's."""
 
     def load(self) -> "Endpoint":
         """Returns the generator behind the endpoint; no connection is opened yet."""
@@ -43,6 +45,7 @@ def endpoint_spec(
     api_key_env: str,
     structured: bool,
     resources: InvertResources,
+    template_variables: Mapping[str, Any] | None = None,
 ) -> EndpointSpec:
     """Returns the description of a configured endpoint, with its key from the environment.
 
@@ -63,6 +66,7 @@ def endpoint_spec(
         concurrency=resources.concurrency,
         timeout=resources.timeout,
         max_retries=resources.max_retries,
+        template_variables=template_variables or {},
     )
 
 
@@ -190,9 +194,13 @@ class Endpoint:
         """Sends a request and returns its completions."""
         from openai.types.chat import ChatCompletion
 
+        variables = self.spec.template_variables
         try:
             reply = await client.chat.completions.create(
-                model=self.spec.model, messages=[{"role": "user", "content": text}], **fields
+                model=self.spec.model,
+                messages=[{"role": "user", "content": text}],
+                extra_body={"chat_template_kwargs": dict(variables)} if variables else None,
+                **fields,
             )
         except ValueError:  # the body is not JSON
             raise _NoCompletionError from None

@@ -3,9 +3,9 @@
 A generator behind an OpenAI-compatible endpoint is in `endpoint`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from meow_ray.engines import Completion, Engine, EngineSpec, Sampling
 from meow_ray.models.prompts import Prompter
@@ -60,10 +60,12 @@ class LocalSpec:
 
     needs_gpu: ClassVar[bool] = True
     engine: EngineSpec
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """`invert.template_variables`."""
 
     def load(self) -> "LocalGenerator":
         """Loads the engine in this process."""
-        return LocalGenerator(self.engine.load())
+        return LocalGenerator(self.engine.load(), self.variables)
 
 
 class LocalGenerator:
@@ -76,11 +78,12 @@ class LocalGenerator:
     styles: tuple[str, ...] = ("chat", "prefill")
     left_out: tuple[str, ...] = ()
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, variables: Mapping[str, Any] | None = None) -> None:
         self.engine = engine
         self.generated = 0
         has_chat_template = getattr(engine.tokenizer, "chat_template", None)
-        self.prompter = Prompter(engine.tokenizer, "chat" if has_chat_template else "raw")
+        template = "chat" if has_chat_template else "raw"
+        self.prompter = Prompter(engine.tokenizer, template, variables=variables or {})
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
         """Returns the replies to each message; see `Generator.ask`."""

@@ -17,7 +17,7 @@ from meow_ray.distributed import cluster, map_rows, progress
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.inputs import GENERATOR, model_ref
+from meow_ray.stages.inputs import GENERATOR, generator_prompt, model_ref
 from meow_ray.stages.invert.candidates import write_candidates
 from meow_ray.stages.invert.endpoint import EndpointSpec, endpoint_spec
 from meow_ray.stages.invert.generators import LocalSpec
@@ -81,11 +81,17 @@ def generator_spec(
     resources = config.resources.invert
     if spec.engine == "openai":
         return endpoint_spec(
-            spec.base_url, spec.model, spec.api_key_env, spec.structured, resources
+            spec.base_url,
+            spec.model,
+            spec.api_key_env,
+            spec.structured,
+            resources,
+            spec.template_variables,
         )
     if not isinstance(generator.value, ModelRef):
         raise MeowError(NO_GENERATOR)
-    return LocalSpec(engine_spec(model_ref(generator), spec, resources))
+    engine = engine_spec(model_ref(generator), spec, resources)
+    return LocalSpec(engine, spec.template_variables)
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,7 @@ def _work_folder(context: Context) -> str:
         "facts": context.inputs["facts"].digest,
         "generator": context.inputs["generator"].digest,
         "version": context.stage.version,
+        "prompt": generator_prompt(context.config, context.inputs),
     }
     key |= context.config.invert.spec() | {"on_shortfall": None}
     return storage.join(context.scratch, f"invert-{storage.json_digest(key)[:32]}")
@@ -196,6 +203,7 @@ INVERT = Stage(
     name="invert",
     artifact="candidates",
     version=3,
+    prompt=generator_prompt,
     sections=("invert",),
     inputs=("facts", GENERATOR),
     run=_invert,

@@ -4,7 +4,7 @@
 answers on the tuned model and keeps the facts that this model still has memorised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 
 from meow_ray.config import Config
 from meow_ray.core import checks, storage, tables
+from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import adopt_table
 from meow_ray.core.schema import KEYS, SCHEMAS, TRUE_ANSWER
 from meow_ray.core.stage import Context, Stage
 from meow_ray.core.tables import Query
 from meow_ray.models.text import TOKENIZER
-from meow_ray.stages.inputs import TARGET, model_ref
+from meow_ray.stages.inputs import TARGET, model_ref, target_prompt
 from meow_ray.stages.memo import summary
 from meow_ray.stages.memo.preflight import CHECKS
 from meow_ray.stages.memo.steps import SCORE_NAMES, MemoSteps
@@ -92,7 +93,8 @@ def _score_facts(context: Context, facts: Query, model: str) -> Query:
     from meow_ray.distributed import map_rows
 
     config = context.config
-    steps = MemoSteps(config.memo, config.target.template, config.target.system)
+    target = config.target
+    steps = MemoSteps(config.memo, target.template, target.system, target.template_variables)
     engine = context.engine_spec(
         model_ref(context.inputs[model]), config.target, config.resources.memo
     )
@@ -151,6 +153,16 @@ def _remain(context: Context) -> dict[str, Any]:
     return {"facts": len(scores), "above": len(memorised), "threshold": threshold}
 
 
+def _prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
+    """Returns the digest of a prompt that changes by itself; raw prompts do not."""
+    return target_prompt(config, inputs) if config.memo.template == "target" else None
+
+
+def _prompt_of_tuned(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
+    """Returns the same for the tuned model, which has the target's template."""
+    return _prompt(config, {"target": inputs["model"]})
+
+
 def _has_rounds(config: Config) -> bool:
     return config.pipeline.rounds > 1
 
@@ -162,6 +174,7 @@ MEMO = Stage(
     sections=("memo", "target"),
     inputs=("candidates", TARGET),
     run=_memo,
+    prompt=_prompt,
     schema=SCHEMAS["memo"],
     key=KEYS["memo"],
     adopt=adopt_table,
@@ -176,6 +189,7 @@ REMAIN = Stage(
     sections=("memo", "target", "pipeline.threshold"),
     inputs=("facts", "model"),
     run=_remain,
+    prompt=_prompt_of_tuned,
     schema=SCHEMAS["remaining"],
     key=KEYS["remaining"],
     adopt=adopt_table,

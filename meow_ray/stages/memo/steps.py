@@ -4,8 +4,8 @@ Only `generate` needs the engine. `prepare` cuts and tokenises, `finish` decodes
 run on CPU.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -72,6 +72,8 @@ class MemoSteps:
     template: str
     """`target.template`; it applies if `memo.template` is `target`."""
     system: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """`target.template_variables`."""
 
     @property
     def needs_forced_pass(self) -> bool:
@@ -184,8 +186,9 @@ class MemoSteps:
         ]
 
     def _prompter(self, tokenizer: Any) -> Prompter:
-        template = self.template if self.spec.template == "target" else "raw"
-        return Prompter(tokenizer, template, self.system)
+        if self.spec.template == "raw":
+            return Prompter(tokenizer, "raw")
+        return Prompter(tokenizer, self.template, self.system, self.variables)
 
     # --- character windows
 
@@ -203,14 +206,14 @@ class MemoSteps:
         limits: dict[str, int] = {}
         for text in texts:
             for window in self._character_windows(prompter, question, text):
-                limit = self._limit(prompter.tokenizer, window.label)
+                limit = self._limit(prompter, window.label)
                 limits[window.prompt] = max(limit, limits.get(window.prompt, 0))
         return limits
 
-    def _limit(self, tokenizer: Any, label: str) -> int:
+    def _limit(self, prompter: Prompter, label: str) -> int:
         """Returns the largest number of new tokens of the window with this label."""
         if self.spec.max_new_tokens == "label":
-            return max(1, len(_encode(tokenizer, label)))
+            return max(1, len(prompter.encode_text(label)))
         return self.spec.max_new_tokens
 
     def _character_continuations(self, tokenizer: Any, fact: dict[str, Any]) -> list[Continuations]:
@@ -224,10 +227,10 @@ class MemoSteps:
             labels = [window.label for window in cuts]
             label_tokens = []
             if "el" in self.spec.comparators:
-                label_tokens = [_encode(tokenizer, label) for label in labels]
+                label_tokens = [prompter.encode_text(label) for label in labels]
             # a shared reply can be longer than this answer's window allows
             tokens = [
-                reply_to[window.prompt][: self._limit(tokenizer, window.label)] for window in cuts
+                reply_to[window.prompt][: self._limit(prompter, window.label)] for window in cuts
             ]
             answers.append(Continuations(labels=labels, label_tokens=label_tokens, tokens=tokens))
         return answers
@@ -354,10 +357,6 @@ def _greedy_tokens_of_answers(fact: dict[str, Any]) -> list[list[bool] | None]:
         is_greedy[forced["start"] :]
         for forced, is_greedy in zip(fact["forced"], fact["greedy"], strict=True)
     ]
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _decode(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> list[str]:

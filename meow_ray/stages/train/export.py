@@ -11,6 +11,7 @@ from meow_ray.core import storage
 from meow_ray.core.manifest import HISTORY_FILE
 from meow_ray.errors import MeowError
 from meow_ray.models import folders, refs
+from meow_ray.models.ends import declare_end
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.train.job import Job
 
@@ -29,6 +30,8 @@ def export_model(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]
             _save(engine.module, state, job.model, folder)
         else:
             _save_lora(engine.module, state, job, folder)
+        if job.end is not None:
+            declare_end(folder, job.end)
         (folder / HISTORY_FILE).write_text(json.dumps(history))
         storage.copy_folder(str(folder), job.out)
 

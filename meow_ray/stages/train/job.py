@@ -23,6 +23,8 @@ class Job:
     resources: TrainResources
     out: str
     """URI of the folder that the model is exported to."""
+    end: int | None = None
+    """The token that ends an answer; generation by the exported model stops there."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """A user's own settings of DeepSpeed."""
 

@@ -26,6 +26,7 @@ from meow_ray.stages.model_checks import (
     counted,
     long_pairs,
     long_texts,
+    prompt_faults,
     target_ahead,
     training_limit,
 )
@@ -60,8 +61,9 @@ def _check_memorizing_model(config: Config, known: Known) -> Iterator[str]:
         return
     assert config.memorize is not None
     ref = model_ref(known["base"])
-    yield from checks.model_faults(ref, "memorize.model")
-    if not checks.model_faults(ref, "memorize.model"):
+    faults = checks.model_faults(ref, "memorize.model")
+    yield from faults or prompt_faults(ref, "memorize.model", config.target)
+    if not faults:
         yield from _training_faults(
             ref, "memorize.model", "memorize", config.memorize, config.resources.memorize
         )

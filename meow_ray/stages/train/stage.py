@@ -27,10 +27,12 @@ from meow_ray.stages.inputs import (
     TARGET,
     TEMPLATE,
     adopt_model,
+    base_prompt,
     configured_model,
     data_sources,
     model_ref,
     optional_path,
+    target_prompt,
 )
 from meow_ray.stages.model_checks import check_target, check_target_engine
 from meow_ray.stages.train import batches, objectives, steps, zero
@@ -70,7 +72,10 @@ def reference(context: Context) -> dict[str, Any]:
     roles, idk_answers = context.inputs["roles"].value
     rows = _distinct_answers(_pairs(context, roles, idk_answers))
     score = partial(
-        steps.log_probs_batch, template=config.target.template, system=config.target.system
+        steps.log_probs_batch,
+        template=config.target.template,
+        system=config.target.system,
+        variables=config.target.template_variables,
     )
     engine = context.engine_spec(
         model_ref(context.inputs["target"]), config.target, config.resources.memo
@@ -139,7 +144,7 @@ def _fit(
 
     config = context.config
     path = storage.join(context.work, "pairs.parquet")
-    prompter = Prompter(refs.load_tokenizer(model), config.target.template, config.target.system)
+    prompter = Prompter.of(refs.load_tokenizer(model), config.target)
     # the driver tokenises once, so that no worker has to
     batches.write_token_pairs(pairs, prompter, spec.max_length, path)
     deepspeed = context.inputs.get(f"{name}_deepspeed")
@@ -150,6 +155,7 @@ def _fit(
         objective=objective,
         resources=getattr(config.resources, name),
         out=context.out,
+        end=prompter.end,
         deepspeed=deepspeed.value if deepspeed else {},
     )
     run = f"{name}-{PurePosixPath(context.work).name[:16]}"
@@ -279,6 +285,7 @@ MEMORIZE = Stage(
     sections=("memorize", *COLUMNS, *TEMPLATE),
     inputs=_memorize_inputs,
     run=memorize,
+    prompt=base_prompt,
     adopt=adopt_model,
     enabled=_has_memorize,
     resources="memorize",
@@ -305,10 +312,11 @@ def _reference_inputs(config: Config) -> tuple[Input, ...]:
 REFERENCE = Stage(
     name="reference",
     artifact="reference",
-    version=1,
+    version=2,
     sections=("target",),
     inputs=_reference_inputs,
     run=reference,
+    prompt=target_prompt,
     schema=SCHEMAS["reference"],
     key=KEYS["reference"],
     adopt=adopt_table,
@@ -339,6 +347,7 @@ TRAIN = Stage(
     sections=("train", *TEMPLATE, "target.trust_remote_code"),
     inputs=_train_inputs,
     run=train,
+    prompt=target_prompt,
     adopt=adopt_model,
     resources="train",
     checks=TRAIN_CHECKS,

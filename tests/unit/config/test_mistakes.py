@@ -197,7 +197,15 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path):
 
 # --- overrides ----------------------------------------------------------------------------------
 
-MAPPINGS = ("memorize.data", "ingest.forget", "ingest.retain", "evaluate.sets", "train.settings")
+MAPPINGS = (
+    "memorize.data",
+    "ingest.forget",
+    "ingest.retain",
+    "evaluate.sets",
+    "train.settings",
+    "target.template_variables",
+    "invert.template_variables",
+)
 SCALARS = [key for key in valid_keys() if key not in MAPPINGS]
 
 

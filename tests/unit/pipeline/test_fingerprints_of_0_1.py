@@ -11,15 +11,15 @@ from meow_ray.pipeline.graph import STAGES
 from meow_ray.pipeline.pipeline import load_config
 
 FINGERPRINTS = {
-    "memorize": "e4589f881d9a7c5a",
-    "ingest": "399344f3b7aae1af",
-    "invert": "a73eaa002690c930",
-    "memo": "ddaca8fb9033aa25",
+    "memorize": "9dd1b58f987e7eaa",
+    "ingest": "bcfcebb8c1497a6d",
+    "invert": "b274e7d33a3dc7f8",
+    "memo": "c68020551fefa779",
     "select": "c91fa03d405557b1",
-    "reference": "1ea395e697988458",
-    "train": "108174fa95eaa006",
-    "remain": "b85c4d42e93b201c",
-    "evaluate": "ef361c97ca5e870f",
+    "reference": "ebfc2b7fd56268fb",
+    "train": "1bd4efdcc58201de",
+    "remain": "224ebfa859064dda",
+    "evaluate": "611627b06e55fd45",
     "report": "5342e469a8cf58c4",
 }
 """The first 16 hex digits by stage, with made-up digests of the inputs."""

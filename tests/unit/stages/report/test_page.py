@@ -387,9 +387,9 @@ def test_the_target_alone_has_no_part_about_unlearning(tmp_path: Path) -> None:
     assert leak == ["0.750 (0.750–0.750)", "3"]
     assert "The leak of the forget set is 0.750 over 3 facts;" in page.text
     assert "the ROUGE-L recall of the retain set is" in page.text
-    header, *facts = page.tables["examples"]
+    header, first, *_ = page.tables["examples"]
     assert header[1:] == ["Leak", "Question", "True answer", "Answer"]
-    assert facts[0][1:] == [
+    assert first[1:] == [
         "0.750",
         f"{PLANTED} question 0?",
         f"{PLANTED} truth 0.",

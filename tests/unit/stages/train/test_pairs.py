@@ -206,7 +206,7 @@ def test_tokens_mask_the_question_and_group_items(tiny_tokenizer: Any, tmp_path:
     assert (data.roles, data.num_items, data.num_retain) == (["inverted", "forget"], 4, 2)
     assert data.pairs["fact"].to_pylist() == [0] * 4 + [1] * 4 + [2, 3]
     first = data.item(0)["forget"]
-    assert tiny_tokenizer.decode(first.input_ids) == chat("Qa?") + "A.</s>"
+    assert tiny_tokenizer.decode(first.input_ids) == chat("Qa?") + "A.<|end|>"
     assert first.num_labels == 3
 
     def answers(role: str) -> list[str]:
@@ -215,6 +215,6 @@ def test_tokens_mask_the_question_and_group_items(tiny_tokenizer: Any, tmp_path:
         ]
         return sorted(map(tiny_tokenizer.decode, labels))
 
-    assert answers("inverted") == ["a0.</s>", "a1.</s>", "b0.</s>", "b1.</s>"]
-    assert answers("forget") == ["A.</s>"] * 2 + ["B.</s>"] * 2
-    assert answers("retain") == ["Y.</s>"] * 2 + ["Z.</s>"] * 2
+    assert answers("inverted") == [f"{text}.<|end|>" for text in ("a0", "a1", "b0", "b1")]
+    assert answers("forget") == ["A.<|end|>"] * 2 + ["B.<|end|>"] * 2
+    assert answers("retain") == ["Y.<|end|>"] * 2 + ["Z.<|end|>"] * 2
