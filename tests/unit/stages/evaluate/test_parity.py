@@ -4,7 +4,7 @@ Both sides get the same token ids. The formulas in `tests.support.peer` are inde
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from meow_ray.stages.evaluate.tofu import MinKResult, ModelLog
 from tests.support import peer
 from tests.support.runs import PROJECT
 from tests.support.sets import fact_rows, facts_query, set_table
-from tests.support.tiny import KNOWN, memorise
+from tests.support.tiny import KNOWN, memorise, one_thread
 
 SPEC = Evaluate(
     definitions="open_unlearning",
@@ -59,6 +59,12 @@ SETS = {
 OPTIONS = ("real_authors", "world_facts")
 TOKEN_METRICS = ("loss", "exact_memorization", "extraction_strength", "min_k", "min_k_pp", "zlib")
 RETAIN_AUC = 0.4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def calm_processor() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 class Model(NamedTuple):
@@ -211,7 +217,7 @@ def test_our_own_definitions_differ_in_the_end_and_in_the_words(model: Model, an
     for name in ("exact_memorization", "extraction_strength", "min_k"):
         assert any(row[name] != abs(theirs[row["fact_id"]][name]) for row in scored), name
     for row in scored:
-        assert row["probability"] == theirs[row["fact_id"]]["probability"]
+        assert row["probability"] == pytest.approx(theirs[row["fact_id"]]["probability"], rel=1e-4)
 
 
 def test_the_defaults_are_those_of_open_unlearning_unless_they_are_set():
