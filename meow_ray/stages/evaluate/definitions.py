@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from meow_ray.engines import TeacherForced
+from meow_ray.engines import Engine, TeacherForced, force_to_any_end
+from meow_ray.engines.base import Tokens
 from meow_ray.stages.evaluate.metrics import rougeL_recall
 from meow_ray.stages.memo.score import extraction_strength
 
@@ -21,6 +22,12 @@ class Definitions:
     """What is added to denominators of truth ratio, probability among options, and PrivLeak."""
     attack_sign = 1
     """1 if the scores of attacks in the table of examples are larger for members, else -1."""
+
+    def teacher_force(
+        self, engine: Engine, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool
+    ) -> list[TeacherForced]:
+        """Runs `Engine.teacher_force`, with any token that ends a reply as the end of an answer."""
+        return force_to_any_end(engine, prompts, answers, moments)
 
     def compared_tokens(self, forced: TeacherForced) -> TeacherForced:
         """Returns what exact memorisation, extraction strength and Min-K read of an answer.
@@ -44,6 +51,12 @@ class OpenUnlearning(Definitions):
 
     epsilon = 1e-10
     attack_sign = -1
+
+    def teacher_force(
+        self, engine: Engine, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool
+    ) -> list[TeacherForced]:
+        """Runs `Engine.teacher_force`, with the one end that the answers have."""
+        return engine.teacher_force(prompts, answers, moments)
 
     def compared_tokens(self, forced: TeacherForced) -> TeacherForced:
         """Returns the pass without its last token, the end."""

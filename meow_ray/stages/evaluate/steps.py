@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from meow_ray.config import Evaluate, Memo
 from meow_ray.core.schema import EXAMPLES_SCHEMA
-from meow_ray.engines import Engine, Sampling, TeacherForced, force_to_any_end
+from meow_ray.engines import Engine, Sampling, TeacherForced
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.evaluate import metrics, privacy, tofu
@@ -107,7 +107,7 @@ class EvaluateSteps:
         values: Sequence[dict[str, Any]],
     ) -> None:
         """Adds the figures of one teacher-forced pass over all answers to the rows' `values`."""
-        passes = force_to_any_end(
+        passes = self.definitions.teacher_force(
             engine,
             [prompts[answer.row] for answer in answers],
             [answer.tokens for answer in answers],

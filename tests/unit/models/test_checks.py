@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from meow_ray.config import Target
 from meow_ray.models import checks
+from meow_ray.stages.model_checks import prompt_faults
 from tests.support.models import SIZES, llama_config, write_model
 
 T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 262}
@@ -75,8 +77,11 @@ def test_a_tokenizer_without_an_end_is_refused(tiny_tokenizer: Any, tmp_path: Pa
     path = tmp_path / "tokenizer_config.json"
     stored = json.loads(path.read_text())
     path.write_text(json.dumps(stored | {"eos_token": None, "pad_token": None}))
-    (fault,) = checks.model_faults(model, "target.model")
-    assert fault.startswith(f"`target.model`: {tmp_path}: its tokenizer has no end-of-sequence")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"eos_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    (fault,) = prompt_faults(model, "target.model", Target())
+    assert fault.startswith("`target.model`: its tokenizer has no end-of-sequence token, so no")
 
 
 def test_a_folder_that_cannot_be_read_is_a_fault_and_no_traceback(tmp_path: Path):
