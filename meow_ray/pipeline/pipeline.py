@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from meow_ray.config import Config, files
-from meow_ray.core import stage
+from meow_ray.core import stage, storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput
 from meow_ray.core.stage import Stage, State
-from meow_ray.distributed import cluster, placement
+from meow_ray.distributed import cluster, placement, shared_root
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.events import Event
 from meow_ray.pipeline.graph import STAGES
@@ -176,6 +176,8 @@ class Pipeline:
                 outside are found before the first stage runs.
         """
         self._resolve_outside_inputs(chosen)
+        if force or not all(self.artifact(step.artifact) for step in chosen):
+            shared_root.check(storage.absolute(self.config.storage.root))
         for number, step in enumerate(chosen, start=1):
             self._require_inputs(step)
             state = self.state(step)
