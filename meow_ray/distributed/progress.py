@@ -57,6 +57,7 @@ def show_progress(stage: str, total: int) -> Iterator[Any]:
     board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote(stage)
     finished = threading.Event()
     bar = _bar(stage, total)
+    warned: list[str] = []
 
     def poll() -> None:
         while not finished.wait(1.0):
@@ -65,9 +66,14 @@ def show_progress(stage: str, total: int) -> Iterator[Any]:
     def show() -> None:
         try:
             count, figures = ray.get(board.read.remote())
+            warnings = ray.get(board.read_warnings.remote())
         except ray.exceptions.RayError:
             # the actor's node may have died; a missing update must not fail the stage
             return
+        for text in warnings:
+            if text not in warned:
+                warned.append(text)
+                bar.write(_warning(stage, text), file=output())
         bar.set_postfix(figures, refresh=False)
         bar.update(min(count, total) - bar.n)
 
@@ -93,6 +99,13 @@ def _bar(stage: str, total: int) -> Any:
     if _event_stream is not None:
         return _EventLines(**options)
     return _LogLines(**options, bar_format=LINE_FORMAT)
+
+
+def _warning(stage: str, text: str) -> str:
+    """Returns a warning as a line for people, or as an event for programs."""
+    if _event_stream is None:
+        return f"  {stage}: Warning: {text}"
+    return json.dumps({"event": "warning", "stage": stage, "text": text})
 
 
 class _LogLines(tqdm):  # type: ignore[misc]
@@ -134,6 +147,7 @@ class _Board:
         self.stage = stage
         self.count = 0
         self.figures: Figures = {}
+        self.warnings: list[str] = []
         self.gauges: dict[str, Any] = {}
         self.first_report: tuple[float, int] | None = None
         """Time and count; the same for the last report."""
@@ -152,6 +166,15 @@ class _Board:
         self.count = rows
         self.figures = figures
         self._report()
+
+    def warn(self, text: str) -> None:
+        """Adds a warning for the user; the actors of a pool give the same one."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def read_warnings(self) -> list[str]:
+        """Returns all warnings."""
+        return self.warnings
 
     def read(self) -> tuple[int, dict[str, float]]:
         """Returns the number of processed rows, or of steps, and the figures that have a value."""

@@ -72,6 +72,7 @@ class LocalGenerator:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.warning = getattr(engine, "warning", None)
         self.generated = 0
         has_chat_template = getattr(engine.tokenizer, "chat_template", None)
         self.prompter = Prompter(engine.tokenizer, "chat" if has_chat_template else "raw")
