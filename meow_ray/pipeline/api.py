@@ -16,9 +16,9 @@ from meow_ray.config import Config
 from meow_ray.core import storage
 from meow_ray.core.manifest import EXAMPLES_FILE, Artifact
 from meow_ray.core.schema import EVALUATED_MODELS, SCHEMAS
+from meow_ray.distributed.failures import plain_user_errors
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.events import Event
-from meow_ray.distributed.failures import plain_user_errors
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import parts_of_run
 from meow_ray.stages.evaluate import tofu_logs

@@ -182,9 +182,7 @@ def program(tiny_model: Path, tmp_path: Path) -> Program:
     forget = tmp_path / "forget.jsonl"
     forget.write_text('{"question": "Who sang?", "answer": "Zorblax sang."}\n')
     fact = {"fact_id": "a", "candidate_id": 0, "rank": 0, "question": "Who sang?", "memo": 0.5}
-    selected = pa.Table.from_pylist(
-        [fact | {"answer": "Ann sang."}], schema=SCHEMAS["selected"]
-    )
+    selected = pa.Table.from_pylist([fact | {"answer": "Ann sang."}], schema=SCHEMAS["selected"])
     pq.write_table(selected, tmp_path / "selected.parquet")
     config = {
         "target": {"model": str(tiny_model), "engine": "transformers"},

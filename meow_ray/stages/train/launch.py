@@ -99,7 +99,9 @@ def _trainer(
     class FailAtOnce(UserCallback):  # type: ignore[misc]
         """Ends training by a user's mistake; Ray would replace the workers and try it again."""
 
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        def after_exception(
+            self, run_context: Any, worker_exceptions: dict[int, Exception]
+        ) -> None:
             for error in worker_exceptions.values():
                 if isinstance(error, MeowError):
                     raise error

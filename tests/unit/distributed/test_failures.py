@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from meow_ray.core import storage
-from meow_ray.errors import MeowError
 from meow_ray.distributed.failures import OUT_OF_MEMORY, plain_user_errors, user_error
+from meow_ray.errors import MeowError
 
 MISTAKE = MeowError("facts.jsonl, line 3: answer is missing.")
 
