@@ -26,7 +26,7 @@ from meow_ray.config import Config
 from meow_ray.core import lease, storage
 from meow_ray.core.manifest import MAIN, Artifact, leftovers
 from meow_ray.core.stage import State
-from meow_ray.distributed import cluster, progress
+from meow_ray.distributed import cluster, progress, shared_root
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.api import Run
 from meow_ray.pipeline.events import Event
@@ -107,6 +107,7 @@ def run_stage(
     if dry_run:
         _show_what_would_run([part], force)
         return
+    _check_output(output)
     (state,) = _run_part(part, force, wait)
     _print_place(state, output)
 
@@ -151,6 +152,7 @@ def memorize(
             "The configuration has no section `memorize`. Set memorize.model and memorize.data."
         )
     pipeline = Pipeline(settings)
+    _check_output(output)
     chosen = pipeline.selection("memorize", None, None)
     (state,) = _run_part(Part("", pipeline, chosen, chosen), force, wait)
     _print_place(state, output)
@@ -246,6 +248,11 @@ def only_events_on_stdout() -> Iterator[None]:
             yield
         finally:
             cluster.leave()
+
+
+def _check_output(output: str | None) -> None:
+    if output:
+        shared_root.check_outlives_job(storage.absolute(output), "--output")
 
 
 def _print_place(state: State, output: str | None) -> None:

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from meow_ray.cli.show import plain_table
 from meow_ray.planning import memory
+from meow_ray.planning.engines import GIB
 from meow_ray.planning.workload import RunPlan
 
 
@@ -53,6 +54,14 @@ def _show_engines(target: Console, plan: memory.MemoryPlan) -> None:
         f"sequence{room}."
     )
     target.print(table)
+    for row in plan.engines:
+        if plan.gpu_memory is None and row.room_on_cpu < row.context:
+            target.print(
+                f"Warning: on CPU, vLLM's cache for {row.stage} holds {row.room_on_cpu:,} of the "
+                f"model's {row.context:,} tokens. If rows are longer, raise "
+                f"resources.{row.stage}.kv_cache_gib.",
+                markup=False,
+            )
 
 
 def show_work(target: Console, plan: RunPlan) -> None:
@@ -81,4 +90,4 @@ def show_work(target: Console, plan: RunPlan) -> None:
 
 
 def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / memory.GIB:.2f}"
+    return f"{num_bytes / GIB:.2f}"

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -107,18 +108,8 @@ def map_rows(
             # in a task, because Ray Data's bookkeeping grows with blocks and hours, and because a
             # task that dies is started again; in a process of its own, because Ray Data keeps its
             # actors, and their GPUs, after a mistake
-            cluster.call(
-                _process,
-                ledger,
-                num_left,
-                spec,
-                work,
-                name,
-                all_resources,
-                board,
-                cpus=0,
-                own_process=True,
-            )
+            stream = partial(_process, ledger, num_left, spec, work, name, all_resources, board)
+            cluster.call(stream, cpus=0, own_process=True)
         finished = cluster.call(ledger.count_finished)
     assert finished == total, f"{finished} of {total} rows came back"
     return ledger.finished()
@@ -206,6 +197,9 @@ class EngineActor:
                 self.engine = spec.load()
         except MeowError as error:
             self.mistake = error
+        warning = getattr(self.engine, "warning", None)
+        if warning:
+            board.warn.remote(warning)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Processes one batch; ends the process if its engine has died, so that Ray replaces it."""

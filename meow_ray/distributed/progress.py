@@ -43,10 +43,7 @@ def output() -> TextIO:
 
 def warn(stage: str, text: str) -> None:
     """Prints a warning about a stage: a line for people, or an event for programs."""
-    line = f"  {stage}: warning: {text}"
-    if _event_stream is not None:
-        line = json.dumps({"event": "warning", "stage": stage, "text": text})
-    print(line, file=output(), flush=True)
+    print(_warning(stage, text), file=output(), flush=True)
 
 
 @contextlib.contextmanager
@@ -65,6 +62,7 @@ def show_progress(stage: str, total: int) -> Iterator[Any]:
     board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote(stage)
     finished = threading.Event()
     bar = _bar(stage, total)
+    warned: list[str] = []
 
     def poll() -> None:
         while not finished.wait(1.0):
@@ -73,14 +71,16 @@ def show_progress(stage: str, total: int) -> Iterator[Any]:
     def show() -> None:
         try:
             count, figures = ray.get(board.read.remote())
-            notes = ray.get(board.take_notes.remote())
+            warnings = ray.get(board.read_warnings.remote())
         except ray.exceptions.RayError:
             # the actor's node may have died; a missing update must not fail the stage
             return
+        for text in warnings:
+            if text not in warned:
+                warned.append(text)
+                bar.write(_warning(stage, text), file=output())
         bar.set_postfix(figures, refresh=False)
         bar.update(min(count, total) - bar.n)
-        for note in notes:
-            print(_note_line(stage, note), file=output(), flush=True)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -96,13 +96,6 @@ def show_progress(stage: str, total: int) -> Iterator[Any]:
         ray.kill(board)
 
 
-def _note_line(stage: str, note: str) -> str:
-    """Returns a sentence of a worker as a line for people, or as an event for programs."""
-    if _event_stream is None:
-        return f"  {stage}: {note}"
-    return json.dumps({"event": "note", "stage": stage, "text": note})
-
-
 def _bar(stage: str, total: int) -> Any:
     options: dict[str, Any] = {"total": total, "desc": f"  {stage}"}
     if _event_stream is None and sys.stdout.isatty():
@@ -111,6 +104,13 @@ def _bar(stage: str, total: int) -> Any:
     if _event_stream is not None:
         return _EventLines(**options)
     return _LogLines(**options, bar_format=LINE_FORMAT)
+
+
+def _warning(stage: str, text: str) -> str:
+    """Returns a warning as a line for people, or as an event for programs."""
+    if _event_stream is None:
+        return f"  {stage}: warning: {text}"
+    return json.dumps({"event": "warning", "stage": stage, "text": text})
 
 
 class _LogLines(tqdm):  # type: ignore[misc]
@@ -152,7 +152,7 @@ class _Board:
         self.stage = stage
         self.count = 0
         self.figures: Figures = {}
-        self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.gauges: dict[str, Any] = {}
         self.first_report: tuple[float, int] | None = None
         """Time and count; the same for the last report."""
@@ -172,14 +172,14 @@ class _Board:
         self.figures = figures
         self._report()
 
-    def note(self, text: str) -> None:
-        """Adds a sentence that the user shall see."""
-        self.notes.append(text)
+    def warn(self, text: str) -> None:
+        """Adds a warning for the user; the actors of a pool give the same one."""
+        if text not in self.warnings:
+            self.warnings.append(text)
 
-    def take_notes(self) -> list[str]:
-        """Returns the sentences since the last call."""
-        notes, self.notes = self.notes, []
-        return notes
+    def read_warnings(self) -> list[str]:
+        """Returns all warnings."""
+        return self.warnings
 
     def read(self) -> tuple[int, dict[str, float]]:
         """Returns the number of processed rows, or of steps, and the figures that have a value."""

@@ -2,13 +2,19 @@
 
 import math
 import os
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from meow_ray.core import sockets, storage
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
 from meow_ray.errors import MeowError
 from meow_ray.models import ends, refs
+
+SOCKET_NAME = 1 + 36
+"""Bytes of the name that vLLM gives to a socket between the processes of one engine."""
 
 
 class VllmEngine:
@@ -18,42 +24,55 @@ class VllmEngine:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(spec.kv_cache_gib))))
         import torch
-        import vllm
 
         self.generated = 0
         self.on_gpu = torch.cuda.is_available()
         self.tokenizer = refs.load_tokenizer(spec.model)
         self.ends = {*ends.declared_ends(spec.model.folder), *ends.ends_of(self.tokenizer)}
+        longest = refs.context_length(spec.model, spec.max_model_len)
         dtype = refs.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
         if self.on_gpu and spec.tensor_parallel_size == 1:
             _await_memory(spec.gpu_memory_utilization)
-        try:
-            self.llm = vllm.LLM(
-                model=str(spec.model.folder),
-                dtype=dtype,
-                max_model_len=_max_model_len(spec),
-                tensor_parallel_size=spec.tensor_parallel_size,
-                distributed_executor_backend="mp" if spec.tensor_parallel_size > 1 else "uni",
-                gpu_memory_utilization=spec.gpu_memory_utilization,
-                enforce_eager=not self.on_gpu,
-                # The CPU default of 128 tokens is longer than most prompts here, so that vLLM would
-                # never reuse a shared prefix.
-                block_size=None if self.on_gpu else 32,
-                # With chunked prefill, vLLM rewinds a seeded generator by an offset, and CPU
-                # generators do not support that.
-                enable_chunked_prefill=None if self.on_gpu else False,
-                load_format="safetensors",
-                trust_remote_code=spec.model.trust_remote_code,
-                disable_log_stats=True,
+        if spec.tensor_parallel_size > 1:
+            folder = sockets.short_folder(
+                SOCKET_NAME, within=tempfile.gettempdir(), variable="TMPDIR"
             )
-        except (ValueError, NotImplementedError) as error:  # such as an architecture
-            reason = str(error).strip().splitlines()[0]
-            raise MeowError(
-                f"vLLM cannot run the model {spec.model.uri} on this machine ({reason}). Set the "
-                "engine of this model to transformers."
-            ) from None
-        own_limit: int = self.llm.llm_engine.model_config.max_model_len
-        self.max_model_len = min(own_limit, refs.context_length(spec.model, spec.max_model_len))
+            os.environ.setdefault("VLLM_RPC_BASE_PATH", str(folder))
+        takes_what_fits = spec.max_model_len is None and not refs.is_longrope(spec.model)
+        with _naming_refusals(spec):
+            self.llm = self._load(spec, dtype, -1 if takes_what_fits else _max_model_len(spec))
+        self.max_model_len = min(longest, self.llm.model_config.max_model_len)
+        self.warning = None
+        if self.max_model_len < longest and refs.declared_context(spec.model):
+            self.warning = (
+                f"{storage.display(spec.model.uri)}: vLLM's cache holds {self.max_model_len:,} of "
+                f"the model's {longest:,} tokens, so longer rows are refused. For a longer context "
+                "raise `kv_cache_gib` (CPU) or `gpu_memory_utilization` in `resources`; set "
+                "`max_model_len` in `target` or `invert` to end this warning."
+            )
+
+    def _load(self, spec: EngineSpec, dtype: str, max_model_len: int | None) -> Any:
+        """Loads vLLM; with a `max_model_len` of -1 it takes the longest context that fits."""
+        import vllm
+
+        return vllm.LLM(
+            model=str(spec.model.folder),
+            dtype=dtype,
+            max_model_len=max_model_len,
+            tensor_parallel_size=spec.tensor_parallel_size,
+            distributed_executor_backend="mp" if spec.tensor_parallel_size > 1 else "uni",
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            enforce_eager=not self.on_gpu,
+            # The CPU default of 128 tokens is longer than most prompts here, so that vLLM would
+            # never reuse a shared prefix.
+            block_size=None if self.on_gpu else 32,
+            # With chunked prefill, vLLM rewinds a seeded generator by an offset, and CPU generators
+            # do not support that.
+            enable_chunked_prefill=None if self.on_gpu else False,
+            load_format="safetensors",
+            trust_remote_code=spec.model.trust_remote_code,
+            disable_log_stats=True,
+        )
 
     def generate(
         self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
@@ -168,6 +187,22 @@ def _teacher_forced(result: Any, sequence: Tokens, start: int) -> TeacherForced:
         is_greedy=is_greedy,
         ends=result.outputs[0].finish_reason == "stop",
     )
+
+
+@contextmanager
+def _naming_refusals(spec: EngineSpec) -> Iterator[None]:
+    """Turns vLLM's refusal of a model or of its settings into a MeowError."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        details: Any = getattr(error, "errors", None)  # of pydantic
+        reason = str(details()[0]["msg"] if details else error).partition("\n")[0]
+        reason = reason.partition(" Try increasing")[0].rstrip(". ")
+        raise MeowError(
+            f"{storage.display(spec.model.uri)}: vLLM does not load this model. {reason}. Set "
+            "`max_model_len` or `dtype` in `target` or `invert`, raise `kv_cache_gib` (CPU) or "
+            "`gpu_memory_utilization` in `resources`, or set `engine` to transformers."
+        ) from error
 
 
 def _await_memory(share: float, seconds: int = 60) -> None:

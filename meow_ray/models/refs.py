@@ -218,6 +218,15 @@ def context_of(config: Any) -> int | None:
     return None
 
 
+def is_longrope(ref: ModelRef) -> bool:
+    """Tells whether the position encoding of a model depends on the context length it is given."""
+    rope = getattr(load_model_config(ref), "rope_parameters", None) or {}
+    scalings = [rope, *rope.values()]  # of the model, or of each type of its layers
+    return any(
+        isinstance(scaling, dict) and scaling.get("rope_type") == "longrope" for scaling in scalings
+    )
+
+
 def stored_dtype(ref: ModelRef) -> str:
     """Returns the dtype of a model's stored weights, such as `bfloat16`."""
     dtype = getattr(load_model_config(ref), "dtype", None)

@@ -11,7 +11,7 @@ from meow_ray.core.lease import Claim
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput
 from meow_ray.core.stage import Stage, State
-from meow_ray.distributed import cluster, placement
+from meow_ray.distributed import cluster, placement, shared_root
 from meow_ray.errors import MeowError
 from meow_ray.pipeline import preflight
 from meow_ray.pipeline.events import Event
@@ -256,6 +256,8 @@ class Pipeline:
                 before it; see `preflight`.
         """
         self.preflight(chosen if ahead is None else ahead, force=force)
+        if force or not all(self.artifact(step.artifact) for step in chosen):
+            shared_root.check(storage.absolute(self.config.storage.root))
         for number, step in enumerate(chosen, start=1):
             self._require_inputs(step)
             state = self.state(step)

@@ -6,6 +6,8 @@ from meow_ray.config import Config, EngineResources, ModelSection
 from meow_ray.errors import MeowError
 from meow_ray.planning.shapes import Architecture, read_shapes
 
+GIB = 1 << 30
+
 
 @dataclass(frozen=True)
 class EngineRow:
@@ -24,6 +26,8 @@ class EngineRow:
     """Tokens whose cache fits next to the weights; None if the memory of a GPU is unknown."""
     fits: bool | None
     """Whether the longest sequence fits; None if the memory of a GPU is unknown."""
+    room_on_cpu: int
+    """Tokens whose cache fits into `kv_cache_gib`, which is vLLM's cache on CPU."""
 
 
 def engine_rows(
@@ -88,4 +92,5 @@ def _engine_row(
         context=context,
         room=room,
         fits=None if room is None else room >= context,
+        room_on_cpu=int(resources.kv_cache_gib * GIB) // cache,
     )

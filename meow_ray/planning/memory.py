@@ -13,12 +13,11 @@ from typing import Literal
 
 from meow_ray.config import Config, TrainResources
 from meow_ray.errors import MeowError
-from meow_ray.planning.engines import EngineRow, engine_rows
+from meow_ray.planning.engines import GIB, EngineRow, engine_rows
 from meow_ray.planning.methods import Method, training_methods
 from meow_ray.planning.shapes import Architecture, target_shapes
 from meow_ray.stages.train import objectives
 
-GIB = 1 << 30
 NAMES = {"full": "full fine-tuning", "lora": "LoRA"}
 _MAX_WORKERS = 1024
 """The largest number of workers that is tried when looking for the fewest that fit."""

@@ -325,6 +325,18 @@ def test_a_failing_pipeline_fails_the_job(
     assert "Traceback" not in done.stdout
 
 
+def test_a_root_in_the_files_of_the_job_is_refused_before_the_first_stage(
+    cluster: Cluster, checkout: Path, demo: list[str]
+) -> None:
+    without_root = [item for item in demo if not item.startswith("storage.root=")]
+    done = submit(cluster, checkout, "meow.py", *without_root, "storage.root=runs/mine")
+    out = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "Error: `storage.root`: " in out
+    assert "/runs/mine is in the files of this job, which Ray deletes after the job." in out
+    assert "never run" not in out, "no stage has begun"
+
+
 def test_neither_secrets_nor_facts_are_in_any_log_or_metric(
     submitted: Submitted, cluster: Cluster
 ) -> None:

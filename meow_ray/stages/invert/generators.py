@@ -80,6 +80,7 @@ class LocalGenerator:
 
     def __init__(self, engine: Engine, variables: Mapping[str, Any] | None = None) -> None:
         self.engine = engine
+        self.warning = getattr(engine, "warning", None)
         self.generated = 0
         has_chat_template = getattr(engine.tokenizer, "chat_template", None)
         template = "chat" if has_chat_template else "raw"

@@ -168,7 +168,7 @@ def _train(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     board = config["board"]
-    tracker = Tracker(config["tracker"], say=board.note.remote)
+    tracker = Tracker(config["tracker"], say=board.warn.remote)
     is_first = context.get_world_rank() == 0
 
     def save(folder: Path, metrics: dict[str, Any]) -> None:

@@ -133,6 +133,22 @@ def test_engines_need_weights_and_a_cache_on_each_gpu(meow_plan: Command, tiny_m
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a GPU")
+def test_a_context_longer_than_the_cache_on_cpu_is_announced(
+    meow_plan: Command, tiny_model: Path, tmp_path: Path
+):
+    assert "Warning" not in meow_plan()
+    long = shutil.copytree(tiny_model, tmp_path / "long")
+    config = json.loads((long / "config.json").read_text())
+    (long / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1 << 20}))
+    printed = " ".join(meow_plan(f"target.model={long}").split())
+    room = (1 << 30) // (2 * 4 * LAYERS * HIDDEN)
+    assert (
+        f"Warning: on CPU, vLLM's cache for memo holds {room:,} of the model's 1,048,576 tokens. "
+        "If rows are longer, raise resources.memo.kv_cache_gib."
+    ) in printed
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="there is a GPU")
 def test_without_a_gpu_the_plan_leaves_open_what_fits(meow_plan: Command):
     assert "fits" not in meow_plan()
     plan = json.loads(meow_plan("--json"))

