@@ -10,6 +10,7 @@ clocks of the machines need not agree. A driver that was suspended for that long
 deleted, and has lost the lease.
 """
 
+import json
 import os
 import socket
 import threading
@@ -27,6 +28,10 @@ from meow_ray.errors import MeowError
 
 FOLDER = "leases"
 """Folder of the claims below a storage root."""
+
+CLAIM_BYTES = 1024
+"""Size of a claim's file. A reader of an object store asks for the size first, and would read a cut
+claim if the size changed before it reads."""
 
 
 def beat_seconds() -> float:
@@ -100,7 +105,8 @@ def _uri(root: str, key: str, owner: str) -> str:
 
 
 def _write(root: str, key: str, claim: Claim) -> None:
-    storage.write_json(_uri(root, key, claim.owner), asdict(claim))
+    content = json.dumps(asdict(claim)).ljust(CLAIM_BYTES).encode()
+    storage.write_bytes(_uri(root, key, claim.owner), content)
 
 
 def _claims(root: str, key: str = "") -> list[Claim]:
@@ -282,6 +288,8 @@ def held(
                 yield None
                 return
             if not ahead:
+                if lease.is_lost():
+                    break  # this driver was suspended while it waited
                 yield lease
                 return
             first = min(ahead, key=lambda claim: claim.turn)
@@ -292,3 +300,5 @@ def held(
                 announced.add(first.owner)
                 on_wait(first)
             time.sleep(beat_seconds() / 2)
+    with held(root, key, is_done=is_done, on_wait=on_wait) as again:
+        yield again

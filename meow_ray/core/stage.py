@@ -5,7 +5,8 @@ stage writes into a new folder, and the artifact exists once its manifest is wri
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -17,7 +18,7 @@ from meow_ray.config import Config
 from meow_ray.core import checks, storage
 from meow_ray.core.config_slice import ConfigSlice
 from meow_ray.core.differences import differences
-from meow_ray.core.lease import Lease
+from meow_ray.core.lease import Lease, OnWait, held
 from meow_ray.core.manifest import (
     MAIN,
     MANIFEST,
@@ -54,11 +55,23 @@ class Context:
     """URI of the storage root."""
     engine_spec: Callable[..., Any]
     """Returns how an actor loads a model; see `stages.inputs.engine_spec`."""
+    on_wait: OnWait
+    """Called when the stage waits for another driver."""
 
     @property
     def scratch(self) -> str:
         """URI of a folder that all runs of all stages share, for work that is stored by content."""
         return storage.join(self.root, "work")
+
+    @contextmanager
+    def shared_work(self, name: str) -> Iterator[str]:
+        """Holds the lease of work that other stages share, and gives the URI of its folder.
+
+        Args:
+            name: identifies the work by its content.
+        """
+        with held(self.root, name, is_done=lambda: False, on_wait=self.on_wait):
+            yield storage.join(self.scratch, name)
 
     def path(self, name: str = MAIN) -> str:
         """Returns the URI of a file of the artifact, by default of its main table."""
@@ -272,6 +285,7 @@ def execute(
     inputs: Mapping[str, Artifact],
     engine_spec: Callable[..., Any] = no_engine_spec,
     lease: Lease | None = None,
+    on_wait: OnWait = lambda claim: None,
 ) -> Artifact:
     """Runs a stage and publishes its artifact.
 
@@ -284,6 +298,7 @@ def execute(
         inputs: all inputs of the stage, by name.
         engine_spec: returns how an actor loads a model; for stages that run an engine.
         lease: the right to work on the stage, which must still be this driver's at the end.
+        on_wait: called when the stage waits for work that another driver does for another stage.
 
     Raises:
         MeowError: the lease was lost.
@@ -301,6 +316,7 @@ def execute(
         work=storage.join(root, "work", state.fingerprint[:32]),
         root=root,
         engine_spec=engine_spec,
+        on_wait=on_wait,
     )
     storage.make_folder(context.out)
     started = datetime.now(UTC)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
+from meow_ray.models.ends import ends_of
 from meow_ray.models.refs import ModelRef
 
 Tokens = Sequence[int]
@@ -129,15 +130,17 @@ class Engine(Protocol):
 def force_to_any_end(
     engine: Engine, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
 ) -> list[TeacherForced]:
-    """Runs `Engine.teacher_force`, with any end token of the model as the end of an answer.
+    """Runs `Engine.teacher_force`, with either usual end token as the end of an answer.
 
-    A model can end an answer with several tokens, such as `<|im_end|>` and `<|endoftext|>`, and
-    generation stops at each of them. The probability of the end is the sum of theirs, and the end
-    is greedy if one of them is. An answer whose last token is none of them is left as it is.
+    A model may end answers with the token that its chat template writes, or with that of its
+    tokenizer, such as `<|im_end|>` and `<|endoftext|>`. The probability of the end is the sum of
+    theirs, and the end is greedy if one of them is. An answer whose last token is neither is left
+    as it is. If both are the same token, there is only one forward pass.
     """
+    usual = ends_of(engine.tokenizer)
     passes = engine.teacher_force(prompts, answers, moments)
-    ended = [row for row, answer in enumerate(answers) if answer and answer[-1] in engine.ends]
-    others = [(row, end) for row in ended for end in sorted(engine.ends - {answers[row][-1]})]
+    ended = [row for row, answer in enumerate(answers) if answer and answer[-1] in usual]
+    others = [(row, end) for row in ended for end in sorted(usual - {answers[row][-1]})]
     forced = engine.teacher_force(
         [[*prompts[row], *answers[row][:-1]] for row, _ in others], [[end] for _, end in others]
     )

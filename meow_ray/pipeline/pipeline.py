@@ -302,7 +302,7 @@ class Pipeline:
             on_event(replace(event, kind="started"))
             inputs = self._existing_inputs(step)
             self._artifacts[step.artifact] = stage.execute(
-                before, self.config, inputs, self.engine_spec, own_lease
+                before, self.config, inputs, self.engine_spec, own_lease, on_wait
             )
         on_event(replace(event, kind="finished", state=self.state(step)))
 

@@ -55,9 +55,10 @@ def _evaluate(context: Context) -> dict[str, Any]:
     for name, model in _models(context.inputs).items():
         ref = model_ref(model)
         engine = context.engine_spec(ref, context.config.target, context.config.resources.evaluate)
-        folder = _work_path(context, key | {"model": ref.digest})
-        answered[name] = _ask(context, engine, rows_uri, folder)
-        task_scores += [row | {"model": name} for row in _task_scores(context, engine, folder)]
+        with context.shared_work(_work_name(key | {"model": ref.digest})) as folder:
+            answered[name] = _ask(context, engine, rows_uri, folder)
+            scores = _task_scores(context, engine, folder)
+        task_scores += [row | {"model": name} for row in scores]
     retain_log = context.inputs["retain_model"].value
     selected = context.inputs.get("selected")
     write_metrics = partial(
@@ -91,21 +92,21 @@ def _work_key(context: Context) -> dict[str, Any]:
     }
 
 
-def _work_path(context: Context, key: Mapping[str, Any], suffix: str = "") -> str:
-    name = f"evaluate-{storage.json_digest(key)[:32]}{suffix}"
-    return storage.join(context.scratch, name)
+def _work_name(key: Mapping[str, Any]) -> str:
+    return f"evaluate-{storage.json_digest(key)[:32]}"
 
 
 def _write_rows(context: Context, key: Mapping[str, Any]) -> str:
     """Writes the rows to ask unless an earlier run has done so; returns their URI."""
     from meow_ray.distributed import cluster
 
-    uri = _work_path(context, key, ".parquet")
-    if not storage.exists(uri):
-        sets = read_sets(context.inputs["sets"].value, context.config)
-        passages = read_passages(context.inputs["text"], context.config.ingest.encoding)
-        facts = context.inputs["facts"].source
-        cluster.call(suites.write_rows, facts, sets, passages, context.config.evaluate, uri)
+    with context.shared_work(_work_name(key)) as folder:
+        uri = storage.join(folder, "rows.parquet")
+        if not storage.exists(uri):
+            sets = read_sets(context.inputs["sets"].value, context.config)
+            passages = read_passages(context.inputs["text"], context.config.ingest.encoding)
+            facts = context.inputs["facts"].source
+            cluster.call(suites.write_rows, facts, sets, passages, context.config.evaluate, uri)
     return uri
 
 

