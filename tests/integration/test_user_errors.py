@@ -266,6 +266,7 @@ def objective(inverted):
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_training_ends_with_its_own_status(program: Program, tmp_path: Path):
     log = tmp_path / "begun"
     (tmp_path / "mine.py").write_text(WAITING.format(log=str(log)))
