@@ -17,6 +17,9 @@ from meow_ray.models.refs import ModelRef
 TEMPLATE = ("target.template", "target.system", "target.template_variables")
 """The fields of the configuration that decide how a question becomes a prompt."""
 
+THINKING = "enable_thinking"
+"""The variable with which chat templates turn a model's thinking on or off."""
+
 COLUMNS = ("ingest.question_columns", "ingest.answer_columns", "ingest.encoding")
 """The fields of the configuration that say how files of facts are read."""
 
@@ -163,6 +166,24 @@ def _prompt_digest(model: Artifact, system: str | None, variables: Mapping[str, 
     except MeowError:  # the stage itself refuses the template
         return None
     return storage.json_digest(prompt)
+
+
+def thinking_hint(target: Artifact, section: Target) -> str | None:
+    """Returns a warning if the target may think before it answers and the configuration is silent.
+
+    The scores of answers are measured where the prompt ends. A model that thinks first makes an
+    answer improbable there, even if it knows it.
+    """
+    ref = replace(model_ref(target), trust_remote_code=section.trust_remote_code)
+    if THINKING in section.template_variables or section.template != "chat":
+        return None
+    if THINKING not in target_prompter(ref, section).reads:
+        return None
+    return (
+        f"the target's chat template reads `{THINKING}`, which is not set, so a model that thinks "
+        "is measured where its thoughts would stand. Set "
+        f"target.template_variables.{THINKING}=false if it is used without."
+    )
 
 
 # --- files ----------------------------------------------------------------------------------------

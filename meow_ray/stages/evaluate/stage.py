@@ -30,6 +30,7 @@ from meow_ray.stages.inputs import (
     model_ref,
     optional_path,
     target_prompt,
+    thinking_hint,
 )
 
 
@@ -45,9 +46,12 @@ def _models(inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
 
 def _evaluate(context: Context) -> dict[str, Any]:
     """Asks the models and writes examples and metrics; returns the summary for the manifest."""
-    from meow_ray.distributed import cluster
+    from meow_ray.distributed import cluster, progress
 
     cluster.connect()
+    thinks = thinking_hint(context.inputs["target"], context.config.target)
+    if thinks:
+        progress.warn("evaluate", thinks)
     key = _work_key(context)
     rows_uri = _write_rows(context, key)
     answered: dict[str, Query] = {}
