@@ -2,6 +2,7 @@
 
 import re
 import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -44,66 +45,63 @@ def test_a_crash_of_a_forced_stage_keeps_the_old_artifact(world: World):
     assert world.states() == CACHED
 
 
+@dataclass
+class SecondDriver:
+    """Another driver of the stage select, which comes while the first one works on it."""
+
+    world: World
+    force: bool = False
+    events: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        select = self.world.runs["select"]
+        waits = threading.Event()
+
+        def keep(event: Event) -> None:
+            self.events.append(event)
+            waits.set()
+
+        def drive() -> None:
+            pipeline = self.world.pipeline()
+            chosen = pipeline.selection("select", None, None)
+            pipeline.run(chosen, force=self.force, on_event=keep)
+
+        self.thread = threading.Thread(target=drive)
+
+        def until_it_waits(context: Context) -> dict[str, Any]:
+            self.thread.start()
+            assert waits.wait(60)
+            return select(context)
+
+        self.world.runs["select"] = until_it_waits
+
+
 def test_of_two_drivers_one_works_and_the_other_uses_its_result(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("MEOW_LEASE_BEAT", "0.2")
-    select, events = world.runs["select"], []
-    waiting = threading.Event()
-
-    def drive_second() -> None:
-        def keep(event: Event) -> None:
-            events.append(event)
-            waiting.set()
-
-        pipeline = world.pipeline()
-        pipeline.run(pipeline.selection("select", None, None), on_event=keep)
-
-    second = threading.Thread(target=drive_second)
-
-    def slow(context: Context) -> dict[str, Any]:
-        second.start()
-        assert waiting.wait(30)
-        return select(context)
-
-    world.runs["select"] = slow
+    monkeypatch.setenv("MEOW_LEASE_BEAT", "1")
+    second = SecondDriver(world)
     assert world.run() == ["ingest", "select", "report"]
-    second.join()
-    assert [event.kind for event in events] == ["waiting", "cached"]
-    assert str(events[0]).startswith("[1/1] select: waits for another driver (process ")
-    assert events[1].state.artifact == world.pipeline().artifact("selected")
+    second.thread.join()
+    waiting, cached = second.events
+    assert str(waiting).startswith("[1/1] select: waits for another driver (process ")
+    assert cached.kind == "cached"
+    assert cached.state.artifact == world.pipeline().artifact("selected")
     assert world.states() == CACHED
 
 
 def test_a_forced_driver_uses_what_was_made_while_it_waited(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("MEOW_LEASE_BEAT", "0.2")
+    monkeypatch.setenv("MEOW_LEASE_BEAT", "1")
     world.run()
-    select, events = world.runs["select"], []
-    waiting = threading.Event()
-
-    def drive_second() -> None:
-        def keep(event: Event) -> None:
-            events.append(event)
-            waiting.set()
-
-        pipeline = world.pipeline()
-        pipeline.run(pipeline.selection("select", None, None), force=True, on_event=keep)
-
-    second = threading.Thread(target=drive_second)
-
-    def slow(context: Context) -> dict[str, Any]:
-        second.start()
-        assert waiting.wait(30)
-        return select(context)
-
-    world.runs["select"] = slow
+    second = SecondDriver(world, force=True)
     assert world.run(force=True, only="select") == ["select"]
-    second.join()
-    assert [event.kind for event in events] == ["waiting", "cached"]
-    assert events[1].state.artifact is not None
-    assert events[1].state.artifact.number == 2
+    second.thread.join()
+    assert [event.kind for event in second.events] == ["waiting", "cached"]
+    made = second.events[1].state.artifact
+    assert made is not None
+    assert made.number == 2
 
 
 def test_a_driver_that_must_not_wait_stops(world: World):
