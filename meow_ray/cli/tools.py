@@ -204,7 +204,7 @@ def compare_metrics(
         if value not in choices:
             raise MeowError(f"{option} {value}: unknown. Choose from {', '.join(choices)}.")
     named = [run.split("=", 1) if "=" in run.partition("/")[0] else (run, run) for run in runs]
-    metrics = [(name, compare.metrics_of(root)) for name, root in named]
+    metrics = [(name, compare.metrics_of(root, model)) for name, root in named]
     print(compare.format_table(compare.metrics_by_run(metrics, model), cast(compare.Format, kind)))
 
 

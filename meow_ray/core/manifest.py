@@ -1,5 +1,6 @@
 """Artifacts: files in a folder, described by a manifest that is written last."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -142,11 +143,13 @@ def find(root: str, name: str, fingerprint: str) -> Artifact | None:
     return None
 
 
-def latest(root: str, name: str) -> Artifact | None:
-    """Returns the artifact of this name that was started last; None if there is no artifact."""
+def latest(
+    root: str, name: str, wanted: Callable[[Artifact], bool] = lambda artifact: True
+) -> Artifact | None:
+    """Returns the wanted artifact of this name that was started last; None if there is none."""
     parent = storage.join(root, name)
     loaded = [load(storage.join(parent, folder)) for folder in storage.list_names(parent)]
-    complete = [artifact for artifact in loaded if artifact is not None]
+    complete = [artifact for artifact in loaded if artifact is not None and wanted(artifact)]
     return max(
         complete, key=lambda artifact: cast(Manifest, artifact.manifest).started, default=None
     )

@@ -330,7 +330,7 @@ def compare_runs(
         MeowError: a run has no metrics, or none of this model.
     """
     named = [
-        (name, compare.metrics_of(root))
+        (name, compare.metrics_of(root, model))
         for name, roots in runs.items()
         for root in ([roots] if isinstance(roots, str) else roots)
     ]

@@ -208,7 +208,7 @@ def test_the_command_evaluates_one_model_alone(inside: Path):
         "evaluate",
         "report",
     ]
-    metrics = compare.metrics_of("runs/alone").table
+    metrics = compare.metrics_of("runs/alone", "before").table
     assert set(metrics["model"].to_pylist()) == {"before"}
     assert "memo" not in metrics["metric"].to_pylist()
     of_forget_set = pc.field("suite") == "forget"

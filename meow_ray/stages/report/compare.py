@@ -50,19 +50,25 @@ Comparison = dict[tuple[str, str], dict[str, Cell]]
 """By (suite, metric), the cell of each run by the run's name."""
 
 
-def metrics_of(place: str) -> Artifact:
+def metrics_of(place: str, model: str) -> Artifact:
     """Returns the metrics of a run.
 
     Args:
-        place: the run's storage root, of which the latest metrics are taken, or a folder of
-            metrics.
+        place: the run's storage root, of which the latest metrics of the model are taken, or a
+            folder of metrics. A root can have several, for example of the target alone as well.
+        model: a value of the column `model`.
 
     Raises:
         MeowError: there are no metrics.
     """
     uri = storage.absolute(place)
     parent = uri.rstrip("/").rpartition("/")[0]
-    artifact = manifest.latest(uri, "metrics") or manifest.load(uri) or manifest.load(parent)
+    artifact = (
+        manifest.latest(uri, "metrics", lambda metrics: model in metrics.table["model"].to_pylist())
+        or manifest.latest(uri, "metrics")
+        or manifest.load(uri)
+        or manifest.load(parent)
+    )
     if artifact is None or artifact.name != "metrics":
         raise MeowError(
             f"{place}: there are no metrics of a run. Give the storage root of an evaluated run, "

@@ -15,19 +15,26 @@ from meow_ray.errors import MeowError
 from meow_ray.stages.report import compare
 
 
-def publish(root: Path, leak: float, interval: bool = True, definitions: str = "meow") -> str:
-    """Writes the metrics of a run; returns its storage root."""
+def publish(
+    root: Path, leak: float, interval: bool = True, definitions: str = "meow", number: int = 1
+) -> str:
+    """Writes the metrics of a run; returns its storage root.
+
+    Number 2 is a later evaluation of the target alone.
+    """
     low, high = (leak - 0.1, leak + 0.1) if interval else (None, None)
     rows = [
         ("forget", "leak", "before", 0.9, 0.8, 1.0, 40),
         ("forget", "leak", "after", leak, low, high, 40),
         ("tofu", "forget_quality", "after", 1.8e-21, None, None, 40),
     ]
+    if number == 2:
+        rows = rows[:1]
     table = pa.Table.from_pylist(
         [dict(zip(SCHEMAS["metrics"].names, row, strict=True)) for row in rows],
         schema=SCHEMAS["metrics"],
     )
-    folder = root / "metrics" / "0123456789abcdef-1"
+    folder = root / "metrics" / f"0123456789abcdef-{number}"
     storage.write_table(table, str(folder / "a" / MAIN))
     manifest = Manifest(
         artifact="metrics",
@@ -39,7 +46,7 @@ def publish(root: Path, leak: float, interval: bool = True, definitions: str = "
         digest="d",
         rows=3,
         summary={},
-        started="2026-07-01T10:00:00+00:00",
+        started=f"2026-07-0{number}T10:00:00+00:00",
         seconds=1.0,
         versions={},
     )
@@ -80,7 +87,7 @@ def test_seeds_become_mean_and_standard_deviation(tmp_path: Path):
 def test_a_comparison_is_a_table_for_programs(tmp_path: Path):
     seeds = [publish(tmp_path / str(seed), leak) for seed, leak in enumerate((0.1, 0.3))]
     runs = [("ours", seed) for seed in seeds] + [("peer", publish(tmp_path / "peer", 0.5))]
-    named = [(name, compare.metrics_of(root)) for name, root in runs]
+    named = [(name, compare.metrics_of(root, "after")) for name, root in runs]
     table = compare.as_arrow(compare.metrics_by_run(named, "after"))
     assert table.schema == compare.COMPARISON_SCHEMA
     ours, peer = table.filter(pc.equal(table["metric"], "leak")).to_pylist()
@@ -109,7 +116,7 @@ def test_a_folder_without_metrics_is_refused(tmp_path: Path, arguments: list[str
     with pytest.raises(
         MeowError, match=r"^nowhere: there are no metrics of a run\. Give the storage root"
     ):
-        compare.metrics_of(arguments[0].removeprefix("x="))
+        compare.metrics_of(arguments[0].removeprefix("x="), "after")
 
 
 def test_a_path_may_have_an_equals_sign(tmp_path: Path):
@@ -129,6 +136,13 @@ def test_a_run_without_metrics_of_the_model_is_named(tmp_path: Path):
         "has no metrics of this model (retain_model). Compare another one with --model: it has "
         "after, before."
     )
+
+
+def test_a_later_evaluation_of_the_target_alone_is_not_taken_for_the_run(tmp_path: Path):
+    root = publish(tmp_path / "a", 0.25)
+    before = printed(f"a={root}")
+    publish(tmp_path / "a", 0.25, number=2)
+    assert printed(f"a={root}") == before
 
 
 def test_runs_of_different_definitions_are_not_compared(tmp_path: Path):
