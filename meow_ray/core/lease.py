@@ -41,7 +41,7 @@ def beat_seconds() -> float:
 
 def patience_seconds() -> float:
     """Returns how long a heartbeat may stand still before its driver counts as dead."""
-    return 6 * beat_seconds()
+    return 12 * beat_seconds()
 
 
 # --- claims ---------------------------------------------------------------------------------------
@@ -141,19 +141,23 @@ class _Watch:
     """Tells by this machine's clock which claims are alive."""
 
     def __init__(self) -> None:
-        self._last_beat: dict[str, tuple[Any, float]] = {}
+        self._seen: dict[str, tuple[Any, float]] = {}
+        """By owner: ticket and beat at the last look, and for how many seconds they stood still."""
+        self._last_look = time.monotonic()
 
     def alive(self, claims: list[Claim]) -> list[Claim]:
         """Returns the claims that have changed within the patience, or are new."""
         now = time.monotonic()
+        # a watch that was suspended itself must not count that time
+        passed = min(now - self._last_look, beat_seconds())
+        self._last_look = now
         living = []
         for claim in claims:
             state = (claim.ticket, claim.beat)
-            seen, when = self._last_beat.get(claim.owner, (None, now))
-            if state != seen:
-                when = now
-            self._last_beat[claim.owner] = (state, when)
-            if now - when < patience_seconds() and not claim.is_known_dead:
+            seen, still = self._seen.get(claim.owner, (None, 0.0))
+            still = still + passed if state == seen else 0.0
+            self._seen[claim.owner] = (state, still)
+            if still < patience_seconds() and not claim.is_known_dead:
                 living.append(claim)
         return living
 
@@ -195,7 +199,6 @@ class Lease:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._lost = False
-        self._last_written = time.monotonic()
         self._thread = threading.Thread(target=self._keep_alive, daemon=True, name="lease")
 
     def __enter__(self) -> "Lease":
@@ -225,6 +228,7 @@ class Lease:
         """Deletes the claim of a dead driver, which thereby learns of it if it is not."""
         _delete(_uri(self._root, self._key, claim.owner))
 
+    @storage.retry_transient
     def is_lost(self) -> bool:
         """Tells whether another driver took this one for dead; reads the claim again."""
         with self._lock:
@@ -233,7 +237,6 @@ class Lease:
 
     def _write(self) -> None:
         _write(self._root, self._key, self._claim)
-        self._last_written = time.monotonic()
 
     def _exists(self) -> bool:
         return storage.exists(_uri(self._root, self._key, self._claim.owner))
@@ -250,9 +253,7 @@ class Lease:
                     self._claim = replace(self._claim, beat=self._claim.beat + 1)
                     self._write()
                 except MeowError:
-                    if time.monotonic() - self._last_written > patience_seconds():
-                        self._lost = True  # by now the others take this driver for dead
-                        return
+                    continue  # the lease is lost only if another driver deletes the claim
 
 
 OnWait = Callable[[Claim], Any]
