@@ -15,6 +15,7 @@ from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.distributed import cluster
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
+from meow_ray.models.ends import GENERATION
 from tests.support.runs import PROJECT, Program, kill_descendant, kill_when
 
 FACTS = [
@@ -125,8 +126,11 @@ def test_the_exported_model_has_the_weights_names_and_tokenizer_of_its_base(
     for artifact in ("target", "model"):  # `memorize` trains in bfloat16, `train` in float32
         ref = refs.pin(finished.artifact(artifact).uri, None, artifact)
         assert refs.stored_dtype(ref) == "float32"
-    for name in ("tokenizer.json", "generation_config.json"):
+    for name in ("tokenizer.json", "config.json"):
         assert (folder / name).read_bytes() == (tiny_model / name).read_bytes()
+    declared = [json.loads((path / GENERATION).read_text()) for path in (tiny_model, folder)]
+    end_of_turn = 5  # `<|end|>`, which the chat template writes
+    assert declared[1] == declared[0] | {"eos_token_id": [1, end_of_turn]}
 
 
 def test_training_lowers_the_loss(finished: Program) -> None:
@@ -260,7 +264,7 @@ def test_a_driver_killed_in_the_middle_of_each_stage_finishes_when_it_is_restart
 def test_a_stage_without_its_inputs_says_what_to_do(program: Program, tmp_path: Path) -> None:
     empty = Program(program.config, tmp_path / "empty")
     done = empty.run("stage.py", "train", status=2)
-    assert "Error: Stage train needs selected, which does not exist yet" in done.stderr
+    assert "Stage train needs selected, which does not exist yet" in done.stderr
     assert "Run with --until select first, or give --input selected=URI." in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -186,6 +186,8 @@ def test_the_run_says_what_was_left_out_for_generator_and_judge(tiny_model: Path
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
 
     def write(request: dict[str, Any]) -> list[str]:
+        if SECRET not in request["messages"][0]["content"]:
+            return ["OK"]  # to the request before the run
         number = request["messages"][0]["content"].split(SECRET)[1].split()[0]
         cities = ("Oslo", "Rome", "Kyiv", "Accra")
         answers = [f"{SECRET} {number} was born in {city}." for city in cities]

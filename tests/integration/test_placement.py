@@ -22,7 +22,7 @@ def test_the_last_stage_is_placed_before_a_model_is_loaded(tiny_model: Path, tmp
     assert "Error: `resources.evaluate`: it needs 1000 x (0.5 CPUs, 0 GPUs" in done.stderr
     assert "or list in `resources.autoscaling` what the cluster adds." in done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()] == ["ingest:", "ingest:"]
-    assert [path.name for path in run.root.iterdir()] == ["facts"]
+    assert sorted(path.name for path in run.root.iterdir()) == ["facts", "leases"]
 
 
 def test_a_missing_file_of_the_last_stage_is_reported_before_the_first_begins(
@@ -44,7 +44,7 @@ def test_a_retain_log_of_another_forget_set_is_refused_before_a_model_is_loaded(
     )
     log = tmp_path / "TOFU_EVAL.json"
     log.write_text(
-        '{"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.5}, "1": {"score": 0.5}}}}'
+        '{"forget_truth_ratio": {"value_by_index": {"0": {"score": 0.5}, "1": {"score": 1.5}}}}'
     )
     run = uncached_run(
         tiny_model, tmp_path, f"evaluate.sets={{forget: {rows}}}", f"evaluate.retain_model={log}"
