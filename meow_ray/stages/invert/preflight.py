@@ -78,9 +78,8 @@ def _endpoint_faults(spec: EndpointSpec, url_key: str, model_key: str) -> Iterat
             yield f"{place} cannot be reached within {TIMEOUT} s. Correct the address."
     except openai.APIConnectionError as error:
         reason = error.__cause__ or error
-        if (
-            type(reason).__name__ == "ConnectError"
-        ):  # a dropped connection is tried again in the run
+        # the run itself copes with a connection that is dropped
+        if type(reason).__name__ == "ConnectError":
             yield f"{place} cannot be reached ({reason}). Start it, or correct the address."
     except (openai.OpenAIError, ValueError):  # no JSON: a proxy may answer while it starts
         return
