@@ -70,8 +70,7 @@ def run(
         )
     else:
         pipeline = Pipeline(settings, named_inputs(inputs), **options)
-        chosen = pipeline.selection(only, start, until)
-        parts = [Part("", pipeline, chosen, chosen)]
+        parts = [_part(pipeline, only, start, until)]
     if dry_run:
         _show_what_would_run(parts, force)
         return
@@ -102,8 +101,7 @@ def run_stage(
     settings = load_config(config, overrides or [])
     options = {"verify": verify, **pipeline_options(context)}
     pipeline = Pipeline(settings, named_inputs(inputs), **options)
-    chosen = pipeline.selection(name, None, None)
-    part = Part("", pipeline, chosen, chosen)
+    part = _part(pipeline, only=name)
     if dry_run:
         _show_what_would_run([part], force)
         return
@@ -127,8 +125,7 @@ def evaluate(
     settings = load_config(config, overrides or [])
     options = {"verify": verify, **pipeline_options(context), "stages": STAGES_ALONE}
     pipeline = Pipeline(settings, named_inputs(inputs), **options)
-    chosen = pipeline.selection(None, None, None)
-    part = Part("", pipeline, chosen, chosen)
+    part = _part(pipeline)
     if dry_run:
         _show_what_would_run([part], force)
         return
@@ -153,8 +150,7 @@ def memorize(
         )
     pipeline = Pipeline(settings)
     _check_output(output)
-    chosen = pipeline.selection("memorize", None, None)
-    (state,) = _run_part(Part("", pipeline, chosen, chosen), force, wait)
+    (state,) = _run_part(_part(pipeline, only="memorize"), force, wait)
     _print_place(state, output)
 
 
@@ -203,6 +199,14 @@ def clean(
 
 
 # --- steps of the commands ------------------------------------------------------------------------
+
+
+def _part(
+    pipeline: Pipeline, only: str | None = None, start: str | None = None, until: str | None = None
+) -> Part:
+    """Returns the stages that a command chooses, as a part that checks them all before it."""
+    chosen = pipeline.selection(only, start, until)
+    return Part("", pipeline, chosen, chosen)
 
 
 def _states(parts: Iterable[Part]) -> list[tuple[str, State]]:

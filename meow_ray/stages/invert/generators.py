@@ -35,7 +35,7 @@ class Generator(Protocol):
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Names of the settings of an `Ask` that it has refused and that are not sent any more."""
+        """Names of the settings of an `Ask` that it has refused and that are no longer sent."""
         ...
 
     def ask(self, asks: Sequence[Ask]) -> list[list[Completion] | None]:
