@@ -9,11 +9,20 @@ micro-batches and workers is therefore the loss of the batch, however the batch 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+class TopK(NamedTuple):
+    """The most probable next tokens in the model before training, at each position."""
+
+    tokens: Tensor
+    """`[tokens, k]`"""
+    log_probs: Tensor
+    """`[tokens, k]`, float32."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,14 @@ class Sequences:
     """`[tokens, hidden]`: activations after the block `layer` of the objective."""
     reference_hidden: Tensor | None = None
     """`[tokens, hidden]`: these activations in the model before training."""
+    reference_top_k: TopK | None = None
+    """The beginning of the distributions of the model before training."""
+    is_fact: Tensor | None = None
+    """`[tokens]`: whether a token bears the fact; see `fact_tokens`."""
+    total_facts: int = 0
+    """Number of fact-bearing tokens of this role in the global batch."""
+    floors: Tensor | None = None
+    """`[tokens]`: log-probabilities of facts that no model has seen; see `excess`."""
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -58,6 +75,20 @@ class Sequences:
     def token_mean(self, values: Tensor) -> Tensor:
         """Returns the share of these answers in the mean of `[tokens]` over the global batch."""
         return values.sum() / self.total_tokens
+
+    def fact_mean(self, values: Tensor) -> Tensor:
+        """Returns the share of these answers in the mean over fact-bearing tokens.
+
+        Args:
+            values: `[tokens]`; those of other tokens are ignored.
+        """
+        assert self.is_fact is not None
+        return values[self.is_fact].sum() / max(1, self.total_facts)
+
+    def style_mean(self, values: Tensor) -> Tensor:
+        """Returns the share of these answers in the mean over the tokens that bear no fact."""
+        assert self.is_fact is not None
+        return values[~self.is_fact].sum() / max(1, self.total_tokens - self.total_facts)
 
     def sequence_mean(self, values: Tensor) -> Tensor:
         """Returns their share in the mean of `[num_sequences]` over the global batch."""
@@ -108,6 +139,61 @@ def kl_to_reference(answers: Sequences) -> Tensor:
     predicted = torch.log_softmax(_finite(answers.logits), -1)
     divergence = functional.kl_div(predicted, target, reduction="none", log_target=True)
     return answers.token_mean(divergence.sum(-1))
+
+
+def kl_to_top_k(answers: Sequences) -> Tensor:
+    """KL(model before training ‖ model) of the next tokens, `[tokens]`.
+
+    All tokens but the k most probable ones count as one, so that the result is a lower bound of
+    the divergence of the whole distributions.
+    """
+    assert answers.reference_top_k is not None
+    tokens, before = answers.reference_top_k
+    now = torch.log_softmax(_finite(answers.logits), -1).gather(1, tokens)
+    rest_before = _log_of_rest(before)
+    rest_now = _log_of_rest(now)
+    divergence = (before.exp() * (before - now)).sum(-1)
+    return divergence + rest_before.exp() * (rest_before - rest_now)
+
+
+def kl_to_cached(answers: Sequences) -> Tensor:
+    """`kl_to_top_k`, mean over tokens."""
+    return answers.token_mean(kl_to_top_k(answers))
+
+
+def _log_of_rest(log_probs: Tensor) -> Tensor:
+    """Returns log(1 − sum of probabilities) of `[tokens, k]`, `[tokens]`, at least log 1e-6."""
+    rest = 1 - log_probs.exp().sum(-1)
+    return rest.clamp(min=1e-6).log()
+
+
+def excess(answers: Sequences) -> Tensor:
+    """By how much the fact-bearing tokens exceed the floors in log-odds, `[fact-bearing tokens]`.
+
+    The floors of an answer are the log-probabilities of tokens of facts that no model has seen.
+    Its most probable token is compared with the highest floor, the second with the second, and so
+    on; a token below its floor counts 0. The sum is 0 only if the tokens of the answer are no more
+    probable than those of unseen facts, and then it has no gradient. Log-odds have the same
+    gradient for a token of probability 0.999999 as for one of 0.5, log-probabilities almost none.
+    """
+    assert answers.is_fact is not None
+    assert answers.floors is not None
+    labels = answers.labels[answers.is_fact]
+    owner = answers.owner[answers.is_fact]
+    logits = _finite(answers.logits[answers.is_fact])
+    odds = _log_odds(logits, labels)
+    # the tokens of each answer in ascending order, as its floors are
+    by_odds = odds.detach().argsort(stable=True)
+    order = by_odds[owner[by_odds].argsort(stable=True)]
+    floors = answers.floors[answers.is_fact].float().clamp(max=-1e-6)
+    floor_odds = floors - torch.log(-torch.expm1(floors))
+    return (odds[order] - floor_odds).clamp(min=0)
+
+
+def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns log p − log(1 − p) of the labels, `[tokens]`, from logits `[tokens, vocab]`."""
+    others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(-1)
+    return logits.gather(1, labels[:, None])[:, 0] - others
 
 
 def _finite(logits: Tensor) -> Tensor:

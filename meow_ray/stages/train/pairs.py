@@ -12,12 +12,13 @@ from meow_ray.core.schema import SCHEMAS
 from meow_ray.core.tables import Query, TableSource
 from meow_ray.errors import MeowError
 
-PAIRS = pa.schema([("item", pa.int32()), *SCHEMAS["reference"]])
+PAIRS = pa.schema([("item", pa.int32()), *SCHEMAS["reference"], ("opposite", pa.string())])
 """One row per pair.
 
 The pairs of one item are consecutive, in the order of the objective's roles. The pairs of the
 retain set come last; they belong to no item. `log_probs` are those of the answer's tokens in the
-model before training.
+model before training. `opposite` is the true answer for an inverted one of the same item, and the
+inverted answer for the true one; null if the item does not have both.
 """
 
 
@@ -66,7 +67,7 @@ def pairs_of(
         _check_reference(steps, compared, tables)
     sql = f"""
         WITH {steps}
-        SELECT item, role, fact_id, question, answer, log_probs
+        SELECT item, role, fact_id, question, answer, log_probs, opposite
         FROM scored_pairs
         ORDER BY item NULLS LAST, number, fact_id
     """
@@ -96,17 +97,23 @@ _TEXTS_OF_ROLE = {
 }
 """The question and the answer in the pairs of each role, and the tables that they come from."""
 
+_OPPOSITE_OF_ROLE = {
+    "inverted": "(SELECT f.answer FROM forget_facts AS f WHERE f.fact_id = items.fact_id)",
+    "forget": "items.answer",
+}
+"""The opposite answer of each role in an item that has both of them."""
+
 _PAIRS_OF_RETAIN_SET = """
-    SELECT NULL AS item, 0 AS number, 'retain' AS role, fact_id, question, answer
+    SELECT NULL AS item, 0 AS number, 'retain' AS role, fact_id, NULL AS opposite, question, answer
     FROM retain_facts
 """
 
 _LOG_PROBS_OF_REFERENCE = """
-    SELECT item, number, role, fact_id, question, answer, log_probs
+    SELECT item, number, role, fact_id, question, answer, log_probs, opposite
     FROM pairs LEFT JOIN reference_answers USING (role, fact_id, answer)
 """
 _LOG_PROBS_UNKNOWN = """
-    SELECT item, number, role, fact_id, question, answer, NULL AS log_probs
+    SELECT item, number, role, fact_id, question, answer, NULL AS log_probs, opposite
     FROM pairs
 """
 
@@ -130,10 +137,14 @@ def _steps(item_roles: Sequence[str], *, has_retain: bool, has_reference: bool) 
     has_inverted = "inverted" in item_roles
     steps["items"] = _ITEMS_OF_INVERTED_FACTS if has_inverted else _ITEMS_OF_FORGET_FACTS
     # one pair per item and role, then the retain set; `number` is the position of the role
-    selects = [
-        f"SELECT item, {number} AS number, '{role}' AS role, fact_id, {_TEXTS_OF_ROLE[role]}"
-        for number, role in enumerate(item_roles)
-    ]
+    has_opposites = {"inverted", "forget"} <= set(item_roles)
+    selects = []
+    for number, role in enumerate(item_roles):
+        opposite = _OPPOSITE_OF_ROLE.get(role, "NULL") if has_opposites else "NULL"
+        selects.append(
+            f"SELECT item, {number} AS number, '{role}' AS role, fact_id, "
+            f"{opposite} AS opposite, {_TEXTS_OF_ROLE[role]}"
+        )
     if has_retain:
         selects.append(_PAIRS_OF_RETAIN_SET)
     steps["pairs"] = " UNION ALL ".join(selects)
