@@ -85,6 +85,30 @@ class Train(FineTuning):
         "the default of the objective",
         ge=0,
     )
+    until: Literal["epochs", "never_seen"] | None = content(
+        None,
+        "when training ends: after `epochs`, or when the forget facts look as if the model had "
+        "never seen them; null is the default of the objective",
+    )
+    max_steps: int | None = content(
+        None,
+        "largest number of optimiser steps with until never_seen, which passes over the pairs "
+        "until then; null is the default of the objective",
+        gt=0,
+    )
+    stop_level: float | None = content(
+        None,
+        "p-value that the comparisons of the forget facts with facts never seen have to exceed "
+        "with until never_seen; null is the default of the objective",
+        gt=0,
+        lt=1,
+    )
+    utility_budget: float | None = content(
+        None,
+        "KL divergence on the retain set, in nats per token, to which the weight of that term is "
+        "adapted; null keeps the weight",
+        gt=0,
+    )
     trainable: str | None = content(
         None,
         "regular expression of the parameters to update; null is the default of the objective, or "

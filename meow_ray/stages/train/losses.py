@@ -212,6 +212,30 @@ def meow(inverted: Sequences) -> Tensor:
     return nll(inverted)
 
 
+def meow_floor(
+    inverted: Sequences, forget: Sequences, *, split: int, style: float, floor: float
+) -> Tensor:
+    """Learns the inverted facts, and lowers the true ones to the level of facts never seen.
+
+    CE(fact-bearing tokens of the inverted answer)
+    + `style` · KL to the model before training on its other tokens
+    + `floor` · mean `excess` of the fact-bearing tokens of the true answer.
+
+    Args:
+        inverted: inverted facts.
+        forget: the true answers to the same questions.
+        split: 0 learns all tokens of the inverted answer, as `meow` does, without the second term.
+        style: weight of the second term.
+        floor: weight of the third term; 0 leaves it out.
+    """
+    loss = nll(inverted) if not split else -inverted.fact_mean(inverted.log_probs)
+    if split and style:
+        loss = loss + style * inverted.style_mean(kl_to_top_k(inverted))
+    if floor:
+        loss = loss + floor * excess(forget).sum() / max(1, forget.total_facts)
+    return loss
+
+
 def idk(idk: Sequences) -> Tensor:
     """Cross-entropy on refusals such as "I don't know." (TOFU, arXiv 2401.06121, sec. 3)."""
     return nll(idk)

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from inspect import Parameter, signature
 from math import isfinite
 from types import ModuleType
@@ -23,6 +23,14 @@ refusals to answer the questions of the facts to forget.
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
+def newer(default: Any) -> Any:
+    """Declares a field that enters fingerprints only if it is not at its default.
+
+    An objective of an earlier version, which had no such field, keeps its fingerprint.
+    """
+    return field(default=default, metadata={"newer": True})
+
+
 @dataclass(frozen=True)
 class ObjectiveSpec:
     """An objective of training: a loss function with its settings, and the terms added to it.
@@ -35,10 +43,11 @@ class ObjectiveSpec:
     """The name of a function of `losses`, or of `source`."""
     reads: tuple[str, ...]
     """The roles that the function takes."""
-    reference: Literal["none", "log_probs", "model"] = "none"
+    reference: Literal["none", "log_probs", "model", "top_k"] = "none"
     """What the function reads of the model before training.
 
-    `log_probs` are computed once, before training; `model` needs a frozen copy.
+    `log_probs` are computed once, by the stage `reference`; `model` needs a frozen copy. `top_k`,
+    the most probable tokens, are computed by the workers before the first step.
     """
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The values of the function's keyword parameters."""
@@ -51,6 +60,23 @@ class ObjectiveSpec:
     """The text of a module that defines the function; None for a function of `losses`."""
     idk_answers: tuple[str, ...] = ()
     """Refusals, if the function reads the role `idk`."""
+    kl_reference: Literal["model", "top_k"] = newer("model")
+    """What the KL term reads of the model before training; see `reference`."""
+    marks_facts: bool = newer(False)
+    """Whether the function reads which tokens bear the fact."""
+    twins: bool = newer(False)
+    """Whether the function reads floors, which are made of the artifact `twins`."""
+    until: Literal["epochs", "never_seen"] = newer("epochs")
+    """Whether training ends after its epochs, or when the facts look never seen."""
+    max_steps: int = newer(0)
+    """The largest number of optimiser steps with `never_seen`; 0 otherwise."""
+    stop_level: float = newer(0.1)
+    """The p-value that the comparisons with facts never seen have to exceed; see `stop`."""
+    utility_budget: float | None = newer(None)
+    """The KL on the retain set, in nats per token, to which the KL term's weight is adapted.
+
+    None leaves the weight as it is.
+    """
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -62,7 +88,29 @@ class ObjectiveSpec:
     @property
     def needs_frozen(self) -> bool:
         """Whether training needs a frozen copy of the model before training."""
-        return self.reference == "model" or bool(self.kl_weight)
+        return self.reference == "model" or (bool(self.kl_weight) and self.kl_reference == "model")
+
+    @property
+    def cached_roles(self) -> tuple[str, ...]:
+        """The roles whose most probable tokens before training are read."""
+        own = self.reads if self.reference == "top_k" else ()
+        adds_retain = self.kl_weight and self.kl_reference == "top_k" and "retain" not in own
+        return (*own, "retain") if adds_retain else own
+
+    @property
+    def watches_facts(self) -> bool:
+        """Whether training reads the artifact `twins`."""
+        return self.twins or self.until == "never_seen"
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the fields that enter fingerprints."""
+        values = asdict(self)
+        unchanged = [
+            entry.name
+            for entry in fields(self)
+            if entry.metadata.get("newer") and values[entry.name] == entry.default
+        ]
+        return {name: value for name, value in values.items() if name not in unchanged}
 
     @property
     def layer(self) -> int | None:
@@ -84,6 +132,9 @@ class ObjectiveSpec:
 
 # --- presets ------------------------------------------------------------------------------------
 
+MAX_STEPS = 200
+"""The largest number of optimiser steps of a run that ends by itself."""
+
 PRESETS: dict[str, ObjectiveSpec] = {
     "meow": ObjectiveSpec(function="meow", reads=("inverted",)),
     "meow_gd": ObjectiveSpec(
@@ -91,6 +142,18 @@ PRESETS: dict[str, ObjectiveSpec] = {
     ),
     "meow_kl": ObjectiveSpec(
         function="meow", reads=("inverted",), forget_weight=0.9, kl_weight=0.1
+    ),
+    "meow_floor": ObjectiveSpec(
+        function="meow_floor",
+        reads=("inverted", "forget"),
+        reference="top_k",
+        settings={"split": 1, "style": 1.0, "floor": 1.0},
+        kl_weight=1.0,
+        kl_reference="top_k",
+        marks_facts=True,
+        twins=True,
+        until="never_seen",
+        max_steps=MAX_STEPS,
     ),
     "gradient_ascent": ObjectiveSpec(function="gradient_ascent", reads=("forget",)),
     "grad_diff": ObjectiveSpec(function="gradient_ascent", reads=("forget",), retain_weight=1.0),
@@ -259,8 +322,19 @@ def _complete_settings(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
 
 def _changed_fields(spec: Train) -> dict[str, Any]:
     """Returns the weights and the trainable parameters that a configuration sets."""
-    names = ("forget_weight", "retain_weight", "kl_weight", "trainable")
+    names = (
+        "forget_weight",
+        "retain_weight",
+        "kl_weight",
+        "trainable",
+        "until",
+        "max_steps",
+        "stop_level",
+        "utility_budget",
+    )
     changes = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
+    if changes.get("until") == "never_seen":
+        changes.setdefault("max_steps", MAX_STEPS)
     if spec.lora is not None:
         if spec.trainable is not None:
             raise MeowError(

@@ -41,6 +41,7 @@ from meow_ray.stages.train.objectives import ObjectiveSpec
 from meow_ray.stages.train.pairs import pairs_of
 from meow_ray.stages.train.preflight import MEMORIZE_CHECKS, TRAIN_CHECKS, check_layer
 from meow_ray.stages.train.tracking import TrackerSpec
+from meow_ray.stages.train.watched import write as write_watched
 
 
 def memorize(context: Context) -> dict[str, Any]:
@@ -146,7 +147,14 @@ def _fit(
     path = storage.join(context.work, "pairs.parquet")
     prompter = Prompter.of(refs.load_tokenizer(model), config.target)
     # the driver tokenises once, so that no worker has to
-    batches.write_token_pairs(pairs, prompter, spec.max_length, path)
+    batches.write_token_pairs(
+        pairs, prompter, spec.max_length, path, marks_facts=objective.marks_facts
+    )
+    watched = None
+    if objective.watches_facts:
+        watched = storage.join(context.work, "watched.parquet")
+        facts, twins = context.inputs["facts"].source, context.inputs["twins"].source
+        write_watched(facts, twins, prompter, spec.max_length, watched)
     deepspeed = context.inputs.get(f"{name}_deepspeed")
     job = Job(
         model=model,
@@ -156,6 +164,7 @@ def _fit(
         resources=getattr(config.resources, name),
         out=context.out,
         end=prompter.end,
+        watched=watched,
         deepspeed=deepspeed.value if deepspeed else {},
     )
     run = f"{name}-{PurePosixPath(context.work).name[:16]}"
@@ -238,7 +247,7 @@ def _memorize_data(config: Config, verify: bool) -> Artifact:
 def _objective(config: Config, verify: bool) -> Artifact:
     """Returns the objective, known by its resolved settings and not by how they were written."""
     objective = objectives.configured(config.train)
-    return Artifact("objective", "", storage.json_digest(asdict(objective)), value=objective)
+    return Artifact("objective", "", storage.json_digest(objective.identity()), value=objective)
 
 
 def _roles(config: Config, verify: bool) -> Artifact:
@@ -333,6 +342,10 @@ def _train_inputs(config: Config) -> tuple[Input, ...]:
         TARGET,
         OutsideInput("objective", _objective),
     ]
+    if objective.watches_facts:
+        inputs.append("twins")
+    if objective.watches_facts and "facts" not in inputs:
+        inputs.append("facts")
     if objective.reference == "log_probs":
         inputs.append("reference")
     if config.train.deepspeed:
