@@ -12,8 +12,8 @@ from typing import Any
 from meow_ray.errors import MeowError
 from meow_ray.stages.train import batches, checkpoints, zero
 from meow_ray.stages.train.batches import Dataset, Totals
-from meow_ray.stages.train.export import export_model
 from meow_ray.stages.train.before import Before
+from meow_ray.stages.train.export import export_model
 from meow_ray.stages.train.forward import check_packing, weighted_terms
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.passes import Workers, read_before
@@ -149,9 +149,7 @@ def _step(
         # the others. DeepSpeed averages over workers, but the terms are shares of a mean over the
         # global batch.
         has_items = bool(items)
-        terms = weighted_terms(
-            job, model, objective, items or batch[:1], totals, before, kl_weight
-        )
+        terms = weighted_terms(job, model, objective, items or batch[:1], totals, before, kl_weight)
         loss = sum(terms.values()) * (hooks.world_size if has_items else 0)
         model.engine.backward(loss, scale_wrt_gas=False)
         names = list(terms)
@@ -177,7 +175,8 @@ def _kl_weight(job: Job, history: History) -> float:
         return job.objective.kl_weight
     last = history[-1]
     divergence = last["terms"]["kl"] / last["kl_weight"]
-    return max(LEAST_KL_WEIGHT, last["kl_weight"] + DUAL_RATE * (divergence - budget))
+    adapted: float = last["kl_weight"] + DUAL_RATE * (divergence - budget)
+    return max(LEAST_KL_WEIGHT, adapted)
 
 
 def _record(

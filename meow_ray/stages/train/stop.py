@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from meow_ray.stages.train import never_seen
-from meow_ray.stages.train.never_seen import Figures
+from meow_ray.stages import never_seen
+from meow_ray.stages.never_seen import Figures
 from meow_ray.stages.train.batches import Pair
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.passes import Score, Workers, map_pairs, score
@@ -60,7 +60,7 @@ class Stop:
         A small one says that the facts are more memorised than facts that no model has seen.
         """
         scores = map_pairs(job, model, self.truth, score, workers)
-        return never_seen.p_values(_figures(self.truth, scores), self.twins, "greater")
+        return never_seen.compare(_figures(self.truth, scores), self.twins).p_values_of_more
 
     def is_reached(self, p_values: Mapping[str, float]) -> bool:
         """Whether no figure tells the facts from those that no model has seen."""
