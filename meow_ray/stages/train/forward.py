@@ -86,10 +86,9 @@ def _top_k_of(pairs: Sequence[Pair], before: Before, device: Any) -> Any:
 
     if any(pair.row not in before.top_k for pair in pairs):
         return None
-    found = [before.top_k[pair.row] for pair in pairs]
-    tokens = torch.cat([tokens for tokens, _ in found])
-    log_probs = torch.cat([log_probs for _, log_probs in found])
-    return losses.TopK(tokens.long().to(device), log_probs.to(device))
+    fields = zip(*(before.top_k[pair.row] for pair in pairs), strict=True)
+    tokens, log_probs, log_rest = (torch.cat(parts).to(device) for parts in fields)
+    return losses.TopK(tokens.long(), log_probs, log_rest)
 
 
 def _fact_mask(pairs: Sequence[Pair], device: Any) -> Any:

@@ -23,6 +23,8 @@ class TopK(NamedTuple):
     """`[tokens, k]`"""
     log_probs: Tensor
     """`[tokens, k]`, float32."""
+    log_rest: Tensor
+    """`[tokens]`: log-probability of all other tokens together."""
 
 
 @dataclass(frozen=True)
@@ -148,23 +150,20 @@ def kl_to_top_k(answers: Sequences) -> Tensor:
     the divergence of the whole distributions.
     """
     assert answers.reference_top_k is not None
-    tokens, before = answers.reference_top_k
-    now = torch.log_softmax(_finite(answers.logits), -1).gather(1, tokens)
-    rest_before = _log_of_rest(before)
-    rest_now = _log_of_rest(now)
-    divergence = (before.exp() * (before - now)).sum(-1)
-    return divergence + rest_before.exp() * (rest_before - rest_now)
+    tokens, before, rest_before = answers.reference_top_k
+    log_probs = torch.log_softmax(_finite(answers.logits), -1)
+    now = log_probs.gather(1, tokens)
+    if tokens.shape[1] < log_probs.shape[1]:
+        rest_now = log_probs.scatter(1, tokens, -torch.inf).logsumexp(-1)
+        now = torch.cat([now, rest_now[:, None]], 1)
+        before = torch.cat([before, rest_before[:, None]], 1)
+    divergence = functional.kl_div(now, _finite(before), reduction="none", log_target=True)
+    return divergence.sum(-1)
 
 
 def kl_to_cached(answers: Sequences) -> Tensor:
     """`kl_to_top_k`, mean over tokens."""
     return answers.token_mean(kl_to_top_k(answers))
-
-
-def _log_of_rest(log_probs: Tensor) -> Tensor:
-    """Returns log(1 − sum of probabilities) of `[tokens, k]`, `[tokens]`, at least log 1e-6."""
-    rest = 1 - log_probs.exp().sum(-1)
-    return rest.clamp(min=1e-6).log()
 
 
 def excess(answers: Sequences) -> Tensor:

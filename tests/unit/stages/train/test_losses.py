@@ -12,7 +12,15 @@ from meow_ray.stages.train.objectives import PRESETS
 from tests.support.answers import DTYPES, READS, SETTINGS, example, gradients, loss, sequences
 from tests.support.formulas import BY_HAND, by_hand
 
-OPTIONAL = ("reference_log_probs", "reference_logits", "hidden", "reference_hidden")
+OPTIONAL = (
+    "reference_log_probs",
+    "reference_logits",
+    "reference_top_k",
+    "hidden",
+    "reference_hidden",
+    "is_fact",
+    "floors",
+)
 """The fields of `Sequences` that only some objectives read."""
 
 
@@ -41,9 +49,16 @@ def test_a_preset_has_the_roles_and_settings_of_its_function(name: str):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_reads_only_its_reference_of_the_model_before_training(name: str):
     spec, batch = PRESETS[name], example()
-    fields = {"none": [], "log_probs": ["reference_log_probs"], "model": ["reference_logits"]}[
-        spec.reference
-    ]
+    fields = {
+        "none": [],
+        "log_probs": ["reference_log_probs"],
+        "model": ["reference_logits"],
+        "top_k": ["reference_top_k"],
+    }[spec.reference]
+    if spec.marks_facts:
+        fields.append("is_fact")
+    if spec.twins:
+        fields.append("floors")
     if spec.layer is not None:
         fields += ["hidden", "reference_hidden"]
     nothing: dict[str, None] = dict.fromkeys(OPTIONAL)
