@@ -49,6 +49,7 @@ def job(
     selected: Any,
     spec: Train,
     resources: TrainResources,
+    twins: Any = None,
     **settings: Any,
 ) -> Job:
     """Makes a job; its pairs and its output are in a new folder below `folder`."""
@@ -66,7 +67,8 @@ def job(
     )
     if objective.watches_facts:
         settings["watched"] = str(job_folder / "watched.parquet")
-        watched.write(facts, twins_of(facts), prompter, spec.max_length, settings["watched"])
+        twins = twins_of(facts) if twins is None else twins
+        watched.write(facts, twins, prompter, spec.max_length, settings["watched"])
     return Job(
         model=ref,
         pairs=str(pairs),

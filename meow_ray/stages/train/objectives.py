@@ -285,7 +285,9 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     changes = _changed_fields(spec)
     if "idk" in preset.reads:
         changes["idk_answers"] = spec.idk_answers
-    return replace(preset, settings=_complete_settings(spec, preset), **changes)
+    objective = replace(preset, settings=_complete_settings(spec, preset), **changes)
+    _check_end(spec, objective)
+    return objective
 
 
 def _check_settings(spec: Train, preset: ObjectiveSpec) -> None:
@@ -343,6 +345,21 @@ def _changed_fields(spec: Train) -> dict[str, Any]:
             )
         changes["trainable"] = None
     return changes
+
+
+def _check_end(spec: Train, objective: ObjectiveSpec) -> None:
+    """Refuses settings of the end of training, or of its budget, that would have no effect."""
+    for name in ("max_steps", "stop_level"):
+        if getattr(spec, name) is not None and objective.until != "never_seen":
+            raise MeowError(
+                f"`train.{name}` has no effect while training ends after its epochs. Set "
+                "train.until=never_seen, or remove it."
+            )
+    if objective.utility_budget is not None and not objective.kl_weight:
+        raise MeowError(
+            f"`train.utility_budget`: {spec.objective} has no KL term whose weight it could adapt. "
+            "Set train.kl_weight, or remove the budget."
+        )
 
 
 def _from_source(name: str, source: str) -> ObjectiveSpec:
