@@ -55,6 +55,9 @@ class FineTuning(Section):
     )
 
 
+RetainSource = Literal["none", "given", "neighbours", "both"]
+"""Where the pairs of the role retain come from; see `train.retain`."""
+
 OWN_OBJECTIVE = r".+\.py:[^\W\d]\w*"
 """Matches `FILE.py:FUNCTION`, the name of a user's own objective."""
 
@@ -84,6 +87,12 @@ class Train(FineTuning):
         "weight of the KL divergence from the model before training, on the retain set; null is "
         "the default of the objective",
         ge=0,
+    )
+    retain: RetainSource | None = content(
+        None,
+        "pairs that the objective retains: given (`ingest.retain`), neighbours (made by the stage "
+        "neighbours), both, or none, which drops retain_weight and kl_weight; null is the default "
+        "of the objective",
     )
     trainable: str | None = content(
         None,

@@ -3,13 +3,13 @@
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from inspect import Parameter, signature
 from math import isfinite
 from types import ModuleType
 from typing import Any, Literal, cast, get_args
 
-from meow_ray.config import OWN_OBJECTIVE, Train
+from meow_ray.config import OWN_OBJECTIVE, RetainSource, Train
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
 from meow_ray.stages.train.structure import MLP_OUTPUTS
@@ -51,6 +51,33 @@ class ObjectiveSpec:
     """The text of a module that defines the function; None for a function of `losses`."""
     idk_answers: tuple[str, ...] = ()
     """Refusals, if the function reads the role `idk`."""
+    retain: RetainSource = "given"
+    """Where the pairs of the role `retain` come from."""
+    twins: bool = False
+    """Whether training reads the artifact `twins`."""
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what identifies the objective in fingerprints.
+
+        Fields that version 0.1 did not have count only where they have an effect, so that its
+        trained models are still cached.
+        """
+        fields = asdict(self)
+        if self.retain == "given" or "retain" not in self.roles:
+            del fields["retain"]
+        if not self.twins:
+            del fields["twins"]
+        return fields
+
+    @property
+    def retains_given(self) -> bool:
+        """Whether it reads the user's retain set."""
+        return "retain" in self.roles and self.retain in ("given", "both")
+
+    @property
+    def retains_neighbours(self) -> bool:
+        """Whether it reads the artifact `neighbours`."""
+        return "retain" in self.roles and self.retain in ("neighbours", "both")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -222,7 +249,36 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     changes = _changed_fields(spec)
     if "idk" in preset.reads:
         changes["idk_answers"] = spec.idk_answers
-    return replace(preset, settings=_complete_settings(spec, preset), **changes)
+    objective = replace(preset, settings=_complete_settings(spec, preset), **changes)
+    return objective if spec.retain is None else _with_retain(objective, spec)
+
+
+def _with_retain(objective: ObjectiveSpec, spec: Train) -> ObjectiveSpec:
+    """Returns an objective with the source of its retain pairs that a configuration sets.
+
+    Raises:
+        MeowError: the objective has no use for these pairs, or needs some.
+    """
+    assert spec.retain is not None
+    place = f"`train.retain` is {spec.retain}"
+    if spec.retain != "none":
+        if spec.retain != "given" and "retain" not in objective.roles:
+            raise MeowError(
+                f"{place}, but {spec.objective} retains nothing. Set `train.retain_weight` or "
+                "`train.kl_weight`."
+            )
+        return replace(objective, retain=spec.retain)
+    if "retain" in objective.reads:
+        raise MeowError(
+            f"{place}, but the function of {spec.objective} reads retain pairs. Set it to given, "
+            "neighbours or both."
+        )
+    if spec.retain_weight or spec.kl_weight:
+        raise MeowError(
+            f"{place}, which drops `train.retain_weight` and `train.kl_weight`. Remove them, or "
+            "set `train.retain` to given, neighbours or both."
+        )
+    return replace(objective, retain="none", retain_weight=0.0, kl_weight=0.0)
 
 
 def _check_settings(spec: Train, preset: ObjectiveSpec) -> None:

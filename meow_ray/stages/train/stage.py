@@ -238,7 +238,8 @@ def _memorize_data(config: Config, verify: bool) -> Artifact:
 def _objective(config: Config, verify: bool) -> Artifact:
     """Returns the objective, known by its resolved settings and not by how they were written."""
     objective = objectives.configured(config.train)
-    return Artifact("objective", "", storage.json_digest(asdict(objective)), value=objective)
+    digest = storage.json_digest(objective.identity())
+    return Artifact("objective", "", digest, value=objective)
 
 
 def _roles(config: Config, verify: bool) -> Artifact:
