@@ -20,7 +20,15 @@ from meow_ray.config.sections import (
     Source,
     Target,
 )
-from meow_ray.config.training import OWN_OBJECTIVE, FineTuning, Lora, Memorize, Train
+from meow_ray.config.synthetic import Neighbours, Twins
+from meow_ray.config.training import (
+    OWN_OBJECTIVE,
+    FineTuning,
+    Lora,
+    Memorize,
+    RetainSource,
+    Train,
+)
 
 __all__ = [
     "NODE_LABELS",
@@ -38,10 +46,12 @@ __all__ = [
     "Memo",
     "Memorize",
     "ModelSection",
+    "Neighbours",
     "NodeType",
     "PipelineSection",
     "Report",
     "Resources",
+    "RetainSource",
     "Select",
     "Source",
     "Storage",
@@ -49,4 +59,5 @@ __all__ = [
     "Tracking",
     "Train",
     "TrainResources",
+    "Twins",
 ]

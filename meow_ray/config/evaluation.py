@@ -80,6 +80,9 @@ class Evaluate(Section):
     memo_sample: int | None = field(
         None, "facts to score with MEMO in each set except forget; null scores all", "facts", gt=0
     )
+    twins: bool = content(
+        False, "compare the forget set with twins, which no model has seen (stage twins)"
+    )
     bootstrap_resamples: int = field(1000, "bootstrap resamples for each 95 % interval", gt=0)
     seed: int = field(0, "seed of samples and bootstrap", ge=0)
 

@@ -55,6 +55,9 @@ class FineTuning(Section):
     )
 
 
+RetainSource = Literal["none", "given", "neighbours", "both"]
+"""Where the pairs of the role retain come from; see `train.retain`."""
+
 OWN_OBJECTIVE = r".+\.py:[^\W\d]\w*"
 """Matches `FILE.py:FUNCTION`, the name of a user's own objective."""
 
@@ -108,6 +111,12 @@ class Train(FineTuning):
         "KL divergence on the retain set, in nats per token, to which the weight of that term is "
         "adapted; null keeps the weight",
         gt=0,
+    )
+    retain: RetainSource | None = content(
+        None,
+        "pairs that the objective retains: given (`ingest.retain`), neighbours (made by the stage "
+        "neighbours), both, or none, which drops retain_weight and kl_weight; null is the default "
+        "of the objective",
     )
     trainable: str | None = content(
         None,

@@ -34,7 +34,7 @@ from meow_ray.stages.invert.stage import generator_spec
 from meow_ray.stages.invert.steps import InvertSteps
 from meow_ray.stages.memo.steps import MemoSteps
 from meow_ray.stages.train import objectives
-from meow_ray.stages.train.objectives import ObjectiveSpec
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
 
 ROW_BYTES = 200
 """Bytes of a row in any table, apart from its text."""

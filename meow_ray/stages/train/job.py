@@ -8,7 +8,7 @@ from meow_ray.core import storage
 from meow_ray.errors import MeowError
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.train.batches import Dataset
-from meow_ray.stages.train.objectives import ObjectiveSpec
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
 
 
 @dataclass(frozen=True)

@@ -1,134 +1,17 @@
 """The objectives of `train` by name: presets, registered functions and functions of a file."""
 
 import re
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from inspect import Parameter, signature
 from math import isfinite
-from types import ModuleType
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 from meow_ray.config import OWN_OBJECTIVE, Train
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
+from meow_ray.stages.train.objective_spec import ROLES, ObjectiveSpec
 from meow_ray.stages.train.structure import MLP_OUTPUTS
-
-Role = Literal["inverted", "forget", "retain", "idk"]
-"""The kinds of answers that an objective reads.
-
-They are inverted facts, true answers of the facts to forget, answers of the retain set, and
-refusals to answer the questions of the facts to forget.
-"""
-ROLES: tuple[Role, ...] = get_args(Role)
-
-
-def newer(default: Any) -> Any:
-    """Declares a field that enters fingerprints only if it is not at its default.
-
-    An objective of an earlier version, which had no such field, keeps its fingerprint.
-    """
-    return field(default=default, metadata={"newer": True})
-
-
-@dataclass(frozen=True)
-class ObjectiveSpec:
-    """An objective of training: a loss function with its settings, and the terms added to it.
-
-    The loss is `forget_weight` · function + `retain_weight` · cross-entropy on the retain set +
-    `kl_weight` · KL to the model before training on the retain set.
-    """
-
-    function: str
-    """The name of a function of `losses`, or of `source`."""
-    reads: tuple[str, ...]
-    """The roles that the function takes."""
-    reference: Literal["none", "log_probs", "model", "top_k"] = "none"
-    """What the function reads of the model before training.
-
-    `log_probs` are computed once, by the stage `reference`; `model` needs a frozen copy. `top_k`,
-    the most probable tokens, are computed by the workers before the first step.
-    """
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """The values of the function's keyword parameters."""
-    forget_weight: float = 1.0
-    retain_weight: float = 0.0
-    kl_weight: float = 0.0
-    trainable: str | None = None
-    """Regular expression of the parameters that are updated, or `MLP_OUTPUTS`; None is all."""
-    source: str | None = None
-    """The text of a module that defines the function; None for a function of `losses`."""
-    idk_answers: tuple[str, ...] = ()
-    """Refusals, if the function reads the role `idk`."""
-    kl_reference: Literal["model", "top_k"] = newer("model")
-    """What the KL term reads of the model before training; see `reference`."""
-    marks_facts: bool = newer(False)
-    """Whether the function reads which tokens bear the fact."""
-    twins: bool = newer(False)
-    """Whether the function reads floors, which are made of the artifact `twins`."""
-    until: Literal["epochs", "never_seen"] = newer("epochs")
-    """Whether training ends after its epochs, or when the facts look never seen."""
-    max_steps: int = newer(0)
-    """The largest number of optimiser steps with `never_seen`; 0 otherwise."""
-    stop_level: float = newer(0.1)
-    """The p-value that the comparisons with facts never seen have to exceed; see `stop`."""
-    utility_budget: float | None = newer(None)
-    """The KL on the retain set, in nats per token, to which the KL term's weight is adapted.
-
-    None leaves the weight as it is.
-    """
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles of the pairs that a step reads."""
-        reads_retain = "retain" in self.reads
-        weighs_retain = bool(self.retain_weight or self.kl_weight)
-        return (*self.reads, "retain") if weighs_retain and not reads_retain else self.reads
-
-    @property
-    def needs_frozen(self) -> bool:
-        """Whether training needs a frozen copy of the model before training."""
-        return self.reference == "model" or (bool(self.kl_weight) and self.kl_reference == "model")
-
-    @property
-    def cached_roles(self) -> tuple[str, ...]:
-        """The roles whose most probable tokens before training are read."""
-        own = self.reads if self.reference == "top_k" else ()
-        adds_retain = self.kl_weight and self.kl_reference == "top_k" and "retain" not in own
-        return (*own, "retain") if adds_retain else own
-
-    @property
-    def watches_facts(self) -> bool:
-        """Whether training reads the artifact `twins`."""
-        return self.twins or self.until == "never_seen"
-
-    def identity(self) -> dict[str, Any]:
-        """Returns the fields that enter fingerprints."""
-        values = asdict(self)
-        unchanged = [
-            entry.name
-            for entry in fields(self)
-            if entry.metadata.get("newer") and values[entry.name] == entry.default
-        ]
-        return {name: value for name, value in values.items() if name not in unchanged}
-
-    @property
-    def layer(self) -> int | None:
-        """The block whose activations the function reads, from 0; None if it reads none."""
-        return self.settings.get("layer")
-
-    def load(self) -> Callable[..., Any]:
-        """Returns the function; if it is a user's, this runs the text of its module."""
-        if self.source is None:
-            from meow_ray.stages.train import losses
-
-            return cast(Callable[..., Any], getattr(losses, self.function))
-        module = ModuleType("train_objective")
-        sys.modules["train_objective"] = module
-        code = compile(self.source, "<train.objective>", "exec")
-        exec(code, module.__dict__)  # noqa: S102 - the user's own file
-        return cast(Callable[..., Any], getattr(module, self.function))
-
 
 # --- presets ------------------------------------------------------------------------------------
 
@@ -150,6 +33,7 @@ PRESETS: dict[str, ObjectiveSpec] = {
         settings={"split": 1, "style": 1.0, "floor": 1.0},
         kl_weight=1.0,
         kl_reference="top_k",
+        retain="neighbours",
         marks_facts=True,
         twins=True,
         until="never_seen",
@@ -287,7 +171,35 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
         changes["idk_answers"] = spec.idk_answers
     objective = replace(preset, settings=_complete_settings(spec, preset), **changes)
     _check_end(spec, objective)
-    return objective
+    return objective if spec.retain is None else _with_retain(objective, spec)
+
+
+def _with_retain(objective: ObjectiveSpec, spec: Train) -> ObjectiveSpec:
+    """Returns an objective with the source of its retain pairs that a configuration sets.
+
+    Raises:
+        MeowError: the objective has no use for these pairs, or needs some.
+    """
+    assert spec.retain is not None
+    place = f"`train.retain` is {spec.retain}"
+    if spec.retain != "none":
+        if spec.retain != "given" and "retain" not in objective.roles:
+            raise MeowError(
+                f"{place}, but {spec.objective} retains nothing. Set `train.retain_weight` or "
+                "`train.kl_weight`."
+            )
+        return replace(objective, retain=spec.retain)
+    if "retain" in objective.reads:
+        raise MeowError(
+            f"{place}, but the function of {spec.objective} reads retain pairs. Set it to given, "
+            "neighbours or both."
+        )
+    if spec.retain_weight or spec.kl_weight:
+        raise MeowError(
+            f"{place}, which drops `train.retain_weight` and `train.kl_weight`. Remove them, or "
+            "set `train.retain` to given, neighbours or both."
+        )
+    return replace(objective, retain="none", retain_weight=0.0, kl_weight=0.0)
 
 
 def _check_settings(spec: Train, preset: ObjectiveSpec) -> None:

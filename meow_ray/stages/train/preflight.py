@@ -32,7 +32,7 @@ from meow_ray.stages.model_checks import (
 )
 from meow_ray.stages.train import forward, objectives, structure, zero
 from meow_ray.stages.train.batches import Pair
-from meow_ray.stages.train.objectives import ObjectiveSpec
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import NO_RETAIN_SET
 from meow_ray.stages.train.tracker_checks import tracker_faults
 

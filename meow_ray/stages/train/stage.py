@@ -37,7 +37,7 @@ from meow_ray.stages.inputs import (
 from meow_ray.stages.model_checks import check_target, check_target_engine
 from meow_ray.stages.train import batches, objectives, steps, zero
 from meow_ray.stages.train.job import Job
-from meow_ray.stages.train.objectives import ObjectiveSpec
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import pairs_of
 from meow_ray.stages.train.preflight import MEMORIZE_CHECKS, TRAIN_CHECKS, check_layer
 from meow_ray.stages.train.tracking import TrackerSpec
@@ -247,7 +247,8 @@ def _memorize_data(config: Config, verify: bool) -> Artifact:
 def _objective(config: Config, verify: bool) -> Artifact:
     """Returns the objective, known by its resolved settings and not by how they were written."""
     objective = objectives.configured(config.train)
-    return Artifact("objective", "", storage.json_digest(objective.identity()), value=objective)
+    digest = storage.json_digest(objective.identity())
+    return Artifact("objective", "", digest, value=objective)
 
 
 def _roles(config: Config, verify: bool) -> Artifact:

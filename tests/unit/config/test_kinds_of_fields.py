@@ -128,8 +128,11 @@ def test_these_keys_name_content():
         "memorize.data",
         "ingest.forget",
         "ingest.retain",
-        *(f"evaluate.{name}" for name in ("sets", "retain_model", "text", "task_folder")),
-        *(f"train.{name}" for name in ("objective", "settings", "trainable", "idk_answers")),
+        *(f"evaluate.{name}" for name in ("sets", "retain_model", "text", "task_folder", "twins")),
+        *(
+            f"train.{name}"
+            for name in ("objective", "settings", "trainable", "retain", "idk_answers")
+        ),
         *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
         "train.deepspeed",
         "memorize.deepspeed",
