@@ -17,7 +17,7 @@ from meow_ray.stages.train.export import export_model
 from meow_ray.stages.train.forward import check_packing, weighted_terms
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.passes import Workers, read_before
-from meow_ray.stages.train.stop import Stop
+from meow_ray.stages.train.stop import Stop, is_reached
 from meow_ray.stages.train.watched import Watched
 from meow_ray.stages.train.zero import Model
 
@@ -94,9 +94,9 @@ def run(job: Job, hooks: Hooks) -> None:
         kl_weight = _kl_weight(job, history)
         record = _step(job, hooks, model, objective, data, step, before, kl_weight)
         step += 1
-        if stop is not None and stop.is_due(step):
+        if stop is not None and (stop.is_due(step) or step == num_steps):
             record["never_seen"] = stop.compare(job, model, workers)
-            is_forgotten = stop.is_reached(record["never_seen"])
+            is_forgotten = is_reached(job, record["never_seen"])
         history.append(record)
         hooks.progress(record)
         if _saves_after(step, job, data, num_steps) and not is_forgotten:

@@ -30,8 +30,6 @@ class Stop:
     """The figures of the twins before training."""
     interval: int
     """Number of optimiser steps between two comparisons."""
-    level: float
-    """The p-value that each comparison has to exceed."""
 
     @classmethod
     def of(cls, job: Job, model: Model, watched: Watched, workers: Workers) -> "Stop | None":
@@ -47,7 +45,6 @@ class Stop:
             truth=watched.truth,
             twins=_figures(watched.stop, scores),
             interval=max(LEAST_STEPS, steps_per_pass),
-            level=job.objective.stop_level,
         )
 
     def is_due(self, step: int) -> bool:
@@ -62,9 +59,10 @@ class Stop:
         scores = map_pairs(job, model, self.truth, score, workers)
         return never_seen.compare(_figures(self.truth, scores), self.twins).p_values_of_more
 
-    def is_reached(self, p_values: Mapping[str, float]) -> bool:
-        """Whether no figure tells the facts from those that no model has seen."""
-        return min(p_values.values()) > self.level
+
+def is_reached(job: Job, p_values: Mapping[str, float]) -> bool:
+    """Whether no figure tells the facts from those that no model has seen."""
+    return bool(p_values) and min(p_values.values()) > job.objective.stop_level
 
 
 def _figures(pairs: Sequence[Pair], scores: Sequence[Score]) -> list[Figures]:
