@@ -109,12 +109,21 @@ def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> 
         StageWork(
             stage="train",
             by="training",
-            trained=num_items * config.train.epochs * sizes.forget_pair * num_sequences,
+            trained=_trained_items(config, objective, num_items)
+            * sizes.forget_pair
+            * num_sequences,
             storage=sizes.model_bytes,
         )
     )
     works.append(_evaluate_work(config, sample, sizes))
     return works
+
+
+def _trained_items(config: Config, objective: ObjectiveSpec, num_items: int) -> int:
+    """Returns how many times an item is trained on; the largest number if training ends itself."""
+    if objective.until == "never_seen":
+        return objective.max_steps * min(config.train.batch_size, num_items)
+    return num_items * config.train.epochs
 
 
 def _sizes(config: Config, sample: FactSample) -> _Sizes:

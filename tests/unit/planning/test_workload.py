@@ -105,6 +105,10 @@ def test_training_counts_each_token_of_each_pair(overrides: list[str], tiny_toke
     assert work_of(meow, "train").trained == pytest.approx(2 * 3 * tokens)
     ascent = plan_of(overrides, "train.objective=gradient_ascent", "train.epochs=3")
     assert work_of(ascent, "train").trained == pytest.approx(3 * tokens)
+    ended = plan_of(
+        overrides, "train.objective=gradient_ascent", "train.until=never_seen", "train.max_steps=9"
+    )
+    assert work_of(ended, "train").trained == pytest.approx(9 * tokens)
 
 
 def test_target_and_tuned_model_answer_each_example(overrides: list[str]):
