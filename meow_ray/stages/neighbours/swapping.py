@@ -70,14 +70,14 @@ def swap(
     replacing = _Replacing(question, answer, rng, accept)
     try:
         replacing.plan()
-    except _NothingFits:
+    except _NothingFitsError:
         return None
     if not replacing.entities:
         return None
     return Swap(replacing.apply(question), replacing.apply(answer), tuple(replacing.entities))
 
 
-class _NothingFits(Exception):
+class _NothingFitsError(Exception):
     """No invented text can replace an entity."""
 
 
@@ -130,7 +130,7 @@ class _Replacing:
                 self.words |= dict(zip(new_words, invented, strict=True))
                 self.entities += invented
                 return
-        raise _NothingFits
+        raise _NothingFitsError
 
     def _plan_text(self, entity: str) -> None:
         whole = f"{self.question} {self.answer}"
@@ -140,7 +140,7 @@ class _Replacing:
                 self.texts[entity] = invented
                 self.entities.append(invented)
                 return
-        raise _NothingFits
+        raise _NothingFitsError
 
     def _plan_dates(self) -> None:
         for _ in range(TRIES):
@@ -149,7 +149,7 @@ class _Replacing:
             if all(map(self.accept, invented)):
                 self.entities += invented
                 return
-        raise _NothingFits
+        raise _NothingFitsError
 
     def _plan_number(self, text: str) -> None:
         value = _value(text)
@@ -161,7 +161,7 @@ class _Replacing:
                 self.numbers[value] = invented
                 self.entities.append(invented)
                 return
-        raise _NothingFits
+        raise _NothingFitsError
 
     # --- applying -------------------------------------------------------------------------------
 
