@@ -20,7 +20,7 @@ from meow_ray.config.sections import (
     Source,
     Target,
 )
-from meow_ray.config.synthetic import Neighbours, Twins
+from meow_ray.config.synthetic import Neighbours, Paraphrases, Twins
 from meow_ray.config.training import (
     OWN_OBJECTIVE,
     FineTuning,
@@ -48,6 +48,7 @@ __all__ = [
     "ModelSection",
     "Neighbours",
     "NodeType",
+    "Paraphrases",
     "PipelineSection",
     "Report",
     "Resources",

@@ -118,6 +118,14 @@ class Train(FineTuning):
         "neighbours), both, or none, which drops retain_weight and kl_weight; null is the default "
         "of the objective",
     )
+    paraphrases: int | None = content(
+        None,
+        "rewordings of each forget question to train on in turn with the question itself (stage "
+        "paraphrases); 0 trains on the question alone; null is the default of the objective",
+        "questions",
+        ge=0,
+        le=16,
+    )
     trainable: str | None = content(
         None,
         "regular expression of the parameters to update; null is the default of the objective, or "

@@ -23,6 +23,14 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("generator", pa.string()),
         ]
     ),
+    "paraphrases": pa.schema(
+        [
+            ("fact_id", pa.string()),
+            ("paraphrase_id", pa.int32()),
+            ("question", pa.string()),
+            ("source", pa.string()),
+        ]
+    ),
     "neighbours": pa.schema(
         [
             ("fact_id", pa.string()),
@@ -97,11 +105,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "facts": ("fact_id",),
     "remaining": ("fact_id",),
     "candidates": ("fact_id", "candidate_id"),
+    "paraphrases": ("fact_id", "paraphrase_id"),
     "neighbours": ("fact_id", "neighbour_id"),
     "twins": ("fact_id", "twin_id"),
     "memo": ("fact_id", "candidate_id"),
     "selected": ("fact_id", "rank"),
-    "reference": ("role", "fact_id", "answer"),
+    "reference": ("role", "fact_id", "question", "answer"),
     "metrics": ("suite", "metric", "model"),
 }
 """The columns that identify a row of each artifact that is a table."""
@@ -173,6 +182,19 @@ PAIR_REJECTS_SCHEMA = pa.schema(
     ]
 )
 """Pairs that `neighbours` or `twins` refused. `number` counts those of a fact from 0."""
+
+PARAPHRASE_REJECTS_SCHEMA = pa.schema(
+    [
+        ("fact_id", pa.string()),
+        ("number", pa.int32()),
+        ("source", pa.string()),
+        ("attempt", pa.int32()),
+        ("reason", pa.string()),
+        ("question", pa.string()),
+    ]
+)
+"""Rewordings that `paraphrases` refused. `number` counts those of a fact from 0; `attempt` is the
+message to the generator that it came from, or null."""
 
 SHORTFALL_SCHEMA = pa.schema(
     [("fact_id", pa.string()), ("num_candidates", pa.int32()), ("reasons", pa.string())]

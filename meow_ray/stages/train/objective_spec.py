@@ -73,6 +73,9 @@ class ObjectiveSpec:
     None leaves the weight as it is.
     """
 
+    paraphrases: int = field(default=0, metadata=NEWER)
+    """Rewordings of each forget question, which are trained on in turn with the question."""
+
     @property
     def retains_given(self) -> bool:
         """Whether it reads the user's retain set."""

@@ -245,6 +245,7 @@ def _changed_fields(spec: Train) -> dict[str, Any]:
         "max_steps",
         "stop_level",
         "utility_budget",
+        "paraphrases",
     )
     changes = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
     if changes.get("until") == "never_seen":
