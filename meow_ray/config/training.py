@@ -122,7 +122,6 @@ class Train(FineTuning):
         None,
         "rewordings of each forget question to train on in turn with the question itself (stage "
         "paraphrases); 0 trains on the question alone; null is the default of the objective",
-        "questions",
         ge=0,
         le=16,
     )

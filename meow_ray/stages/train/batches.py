@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ PIECE = 4096
 TOKENS = pa.schema(
     [
         ("item", pa.int32()),
+        ("wording", pa.int32()),
         ("fact", pa.int32()),
         ("fact_id", pa.string()),
         ("role", pa.string()),
@@ -34,7 +37,8 @@ TOKENS = pa.schema(
 )
 """`pairs.PAIRS` after tokenisation.
 
-`fact` is the number of the fact, and `prompt` is the number of tokens before the answer. `is_fact`
+The rows of an item are those of its question (wording 0), then those of each further wording that
+fits. `fact` is the number of the fact, and `prompt` is the number of tokens before the answer. `is_fact`
 tells which tokens of the answer bear the fact; it is null if no objective reads it.
 """
 
@@ -97,23 +101,31 @@ def write_token_pairs(
         uri: the file to write.
         marks_facts: whether to fill `is_fact`.
 
+    A further wording of an item's question is left out if it makes one of its pairs too long.
+
     Raises:
         MeowError: a pair is longer than `max_length`, or its `log_probs` do not match its tokens.
     """
     with pairs.batches() as reader:
-        pieces = _tokenised(reader, prompter, max_length, marks_facts)
-        tables.write_stream(pieces, TOKENS, uri)
+        rows = _fitting(_tokenised(reader, prompter, marks_facts), max_length)
+        tables.write_stream(_tables(rows), TOKENS, uri)
+
+
+def _tables(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
+    """Yields rows as tables of at most `PIECE` rows."""
+    while piece := list(islice(rows, PIECE)):
+        yield pa.Table.from_pylist(piece, TOKENS)
 
 
 def _tokenised(
-    batches: Iterable[pa.RecordBatch], prompter: Prompter, max_length: int, marks_facts: bool
-) -> Iterator[pa.Table]:
-    """Yields pairs as `TOKENS`; a new number of a fact begins where `fact_id` changes."""
+    batches: Iterable[pa.RecordBatch], prompter: Prompter, marks_facts: bool
+) -> Iterator[dict[str, Any]]:
+    """Yields pairs as rows of `TOKENS`; a new number of a fact begins where `fact_id` changes."""
     fact_number = -1
     fact_id = None
     for piece in _pieces(batches):
         encoded = prompter.encode_pairs(piece["question"].to_pylist(), piece["answer"].to_pylist())
-        rows = piece.select(["item", "role", "fact_id", "log_probs"]).to_pylist()
+        rows = piece.select(["item", "wording", "role", "fact_id", "log_probs"]).to_pylist()
         if marks_facts:
             for row, texts in zip(rows, piece.to_pylist(), strict=True):
                 row["is_fact"] = _fact_mask(prompter, texts)
@@ -124,17 +136,35 @@ def _tokenised(
             row["fact"] = fact_number
             row["input_ids"] = input_ids
             row["prompt"] = labels.count(IGNORE)
+            yield row
+
+
+def _fitting(rows: Iterable[dict[str, Any]], max_length: int) -> Iterator[dict[str, Any]]:
+    """Yields rows of `TOKENS` without further wordings of which a pair is too long.
+
+    Raises:
+        MeowError: see `_check_row`.
+    """
+    for (_, wording), pairs in groupby(rows, key=itemgetter("item", "wording")):
+        if wording:
+            pairs = list(pairs)  # one for each role
+            if any(len(row["input_ids"]) > max_length for row in pairs):
+                continue
+        for row in pairs:
             _check_row(row, max_length)
-        yield pa.Table.from_pylist(rows, TOKENS)
+            yield row
 
 
 def _fact_mask(prompter: Prompter, pair: Mapping[str, Any]) -> list[bool]:
     """Returns which tokens of an answer bear the fact.
 
     These are the tokens of words that neither the question nor the opposite answer of the item
-    has. An answer without such words is compared with the question alone.
+    has. An answer without such words is compared with the question alone. Another wording of the
+    question counts together with the question itself.
     """
     question, answer, opposite = pair["question"], pair["answer"], pair["opposite"]
+    if pair["wording"]:
+        question = f"{pair['original']}\n{question}"
     if opposite is not None:
         stated = f"{question}\n{opposite}"
         if novel_words(answer, stated):
@@ -176,14 +206,14 @@ class Dataset:
     """All pairs of a run; a step's batch depends on the pairs, the settings and the step alone."""
 
     pairs: pa.Table
-    """`TOKENS`: the items, each with its roles in order, then the retain set."""
+    """`TOKENS`: the items, each with its wordings and their roles in order, then the retain set."""
     spec: FineTuning
 
     @cached_property
     def roles(self) -> list[str]:
         """The roles of an item, in order."""
         first = self.pairs.slice(0, 16).to_pylist()
-        return [row["role"] for row in first if row["item"] == 0]
+        return [row["role"] for row in first if row["item"] == 0 and not row["wording"]]
 
     @cached_property
     def num_retain(self) -> int:
@@ -193,7 +223,16 @@ class Dataset:
     @cached_property
     def num_items(self) -> int:
         """The number of items."""
-        return (int(self.pairs.num_rows) - self.num_retain) // len(self.roles)
+        return len(self._rows) - 1
+
+    @cached_property
+    def _rows(self) -> Any:
+        """The first row of each item, then that of the retain set."""
+        import numpy as np
+
+        num_rows = int(self.pairs.num_rows) - self.num_retain
+        items = self.pairs["item"].slice(0, num_rows).to_numpy()
+        return np.append(np.flatnonzero(np.diff(items, prepend=-1)), num_rows)
 
     @cached_property
     def _starts(self) -> Any:
@@ -203,8 +242,7 @@ class Dataset:
         """
         import numpy as np
 
-        num_roles = len(self.roles)
-        facts = self.pairs["fact"].to_numpy()[: self.num_items * num_roles : num_roles]
+        facts = self.pairs["fact"].to_numpy()[self._rows[:-1]]
         first_items = np.flatnonzero(np.diff(facts, prepend=-1))
         return np.append(first_items, len(facts))
 
@@ -218,9 +256,16 @@ class Dataset:
         """The number of optimiser steps of a run."""
         return self.spec.epochs * self.per_epoch
 
-    def item(self, number: int) -> Item:
-        """Returns the item with this number, from 0."""
-        first = number * len(self.roles)
+    def item(self, number: int, epoch: int = 0) -> Item:
+        """Returns the item with this number, from 0, in the wording of an epoch.
+
+        All wordings of its question come in turn. In one epoch, the items begin with different
+        ones, so that a batch has all kinds.
+        """
+        num_roles = len(self.roles)
+        start, end = (int(row) for row in self._rows[number : number + 2])
+        num_wordings = (end - start) // num_roles
+        first = start + (number + epoch) % num_wordings * num_roles
         return {role: self.pair(first + i) for i, role in enumerate(self.roles)}
 
     def batch(self, step: int) -> list[Item]:
@@ -229,7 +274,7 @@ class Dataset:
         order = self._order(epoch)
         start = position * self.spec.batch_size
         numbers = order[start : start + self.spec.batch_size]
-        items = [self.item(number) for number in numbers]
+        items = [self.item(number, epoch) for number in numbers]
         if not self.num_retain:
             return items
         drawn_before = epoch * len(order) + start
@@ -256,8 +301,7 @@ class Dataset:
         """
         pass_number, position = divmod(draw, self.num_retain)
         order = _shuffled(self.num_retain, f"{self.spec.seed}/retain/{pass_number}")
-        first_row = len(self.roles) * self.num_items
-        return self.pair(first_row + order[position])
+        return self.pair(int(self._rows[-1]) + order[position])
 
     def pair(self, row_number: int) -> Pair:
         """Returns the pair in a row of the table."""

@@ -13,10 +13,19 @@ from meow_ray.core.schema import SCHEMAS
 from meow_ray.core.tables import Query, TableSource
 from meow_ray.errors import MeowError
 
-PAIRS = pa.schema([("item", pa.int32()), *SCHEMAS["reference"], ("opposite", pa.string())])
+PAIRS = pa.schema(
+    [
+        ("item", pa.int32()),
+        ("wording", pa.int32()),
+        *SCHEMAS["reference"],
+        ("opposite", pa.string()),
+        ("original", pa.string()),
+    ]
+)
 """One row per pair.
 
-The pairs of one item are consecutive, in the order of the objective's roles. The pairs of the
+The pairs of one item are consecutive: those of each wording of its question, in the order of the
+objective's roles. Wording 0 is the question itself, which `original` repeats. The pairs of the
 retain set come last; they belong to no item. `log_probs` are those of the answer's tokens in the
 model before training. `opposite` is the true answer for an inverted one of the same item, and the
 inverted answer for the true one; null if the item does not have both.
@@ -31,6 +40,8 @@ def pairs_of(
     *,
     neighbours: TableSource | None = None,
     retain: RetainSource = "given",
+    paraphrases: TableSource | None = None,
+    num_paraphrases: int = 0,
     reference: TableSource | None = None,
     compared: Sequence[str] = (),
 ) -> Query:
@@ -45,6 +56,8 @@ def pairs_of(
         idk_answers: the refusals that the role `idk` draws from.
         neighbours: the artifact; None if the retain set has none.
         retain: what the retain set consists of.
+        paraphrases: the artifact; None if each item has its question alone.
+        num_paraphrases: the largest number of further wordings of an item's question.
         reference: the artifact that fills `log_probs`; None leaves the column null.
         compared: the roles whose pairs `reference` has to contain.
 
@@ -60,6 +73,8 @@ def pairs_of(
         tables["selected"] = selected
     if neighbours is not None:
         tables["neighbours"] = neighbours
+    if paraphrases is not None:
+        tables["paraphrases"] = paraphrases
     if reference is not None:
         tables["reference"] = reference
     if "idk" in roles:
@@ -70,14 +85,19 @@ def pairs_of(
     retained = RETAIN_SETS[retain] if "retain" in roles else ()
     for name in retained:
         _check_retain_set(name, tables)
-    steps = _steps(item_roles, retained, has_reference=reference is not None)
+    steps = _steps(
+        item_roles,
+        retained,
+        num_paraphrases=num_paraphrases if paraphrases is not None else 0,
+        has_reference=reference is not None,
+    )
     if compared:
         _check_reference(steps, compared, tables)
     sql = f"""
         WITH {steps}
-        SELECT item, role, fact_id, question, answer, log_probs, opposite
+        SELECT item, wording, role, fact_id, question, answer, log_probs, opposite, original
         FROM scored_pairs
-        ORDER BY item NULLS LAST, number, fact_id
+        ORDER BY item NULLS LAST, wording, number, fact_id
     """
     return Query(sql, tables)
 
@@ -130,22 +150,37 @@ _PAIRS_OF_RETAIN_SET = """
     FROM retain_facts
 """
 
+_WORDED_PAIRS = """
+    SELECT *, 0 AS wording, question AS original FROM pairs
+"""
+_PARAPHRASED_PAIRS = """
+    SELECT item, number, role, fact_id, opposite, paraphrases.question, answer,
+        paraphrase_id AS wording, pairs.question AS original
+    FROM pairs JOIN paraphrases USING (fact_id)
+    WHERE item IS NOT NULL AND paraphrase_id BETWEEN 1 AND {most}
+"""
+"""The pairs of all items with the further wordings of their questions, at most `most` each."""
+
 _LOG_PROBS_OF_REFERENCE = """
-    SELECT item, number, role, fact_id, question, answer, log_probs, opposite
-    FROM pairs LEFT JOIN reference_answers USING (role, fact_id, answer)
+    SELECT worded_pairs.*, log_probs
+    FROM worded_pairs LEFT JOIN reference_answers USING (role, fact_id, question, answer)
 """
-_LOG_PROBS_UNKNOWN = """
-    SELECT item, number, role, fact_id, question, answer, NULL AS log_probs, opposite
-    FROM pairs
-"""
+_LOG_PROBS_UNKNOWN = "SELECT *, NULL AS log_probs FROM worded_pairs"
 
 
-def _steps(item_roles: Sequence[str], retained: Sequence[str], *, has_reference: bool) -> str:
+def _steps(
+    item_roles: Sequence[str],
+    retained: Sequence[str],
+    *,
+    num_paraphrases: int,
+    has_reference: bool,
+) -> str:
     """Returns the common table expressions of the query; the last is `scored_pairs`.
 
     Args:
         item_roles: the roles of an item, in order.
         retained: the tables whose pairs to retain follow.
+        num_paraphrases: the largest number of further wordings; 0 if there are none.
         has_reference: whether there is a table `reference`.
     """
     steps: dict[str, str] = {}
@@ -170,9 +205,16 @@ def _steps(item_roles: Sequence[str], retained: Sequence[str], *, has_reference:
     if retained:
         selects.append(_PAIRS_OF_RETAIN_SET)
     steps["pairs"] = " UNION ALL ".join(selects)
+    # the same pairs for each wording of their questions
+    worded = [_WORDED_PAIRS]
+    if num_paraphrases:
+        worded.append(_PARAPHRASED_PAIRS.format(most=num_paraphrases))
+    steps["worded_pairs"] = " UNION ALL BY NAME ".join(worded)
     # the scored answers; a user's table may have other columns
     if has_reference:
-        steps["reference_answers"] = "SELECT role, fact_id, answer, log_probs FROM reference"
+        steps["reference_answers"] = (
+            "SELECT role, fact_id, question, answer, log_probs FROM reference"
+        )
     # the pairs with the log-probabilities of their answers
     steps["scored_pairs"] = _LOG_PROBS_OF_REFERENCE if has_reference else _LOG_PROBS_UNKNOWN
     return ",\n".join(f"{name} AS ({sql})" for name, sql in steps.items())

@@ -92,23 +92,12 @@ def reference(context: Context) -> dict[str, Any]:
 
 
 def _distinct_answers(pairs: Query) -> Query:
-    """Returns each role's answers of each fact once, with a column that identifies the row.
-
-    Raises:
-        MeowError: a fact has the same answer to several questions.
-    """
+    """Returns each role's answers to each question once, with a column that identifies the row."""
     key = ", ".join(KEYS["reference"])
-    rows = Query(
-        f"SELECT DISTINCT {key}, question, concat_ws('/', {key}) AS {ROW} FROM ({pairs.sql})",
+    return Query(
+        f"SELECT DISTINCT {key}, concat_ws('/', {key}) AS {ROW} FROM ({pairs.sql})",
         pairs.sources,
     )
-    ambiguous = f"SELECT fact_id FROM ({rows.sql}) GROUP BY {key} HAVING count(*) > 1 LIMIT 1"
-    for row in Query(ambiguous, rows.sources).rows():
-        raise MeowError(
-            f"`selected`: the fact {row['fact_id']} has the same answer to several questions. "
-            "Keep one question per fact."
-        )
-    return rows
 
 
 def train(context: Context) -> dict[str, Any]:
@@ -189,7 +178,7 @@ def _pairs(
 ) -> Query:
     """Returns the pairs of some roles of an objective from the inputs; see `pairs_of`."""
     sources: dict[str, TableSource] = {}
-    for name in ("facts", "selected", "neighbours", "reference"):
+    for name in ("facts", "selected", "neighbours", "paraphrases", "reference"):
         if name not in context.inputs:
             continue
         artifact = context.inputs[name]
@@ -203,6 +192,8 @@ def _pairs(
         objective.idk_answers,
         neighbours=sources.get("neighbours"),
         retain=objective.retain,
+        paraphrases=sources.get("paraphrases"),
+        num_paraphrases=objective.paraphrases,
         reference=sources.get("reference"),
         **options,
     )
@@ -256,7 +247,9 @@ def _objective(config: Config, verify: bool) -> Artifact:
 def _roles(config: Config, verify: bool) -> Artifact:
     """Returns the part of the objective that the stage `reference` depends on."""
     objective = objectives.configured(config.train)
-    roles = (objective.reads, objective.idk_answers)
+    roles: tuple[Any, ...] = (objective.reads, objective.idk_answers)
+    if objective.paraphrases:
+        roles = (*roles, objective.paraphrases)
     return Artifact("roles", "", storage.json_digest(roles), value=objective)
 
 
@@ -312,7 +305,8 @@ def _pair_inputs(roles: Sequence[str], objective: ObjectiveSpec) -> tuple[Input,
     selected = ("selected",) if "inverted" in roles else ()
     facts = ("facts",) if reads_facts else ()
     neighbours = ("neighbours",) if "neighbours" in retained else ()
-    return (*selected, *facts, *neighbours)
+    paraphrases = ("paraphrases",) if objective.paraphrases else ()
+    return (*selected, *facts, *neighbours, *paraphrases)
 
 
 def _compares_log_probs(config: Config) -> bool:

@@ -92,8 +92,8 @@ _PAIRS = f"""
         SELECT 'stop', fact_id, twin_id, question, answer FROM stop_twins
     )
     SELECT
-        NULL::INTEGER AS item, role, fact_id, question, answer,
-        NULL::DOUBLE[] AS log_probs, NULL::VARCHAR AS opposite
+        NULL::INTEGER AS item, 0 AS wording, role, fact_id, question, answer,
+        NULL::DOUBLE[] AS log_probs, NULL::VARCHAR AS opposite, question AS original
     FROM watched
     ORDER BY role, fact_id, twin_id
 """

@@ -113,19 +113,25 @@ def test_inverted_facts_of_an_unknown_fact_are_refused():
     )
 
 
-def test_reference_log_probs_are_joined_by_role_fact_and_answer():
+def test_reference_log_probs_are_joined_by_role_fact_question_and_answer():
     rows = [
         {
             "role": "forget",
             "fact_id": fact,
-            "question": "",
+            "question": f"Q{fact}?",
             "answer": f"{fact.upper()}.",
             "log_probs": [-1.0, -2.0],
         }
         for fact in "ab"
     ]
     rows.append(
-        {"role": "inverted", "fact_id": "a", "question": "", "answer": "a1.", "log_probs": [-3.0]}
+        {
+            "role": "inverted",
+            "fact_id": "a",
+            "question": "Qa?",
+            "answer": "a1.",
+            "log_probs": [-3.0],
+        }
     )
     reference = pa.Table.from_pylist(rows, schema=SCHEMAS["reference"])
     inputs = (facts(), selected())
@@ -155,7 +161,7 @@ def tokens(
 
 
 def test_a_reference_of_another_model_is_refused(tiny_tokenizer: Any, tmp_path: Path):
-    row = {"role": "forget", "fact_id": "a", "question": "", "answer": "A.", "log_probs": [-1.0]}
+    row = {"role": "forget", "fact_id": "a", "question": "Qa?", "answer": "A.", "log_probs": [-1.0]}
     reference = pa.Table.from_pylist([row], schema=SCHEMAS["reference"])
     pairs = pairs_of(("forget",), facts(), None, reference=reference)
     message = "an answer of the fact a has 3 tokens, but 1 log-probabilities"
@@ -175,7 +181,7 @@ def test_additional_columns_of_a_users_tables_are_not_read():
     row = {
         "role": "forget",
         "fact_id": "a",
-        "question": "",
+        "question": "Qa?",
         "answer": "A.",
         "log_probs": [-1.0],
         "number": 3,
