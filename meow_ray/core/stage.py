@@ -186,7 +186,8 @@ def _spec(config: Config, name: str) -> Any:
     """Returns the spec of a section (`select`) or of a single field (`target.template`)."""
     section, _, key = name.partition(".")
     spec = getattr(config, section).spec()
-    return spec[key] if key else spec
+    # a field that is content has no value here: it enters through an input
+    return spec.get(key) if key else spec
 
 
 # --- the cache ----------------------------------------------------------------------------------

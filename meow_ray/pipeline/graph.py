@@ -9,6 +9,7 @@ from meow_ray.stages.ingest.stage import INGEST, INGEST_ALONE
 from meow_ray.stages.invert.stage import INVERT
 from meow_ray.stages.memo.stage import MEMO, REMAIN
 from meow_ray.stages.neighbours.stage import NEIGHBOURS
+from meow_ray.stages.paraphrases.stage import paraphrases_stage
 from meow_ray.stages.report.stage import REPORT, REPORT_ALONE
 from meow_ray.stages.select.stage import SELECT
 from meow_ray.stages.train import objectives
@@ -24,10 +25,15 @@ def _reads_twins(config: Config) -> bool:
     return config.evaluate.twins or objectives.configured(config.train).twins
 
 
+def _num_paraphrases(config: Config) -> int:
+    return objectives.configured(config.train).paraphrases
+
+
 STAGES: tuple[Stage, ...] = (
     MEMORIZE,
     INGEST,
     INVERT,
+    paraphrases_stage(_num_paraphrases),
     replace(NEIGHBOURS, enabled=_reads_neighbours),
     replace(TWINS, enabled=_reads_twins),
     MEMO,

@@ -14,7 +14,7 @@ from meow_ray.core.stage import Stage
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline
 
-KEPT_IN_EACH_ROUND = ("generator", "neighbours", "twins")
+KEPT_IN_EACH_ROUND = ("generator", "paraphrases", "neighbours", "twins")
 """Artifacts and inputs given with `--input` that all rounds read."""
 
 MADE_BY_EACH_ROUND = ("candidates", "memo", "selected", "model")

@@ -66,11 +66,27 @@ def parse_reply(text: str, finished: bool, true_answer: str) -> list[Proposal]:
     They are the strings of the last JSON value that fits, or the reply's lines if none fits. A
     proposal that was cut off is not finished: the last line, or a string without its closing quote.
     """
+    return [
+        Proposal(_tidied(answer, true_answer), ended) for answer, ended in _strings(text, finished)
+    ]
+
+
+def parse_questions(text: str, finished: bool, question: str) -> list[Proposal]:
+    """Returns the questions that a chat reply lists, read like the answers of `parse_reply`.
+
+    They have neither number nor quotes if the given question has none.
+    """
+    return [
+        Proposal(unicodedata.normalize("NFC", _bare(listed, question)), ended)
+        for listed, ended in _strings(text, finished)
+    ]
+
+
+def _strings(text: str, finished: bool) -> list[_Answer]:
+    """Returns the strings of the last JSON value that fits, or the reply's lines if none fits."""
     text = without_reasoning(text)
-    proposals = _in_json(text)
-    if proposals is None:
-        proposals = _lines(text, finished)
-    return [Proposal(_tidied(answer, true_answer), ended) for answer, ended in proposals]
+    strings = _in_json(text)
+    return _lines(text, finished) if strings is None else strings
 
 
 def _in_json(text: str) -> list[_Answer] | None:
@@ -180,12 +196,15 @@ def _lines(text: str, finished: bool) -> list[_Answer]:
 
 def _tidied(text: str, true_answer: str) -> str:
     """Returns an answer without what the true answer lacks: number, quotes and final stop."""
-    if not _NUMBERING.match(true_answer):
+    return unicodedata.normalize("NFC", in_form_of(true_answer, _bare(text, true_answer)))
+
+
+def _bare(text: str, like: str) -> str:
+    """Returns a text without number and quotes if another text has none."""
+    if not _NUMBERING.match(like):
         text = _NUMBERING.sub("", text)
     text = text.strip()
-    if not _is_quoted(true_answer) and _is_quoted(text):
-        text = text[1:-1].strip()
-    return unicodedata.normalize("NFC", in_form_of(true_answer, text))
+    return text[1:-1].strip() if _is_quoted(text) and not _is_quoted(like) else text
 
 
 def _is_quoted(text: str) -> bool:

@@ -85,4 +85,7 @@ def _endpoint_faults(spec: EndpointSpec, url_key: str, model_key: str) -> Iterat
         return
 
 
-CHECKS = (check_generator, check_generator_engine, _check_generator_is_set, _check_endpoints)
+GENERATOR_CHECKS = (check_generator, check_generator_engine, _check_endpoints)
+"""For each stage that asks the generator."""
+
+CHECKS = (*GENERATOR_CHECKS, _check_generator_is_set)

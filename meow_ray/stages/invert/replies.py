@@ -43,10 +43,10 @@ VERDICT_SCHEMA = _object_schema(contradicts={"type": "boolean"})
 """The JSON schema of a judge's reply."""
 
 
-def reply_schema(k: int) -> str:
-    """Returns the JSON schema of a chat reply with k answers."""
-    answers = {"type": "array", "items": {"type": "string"}, "minItems": k, "maxItems": k}
-    return _object_schema(answers=answers)
+def reply_schema(k: int, name: str = "answers") -> str:
+    """Returns the JSON schema of a chat reply with k strings under a name."""
+    strings = {"type": "array", "items": {"type": "string"}, "minItems": k, "maxItems": k}
+    return _object_schema(**{name: strings})
 
 
 # --- asking -------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ TOKENS = pa.schema(
 """`pairs.PAIRS` after tokenisation.
 
 The rows of an item are those of its question (wording 0), then those of each further wording that
-fits. `fact` is the number of the fact, and `prompt` is the number of tokens before the answer. `is_fact`
-tells which tokens of the answer bear the fact; it is null if no objective reads it.
+fits. `fact` is the number of the fact, and `prompt` is the number of tokens before the answer.
+`is_fact` tells which tokens of the answer bear the fact; it is null if no objective reads it.
 """
 
 
@@ -145,9 +145,10 @@ def _fitting(rows: Iterable[dict[str, Any]], max_length: int) -> Iterator[dict[s
     Raises:
         MeowError: see `_check_row`.
     """
-    for (_, wording), pairs in groupby(rows, key=itemgetter("item", "wording")):
+    for (_, wording), group in groupby(rows, key=itemgetter("item", "wording")):
+        pairs: Iterable[dict[str, Any]] = group
         if wording:
-            pairs = list(pairs)  # one for each role
+            pairs = list(group)  # one for each role
             if any(len(row["input_ids"]) > max_length for row in pairs):
                 continue
         for row in pairs:
@@ -206,7 +207,7 @@ class Dataset:
     """All pairs of a run; a step's batch depends on the pairs, the settings and the step alone."""
 
     pairs: pa.Table
-    """`TOKENS`: the items, each with its wordings and their roles in order, then the retain set."""
+    """`TOKENS`: the items, each with its wordings and roles in order, then the retain set."""
     spec: FineTuning
 
     @cached_property

@@ -19,6 +19,7 @@ NAMES = [
     "memorize",
     "ingest",
     "invert",
+    "paraphrases",
     "neighbours",
     "twins",
     "memo",
@@ -33,6 +34,7 @@ ARTIFACTS = [
     "target",
     "facts",
     "candidates",
+    "paraphrases",
     "neighbours",
     "twins",
     "memo",
@@ -45,6 +47,7 @@ ARTIFACTS = [
 ]
 OUTSIDE = {
     "data",
+    "num_paraphrases",
     "memorize_data",
     "memorize_deepspeed",
     "base",

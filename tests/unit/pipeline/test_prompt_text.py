@@ -71,7 +71,15 @@ def dated(tiny_tokenizer: Any, tmp_path: Path) -> Path:
 def test_stages_whose_prompts_hold_the_date_are_stale_on_another_day(
     clock: Any, dated: Path, tmp_path: Path
 ):
-    names = ("memorize", "invert", "neighbours", "reference", "train", "evaluate")
+    names = (
+        "memorize",
+        "invert",
+        "paraphrases",
+        "neighbours",
+        "reference",
+        "train",
+        "evaluate",
+    )
     stale = {name: ["prompt text changed"] for name in names}
     assert changes(clock, dated, tmp_path) == stale
     through_template = changes(clock, dated, tmp_path, "memo.template=target")
@@ -83,7 +91,7 @@ def test_a_date_that_is_given_does_not_change(clock: Any, dated: Path, tmp_path:
         f"{section}.template_variables.date_string=10 Apr 2025" for section in ("target", "invert")
     ]
     assert changes(clock, dated, tmp_path, *given) == {}
-    assert set(changes(clock, dated, tmp_path, "target.template=raw")) == {"invert"}
+    assert set(changes(clock, dated, tmp_path, "target.template=raw")) == {"invert", "paraphrases"}
 
 
 def test_a_template_without_the_date_adds_nothing(

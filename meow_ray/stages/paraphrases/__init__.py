@@ -1,0 +1,1 @@
+"""Rewords the questions of the facts to forget, so that training sees several wordings."""
