@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from meow_ray.cli import program, running, tools
+from meow_ray.cli import program, running, soup, tools
 from meow_ray.cli.options import app
 from meow_ray.cli.running import evaluate, memorize, run, run_stage
 
 __all__ = ["evaluate", "main", "memorize", "run", "run_stage"]
 
-COMMANDS = (running, tools)
+COMMANDS = (running, tools, soup)
 """The modules that add commands to the application."""
 
 
