@@ -38,7 +38,7 @@ from meow_ray.stages.model_checks import check_target, check_target_engine
 from meow_ray.stages.train import batches, objectives, steps, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
-from meow_ray.stages.train.pairs import pairs_of
+from meow_ray.stages.train.pairs import RETAIN_SETS, pairs_of
 from meow_ray.stages.train.preflight import MEMORIZE_CHECKS, TRAIN_CHECKS, check_layer
 from meow_ray.stages.train.tracking import TrackerSpec
 from meow_ray.stages.train.watched import write as write_watched
@@ -70,8 +70,8 @@ def reference(context: Context) -> dict[str, Any]:
     from meow_ray.distributed import map_rows
 
     config = context.config
-    roles, idk_answers = context.inputs["roles"].value
-    rows = _distinct_answers(_pairs(context, roles, idk_answers))
+    objective: ObjectiveSpec = context.inputs["roles"].value
+    rows = _distinct_answers(_pairs(context, objective.reads, objective))
     score = partial(
         steps.log_probs_batch,
         template=config.target.template,
@@ -117,7 +117,7 @@ def train(context: Context) -> dict[str, Any]:
     objective: ObjectiveSpec = context.inputs["objective"].value
     target = context.inputs["target"]
     compared = objective.reads if "reference" in context.inputs else ()
-    pairs = _pairs(context, objective.roles, objective.idk_answers, compared=compared)
+    pairs = _pairs(context, objective.roles, objective, compared=compared)
     model = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
     check_layer(objective, model)
     objective_name = PurePosixPath(config.train.objective).name
@@ -185,11 +185,11 @@ def _tracked_settings(spec: FineTuning, objective: ObjectiveSpec) -> dict[str, A
 
 
 def _pairs(
-    context: Context, roles: Sequence[str], idk_answers: Sequence[str], **options: Any
+    context: Context, roles: Sequence[str], objective: ObjectiveSpec, **options: Any
 ) -> Query:
-    """Returns the pairs of some roles from the inputs of a stage; see `pairs_of`."""
+    """Returns the pairs of some roles of an objective from the inputs; see `pairs_of`."""
     sources: dict[str, TableSource] = {}
-    for name in ("facts", "selected", "reference"):
+    for name in ("facts", "selected", "neighbours", "reference"):
         if name not in context.inputs:
             continue
         artifact = context.inputs[name]
@@ -200,7 +200,9 @@ def _pairs(
         roles,
         sources.get("facts"),
         sources.get("selected"),
-        idk_answers,
+        objective.idk_answers,
+        neighbours=sources.get("neighbours"),
+        retain=objective.retain,
         reference=sources.get("reference"),
         **options,
     )
@@ -255,7 +257,7 @@ def _roles(config: Config, verify: bool) -> Artifact:
     """Returns the part of the objective that the stage `reference` depends on."""
     objective = objectives.configured(config.train)
     roles = (objective.reads, objective.idk_answers)
-    return Artifact("roles", "", storage.json_digest(roles), value=roles)
+    return Artifact("roles", "", storage.json_digest(roles), value=objective)
 
 
 def _deepspeed_file(section: str) -> OutsideInput:
@@ -303,11 +305,14 @@ MEMORIZE = Stage(
 )
 
 
-def _pair_inputs(roles: Sequence[str]) -> tuple[Input, ...]:
-    """Returns the artifacts that the pairs of some roles are made of."""
+def _pair_inputs(roles: Sequence[str], objective: ObjectiveSpec) -> tuple[Input, ...]:
+    """Returns the artifacts that the pairs of some roles of an objective are made of."""
+    retained = RETAIN_SETS[objective.retain] if "retain" in roles else ()
+    reads_facts = bool(set(roles) - {"inverted", "retain"}) or "facts" in retained
     selected = ("selected",) if "inverted" in roles else ()
-    facts = ("facts",) if set(roles) - {"inverted"} else ()
-    return (*selected, *facts)
+    facts = ("facts",) if reads_facts else ()
+    neighbours = ("neighbours",) if "neighbours" in retained else ()
+    return (*selected, *facts, *neighbours)
 
 
 def _compares_log_probs(config: Config) -> bool:
@@ -316,7 +321,7 @@ def _compares_log_probs(config: Config) -> bool:
 
 def _reference_inputs(config: Config) -> tuple[Input, ...]:
     objective = objectives.configured(config.train)
-    return (*_pair_inputs(objective.reads), TARGET, OutsideInput("roles", _roles))
+    return (*_pair_inputs(objective.reads, objective), TARGET, OutsideInput("roles", _roles))
 
 
 REFERENCE = Stage(
@@ -339,7 +344,7 @@ REFERENCE = Stage(
 def _train_inputs(config: Config) -> tuple[Input, ...]:
     objective = objectives.configured(config.train)
     inputs: list[Input] = [
-        *_pair_inputs(objective.roles),
+        *_pair_inputs(objective.roles, objective),
         TARGET,
         OutsideInput("objective", _objective),
     ]
