@@ -126,10 +126,10 @@ def _existing(pipeline: Pipeline, name: str) -> Artifact:
     Raises:
         MeowError: no stage has made it yet, or none makes it.
     """
-    if not pipeline.has(name):
+    if not pipeline.has(name):  # only the twins have a stage that not all configurations have
         raise MeowError(
-            f"meow soup: no stage of this configuration makes {name}. Set evaluate.{name}=true and "
-            f"run the pipeline, or give --input {name}=URI."
+            f"meow soup: no stage of this configuration makes {name}. Set evaluate.twins=true and "
+            f"run the stage twins, or give --input {name}=URI."
         )
     artifact = pipeline.artifact(name)
     if artifact is None:
