@@ -29,8 +29,6 @@ class Soup:
 
     points: list[Point]
     """By ascending share; the first one is the target."""
-    stop_level: float
-    """The p-value that the comparisons have to exceed."""
     share: float | None
     """The smallest share above 0 at which the facts look never seen; None if there is none."""
     uri: str | None
@@ -64,11 +62,25 @@ def find(pipeline: Pipeline, shares: Sequence[float] = SHARES, out: str | None =
         uri = storage.absolute(out)
         _check_new(uri)
         shared_root.check(uri, "--out")
-    return _find(pipeline, step, grid, uri)
+    points = _curve(pipeline, step, grid)
+    passing = [point.share for point in points[1:] if point.looks_never_seen]
+    if not passing:
+        return Soup(points, share=None, uri=None)
+    storage.remove(uri)  # what a killed call may have left
+    _call(pipeline, curve.write, step, passing[0], uri)
+    record = {
+        "share": passing[0],
+        "stop_level": _stop_level(pipeline),
+        "points": [asdict(point) for point in points],
+        "inputs": {name: artifact.digest for name, artifact in found.items()},
+    }
+    storage.write_json(storage.join(uri, CURVE_FILE), record)
+    return Soup(points, share=passing[0], uri=uri)
 
 
-def _find(pipeline: Pipeline, step: Step, grid: Sequence[float], uri: str) -> Soup:
-    stop_level = objectives.configured(pipeline.config.train).stop_level
+def _curve(pipeline: Pipeline, step: Step, grid: Sequence[float]) -> list[Point]:
+    """Returns the points at some shares, that of the target before them."""
+    stop_level = _stop_level(pipeline)
     cluster.connect()
     placement.require(_SECTION, pipeline.config.resources)
     target: Answers = _call(pipeline, curve.ask, step, TARGET_SHARE)
@@ -78,14 +90,7 @@ def _find(pipeline: Pipeline, step: Step, grid: Sequence[float], uri: str) -> So
         print(line, file=progress.output(), flush=True)
         model: Answers = _call(pipeline, curve.ask, step, share)
         points.append(curve.point(share, model, target, stop_level))
-    passing = [point.share for point in points[1:] if point.looks_never_seen]
-    if not passing:
-        return Soup(points, stop_level, share=None, uri=None)
-    storage.remove(uri)  # what a killed call may have left
-    _call(pipeline, curve.write, step, passing[0], uri)
-    soup = Soup(points, stop_level, share=passing[0], uri=uri)
-    storage.write_json(storage.join(uri, CURVE_FILE), asdict(replace(soup, uri=None)))
-    return soup
+    return points
 
 
 def _call(pipeline: Pipeline, function: Any, *arguments: Any) -> Any:
@@ -104,9 +109,13 @@ def _call(pipeline: Pipeline, function: Any, *arguments: Any) -> Any:
 
 def _read(uri: str) -> Soup:
     """Returns what an earlier call has written."""
-    values = storage.read_json(storage.join(uri, CURVE_FILE))
-    points = [Point(**values_of_point) for values_of_point in values["points"]]
-    return Soup(**values | {"points": points, "uri": uri})
+    record = storage.read_json(storage.join(uri, CURVE_FILE))
+    return Soup([Point(**point) for point in record["points"]], share=record["share"], uri=uri)
+
+
+def _stop_level(pipeline: Pipeline) -> float:
+    """Returns the p-value that the comparisons have to exceed."""
+    return objectives.configured(pipeline.config.train).stop_level
 
 
 # --- the inputs -----------------------------------------------------------------------------------
@@ -166,7 +175,7 @@ def _fingerprint(pipeline: Pipeline, found: dict[str, Artifact], grid: Sequence[
             "version": _VERSION,
             "inputs": {name: artifact.digest for name, artifact in found.items()},
             "target": config.target.spec(),
-            "stop_level": objectives.configured(config.train).stop_level,
+            "stop_level": _stop_level(pipeline),
             "shares": list(grid),
         }
     )

@@ -110,6 +110,7 @@ def test_the_model_of_the_smallest_share_that_passes_is_written(
     assert [point["share"] for point in curve["points"]] == [0, 0.25, 0.75, 1]
     assert [point["looks_never_seen"] for point in curve["points"]] == [False, False, True, True]
     assert curve["share"] == 0.75
+    assert curve["inputs"] == {name: each.digest for name, each in given(models).items()}
     interpolate(models["target"], models["model"], 0.75, tmp_path)
     for file in tmp_path.iterdir():
         assert (folder / file.name).read_bytes() == file.read_bytes()
