@@ -17,6 +17,7 @@ from meow_ray.stages.evaluate.definitions import DEFINITIONS, Definitions
 from meow_ray.stages.evaluate.suites import ROWS_SCHEMA, TEXT
 from meow_ray.stages.memo.score import memorization_accuracy
 from meow_ray.stages.memo.steps import MemoSteps
+from meow_ray.stages.never_seen import min_k_score
 
 _FINISH_COLUMNS = ("rougeL_recall", "leak", "rep3", "bleu")
 """The columns of examples that `EvaluateSteps.finish` adds."""
@@ -132,7 +133,7 @@ class EvaluateSteps:
         compared = self.definitions.compared_tokens(forced) if answer.has_end else forced
         attacks = {
             "zlib": privacy.zlib_score(forced.log_probs, answer.text),
-            "min_k": privacy.min_k_score(compared.log_probs, share),
+            "min_k": min_k_score(compared.log_probs, share),
         }
         if compared.means is not None and compared.deviations is not None:
             attacks["min_k_pp"] = privacy.min_k_pp_score(
