@@ -21,7 +21,7 @@ def _reads_neighbours(config: Config) -> bool:
 
 
 def _reads_twins(config: Config) -> bool:
-    return config.evaluate.twins or objectives.configured(config.train).twins
+    return config.evaluate.twins or objectives.configured(config.train).watches_facts
 
 
 STAGES: tuple[Stage, ...] = (
