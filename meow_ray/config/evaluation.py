@@ -66,8 +66,10 @@ class Evaluate(Section):
     min_k_share: float = field(
         0.2, "share of the least probable tokens that min_k and min_k_pp use", gt=0, le=1
     )
-    twins: bool = field(
-        False, "compare with facts that no model has seen: the reference-free forget quality"
+    twins: bool | None = field(
+        None,
+        "compare with facts that no model has seen: the reference-free forget quality; null does "
+        "so if training reads twins",
     )
     lm_eval: LmEval = LmEval()
     task_folder: str | None = content(
@@ -85,9 +87,6 @@ class Evaluate(Section):
     memo: bool = field(True, "score the true answers with MEMO")
     memo_sample: int | None = field(
         None, "facts to score with MEMO in each set except forget; null scores all", "facts", gt=0
-    )
-    twins: bool = content(
-        False, "compare the forget set with twins, which no model has seen (stage twins)"
     )
     bootstrap_resamples: int = field(1000, "bootstrap resamples for each 95 % interval", gt=0)
     seed: int = field(0, "seed of samples and bootstrap", ge=0)

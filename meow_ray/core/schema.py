@@ -65,15 +65,6 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("memo", pa.float64()),
         ]
     ),
-    "twins": pa.schema(
-        [
-            ("fact_id", pa.string()),
-            ("twin_id", pa.int32()),
-            ("half", pa.string()),
-            ("question", pa.string()),
-            ("answer", pa.string()),
-        ]
-    ),
     "reference": pa.schema(
         [
             ("role", pa.string()),
@@ -110,7 +101,6 @@ KEYS: dict[str, tuple[str, ...]] = {
     "twins": ("fact_id", "twin_id"),
     "memo": ("fact_id", "candidate_id"),
     "selected": ("fact_id", "rank"),
-    "twins": ("fact_id", "twin_id"),
     "reference": ("role", "fact_id", "answer"),
     "metrics": ("suite", "metric", "model"),
 }

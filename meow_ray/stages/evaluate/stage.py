@@ -32,6 +32,7 @@ from meow_ray.stages.inputs import (
     target_prompt,
     thinking_hint,
 )
+from meow_ray.stages.train.objectives import compares_with_twins
 
 
 def _models(inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
@@ -202,7 +203,7 @@ _INPUTS_ALONE = (
 
 
 def _inputs(config: Config) -> tuple[Input, ...]:
-    twins = ("twins",) if config.evaluate.twins else ()
+    twins = ("twins",) if compares_with_twins(config) else ()
     return (*_INPUTS_ALONE, "selected", "model", *twins)
 
 

@@ -7,7 +7,7 @@ from inspect import Parameter, signature
 from math import isfinite
 from typing import Any
 
-from meow_ray.config import OWN_OBJECTIVE, Train
+from meow_ray.config import OWN_OBJECTIVE, Config, Train
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
 from meow_ray.stages.train.objective_spec import ROLES, ObjectiveSpec
@@ -150,6 +150,12 @@ def configured(spec: Train) -> ObjectiveSpec:
         MeowError: see `source_of` and `resolve`.
     """
     return resolve(spec, source_of(spec.objective))
+
+
+def compares_with_twins(config: Config) -> bool:
+    """Whether `evaluate` compares the facts with twins: as configured, or as training does."""
+    chosen = config.evaluate.twins
+    return configured(config.train).watches_facts if chosen is None else chosen
 
 
 def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
