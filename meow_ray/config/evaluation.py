@@ -66,7 +66,7 @@ class Evaluate(Section):
     min_k_share: float = field(
         0.2, "share of the least probable tokens that min_k and min_k_pp use", gt=0, le=1
     )
-    twins: bool | None = field(
+    twins: bool | None = content(
         None,
         "compare with facts that no model has seen: the reference-free forget quality; null does "
         "so if training reads twins",
