@@ -20,7 +20,7 @@ from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
 from meow_ray.pipeline.pipeline import Pipeline
-from meow_ray.planning import probe
+from meow_ray.planning import neighbours, probe
 from meow_ray.planning.methods import training_methods
 from meow_ray.planning.rates import EngineRates, Rates, TrainingRates, read_rates
 from meow_ray.planning.sample import FactSample, sample_facts
@@ -94,6 +94,8 @@ def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> 
     if config.memorize is not None:
         works.append(_memorize_work(config.memorize, sample, sizes))
     works.append(_invert_work(config, sample, sizes))
+    if objective.retains_neighbours:
+        works.append(_neighbours_work(config, sample, sizes))
     works.append(_memo_work(config, sample, sizes))
     if objective.reference == "log_probs":
         works.append(
@@ -182,6 +184,19 @@ def _invert_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork
     return work
 
 
+def _neighbours_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork:
+    """Counts answers as long as allowed; no question is assumed to be rejected."""
+    of_facts, of_turn = _tally(sample), _tally(sample)
+    neighbours.count_neighbours(config, sample, of_facts)
+    neighbours.count_generic_turn(config, sample, of_turn)
+    num_facts = sample.counts["forget"]
+    num_rows = num_facts * neighbours.num_neighbours(config, num_facts) + config.neighbours.generic
+    work = StageWork(stage="neighbours", by="target", storage=num_rows * sizes.row_bytes)
+    work.add(of_facts, sample.scale("forget"))
+    work.add(of_turn, neighbours.num_generic(config))
+    return work
+
+
 def _memo_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork:
     """Counts the windows of true answers; candidates are assumed to have as many."""
     target = config.target
@@ -251,7 +266,7 @@ def stage_units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, t
     """
     units = {}
     for stage in stages:
-        section = "memo" if stage == "reference" else stage
+        section = "memo" if stage in ("reference", "neighbours") else stage
         resources: EngineResources | TrainResources = getattr(config.resources, section)
         if isinstance(resources, TrainResources):
             units[stage] = (resources.workers(gpus or 2), int(gpus > 0))
