@@ -112,7 +112,7 @@ def plain(case: Case, turn: Turn) -> Measured:
 
     job = case.job
     data = job.load()
-    network, optimizer = _network(job.model, job.spec.learning_rate)
+    network, optimizer = _network(job.model, job.spec.learning_rate or LEARNING_RATE)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, data.num_steps + 1)
     pad = refs.load_tokenizer(job.model).pad_token_id
     seconds, losses = [], []
@@ -169,7 +169,7 @@ def trainer(case: Case, turn: Turn) -> Measured:
 
     job = case.job
     data = job.load()
-    network, _ = _network(job.model, job.spec.learning_rate)
+    network, _ = _network(job.model, job.spec.learning_rate or LEARNING_RATE)
     tokenizer = refs.load_tokenizer(job.model)
     pairs = [item["inverted"] for step in range(data.num_steps) for item in data.batch(step)]
     rows = [

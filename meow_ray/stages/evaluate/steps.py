@@ -108,8 +108,6 @@ class EvaluateSteps:
     ) -> None:
         """Adds the greedy reply to the `values` of rows that are asked."""
         asked = [number for number, row in enumerate(rows) if row["asked"]]
-        if not asked:
-            return
         samplings = self._samplings(rows, answers)
         replies = engine.generate(
             [prompts[number] for number in asked], [samplings[number] for number in asked]
