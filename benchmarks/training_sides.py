@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import peak_rss_mib
+from meow_ray.config import LEARNING_RATE
 from meow_ray.models import refs
 from meow_ray.models.prompts import IGNORE
 from meow_ray.models.refs import ModelRef
