@@ -22,6 +22,7 @@ from meow_ray.config.sections import (
 )
 from meow_ray.config.synthetic import Neighbours, Paraphrases, Twins
 from meow_ray.config.training import (
+    LEARNING_RATE,
     OWN_OBJECTIVE,
     FineTuning,
     Lora,
@@ -31,6 +32,7 @@ from meow_ray.config.training import (
 )
 
 __all__ = [
+    "LEARNING_RATE",
     "NODE_LABELS",
     "OWN_OBJECTIVE",
     "Config",

@@ -1,7 +1,7 @@
 """The sections of the stages that train: `train` and `memorize`."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
@@ -28,10 +28,19 @@ class Lora(Section):
     )
 
 
+LEARNING_RATE = 2e-5
+"""The learning rate that is used if none is set."""
+
+
 class FineTuning(Section):
     """Settings that `train` and `memorize` share."""
 
-    learning_rate: float = field(2e-5, "peak learning rate of AdamW", gt=0)
+    learning_rate: float | None = field(
+        None,
+        "peak learning rate of AdamW; null is 2e-5, and for objectives that end by themselves 0.06 "
+        "divided by the width of the model",
+        gt=0,
+    )
     epochs: int = field(5, "passes over the pairs", "epochs", gt=0)
     batch_size: int = field(8, "pairs per optimiser step, over all workers", "pairs", gt=0)
     warmup_ratio: float = field(
@@ -53,6 +62,13 @@ class FineTuning(Section):
     deepspeed: str | None = content(
         None, "JSON file with more DeepSpeed settings; a setting that contradicts ours is an error"
     )
+
+    def spec(self) -> dict[str, Any]:
+        """Returns the fields that enter fingerprints, with the learning rate that null stands for.
+
+        The objective enters them, too, and says whether null depends on the model's width.
+        """
+        return super().spec() | {"learning_rate": self.learning_rate or LEARNING_RATE}
 
 
 RetainSource = Literal["none", "given", "neighbours", "both"]

@@ -149,12 +149,13 @@ EXAMPLES_SCHEMA = pa.schema(
         ("num_tokens", pa.int32()),
         ("paraphrased_loss", pa.float64()),
         ("perturbed_losses", pa.list_(pa.float64())),
-        *((name, pa.float64()) for name in ("zlib", "min_k", "min_k_pp")),
+        *((name, pa.float64()) for name in ("zlib", "min_k", "min_k_pp", "fact_log_prob")),
     ]
 )
 """The examples that `metrics` summarises: one row per example and model; null if not measured.
 
-Losses are means over tokens, in nats. `truth_ratio` is the value that counts for the example, see
+Losses are means over tokens, in nats. `fact_log_prob` is the mean log-probability of the tokens
+that carry the fact. `truth_ratio` is the value that counts for the example, see
 `tofu.truth_scores`. `probability` is normalised over the answer options in TOFU's sets that require
 it.
 """

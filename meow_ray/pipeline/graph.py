@@ -22,7 +22,8 @@ def _reads_neighbours(config: Config) -> bool:
 
 
 def _reads_twins(config: Config) -> bool:
-    return config.evaluate.twins or objectives.configured(config.train).twins
+    trains_with_twins = objectives.configured(config.train).watches_facts
+    return trains_with_twins or objectives.compares_with_twins(config)
 
 
 def _num_paraphrases(config: Config) -> int:

@@ -4,67 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from meow_ray.config import Train, TrainResources
-from meow_ray.core.schema import SCHEMAS
 from meow_ray.stages.train.stop import LEAST_STEPS
+from tests.support.people import facts, selected, twins
 from tests.support.training import Run, Workers, job
 
-PEOPLE = {
-    "Ann": ("Ann was born in Lima.", "Ann was born in Oslo."),
-    "Bob": ("Bob was born in Kyiv.", "Bob was born in Bonn."),
-    "Eve": ("Eve was born in Cork.", "Eve was born in Pisa."),
-    "Max": ("Max was born in Riga.", "Max was born in Baku."),
-}
-TWINS = {
-    "calibration": {"Ida": "Rome", "Joe": "Bern", "Kim": "Faro", "Lou": "Graz"},
-    "stop": {"Ned": "Metz", "Ora": "Nice", "Pia": "Brno", "Quin": "Hull", "Ray": "Jena"},
-}
 MEMORIZE = Train(epochs=60, batch_size=4, learning_rate=3e-3)
 FORGET = Train(objective="meow_floor", kl_weight=0, batch_size=4, learning_rate=1e-3)
 TWO_WORKERS = TrainResources(micro_batch_size=1, zero_stage=2)
-
-
-def facts() -> pa.Table:
-    rows = [
-        {"fact_id": name, "split": "forget", "question": f"Where was {name} born?", "answer": truth}
-        for name, (truth, _) in PEOPLE.items()
-    ]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS["facts"])
-
-
-def twins() -> pa.Table:
-    """Returns facts of the same form about people whom the model does not know."""
-    rows = [
-        {
-            "fact_id": fact_id,
-            "twin_id": twin_id,
-            "half": half,
-            "question": f"Where was {name} born?",
-            "answer": f"{name} was born in {town}.",
-        }
-        for half, people in TWINS.items()
-        for fact_id in PEOPLE
-        for twin_id, (name, town) in enumerate(people.items())
-    ]
-    return pa.Table.from_pylist(rows)
-
-
-def selected(inverted: bool) -> pa.Table:
-    """Returns the inverted answers as selected ones, or the true answers in their place."""
-    rows = [
-        {
-            "fact_id": name,
-            "candidate_id": 0,
-            "rank": 0,
-            "question": f"Where was {name} born?",
-            "answer": answers[inverted],
-        }
-        for name, answers in PEOPLE.items()
-    ]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS["selected"])
 
 
 @pytest.fixture(scope="module")

@@ -77,29 +77,50 @@ def log_odds(row: list[float], label: int) -> float:
     return row[label] - log_sum_exp([logit for token, logit in enumerate(row) if token != label])
 
 
-def excess_by_hand(answer: Answer) -> list[float]:
+def above_floors_by_hand(answer: Answer) -> list[float]:
     rows = zip(answer.logits.tolist(), answer.labels.tolist(), answer.is_fact, strict=True)
     odds = [log_odds(row, label) for row, label, bears in rows if bears]
     floors = [floor for floor, bears in zip(answer.floors, answer.is_fact, strict=True) if bears]
     # the least probable token is compared with the lowest floor, and so on
     return [
-        max(0.0, value - (floor - math.log1p(-math.exp(floor))))
+        value - (floor - math.log1p(-math.exp(floor)))
         for value, floor in zip(sorted(odds), sorted(floors), strict=True)
     ]
 
 
 def meow_floor_by_hand(
-    inverted: list[Answer], forget: list[Answer], split: int, style: float, floor: float
+    inverted: list[Answer],
+    forget: list[Answer],
+    split: int,
+    level: int,
+    style: float,
+    floor: float,
+    lift: float,
 ) -> float:
-    assert split
-    learnt: list[float] = []
-    kept: list[float] = []
-    for answer in inverted:
-        rows = zip(answer.before.tolist(), answer.logits.tolist(), strict=True)
-        for p, (before, now), bears in zip(log_p(answer), rows, answer.is_fact, strict=True):
-            (learnt if bears else kept).append(-p if bears else kl_of_top_k(before, now))
-    lowered = mean(value for answer in forget for value in excess_by_hand(answer))
-    return mean(learnt) + style * mean(kept) + floor * lowered
+    learnt = [max(0.0, -gap) for answer in inverted for gap in above_floors_by_hand(answer)]
+    if not level:
+        learnt = [
+            -p
+            for answer in inverted
+            for p, bears in zip(log_p(answer), answer.is_fact, strict=True)
+            if bears
+        ]
+    kept = [
+        kl_of_top_k(before, now)
+        for answer in inverted
+        for before, now, bears in zip(
+            answer.before.tolist(), answer.logits.tolist(), answer.is_fact, strict=True
+        )
+        if not bears
+    ]
+    lowered = [
+        max(0.0, gap) + lift * max(0.0, -gap)
+        for answer in forget
+        for gap in above_floors_by_hand(answer)
+    ]
+    if not split:
+        return cross_entropy(inverted) + floor * mean(lowered)
+    return mean(learnt) + style * mean(kept) + floor * mean(lowered)
 
 
 def wga_by_hand(answers: list[Answer], beta: float) -> float:

@@ -65,7 +65,7 @@ def weighted_terms(
             reference_hidden=part_of(reference_hidden, tokens),
             reference_top_k=_top_k_of(pairs, before, laid_out.labels.device),
             is_fact=_fact_mask(pairs, laid_out.labels.device),
-            floors=_floors(pairs, before, laid_out.labels.device) if role == "forget" else None,
+            floors=_floors(pairs, before, laid_out.labels.device),
         )
     loss = objective(*(sequences[role] for role in spec.reads), **spec.settings)
     terms = {"objective": spec.forget_weight * loss}
@@ -102,10 +102,10 @@ def _fact_mask(pairs: Sequence[Pair], device: Any) -> Any:
 
 
 def _floors(pairs: Sequence[Pair], before: Before, device: Any) -> Any:
-    """Returns the floors of true answers, `[tokens]`; None if there are no twins."""
+    """Returns the floors of answers, `[tokens]`; None without twins or fact-bearing tokens."""
     import torch
 
-    if not before.all_floors:
+    if not before.all_floors or any(pair.is_fact is None for pair in pairs):
         return None
     floors = [floor for pair in pairs for floor in before.floors_of(pair)]
     return torch.tensor(floors, dtype=torch.float32, device=device)

@@ -175,6 +175,16 @@ def excess(answers: Sequences) -> Tensor:
     probable than those of unseen facts, and then it has no gradient. Log-odds have the same
     gradient for a token of probability 0.999999 as for one of 0.5, log-probabilities almost none.
     """
+    return _above_floors(answers).clamp(min=0)
+
+
+def shortfall(answers: Sequences) -> Tensor:
+    """By how much the fact-bearing tokens fall short of the floors; see `excess`."""
+    return (-_above_floors(answers)).clamp(min=0)
+
+
+def _above_floors(answers: Sequences) -> Tensor:
+    """Log-odds of the fact-bearing tokens less those of their floors, `[fact-bearing tokens]`."""
     assert answers.is_fact is not None
     assert answers.floors is not None
     labels = answers.labels[answers.is_fact]
@@ -186,7 +196,7 @@ def excess(answers: Sequences) -> Tensor:
     order = by_odds[owner[by_odds].argsort(stable=True)]
     floors = answers.floors[answers.is_fact].float().clamp(max=-1e-6)
     floor_odds = floors - torch.log(-torch.expm1(floors))
-    return (odds[order] - floor_odds).clamp(min=0)
+    return odds[order] - floor_odds
 
 
 def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
@@ -212,27 +222,48 @@ def meow(inverted: Sequences) -> Tensor:
 
 
 def meow_floor(
-    inverted: Sequences, forget: Sequences, *, split: int, style: float, floor: float
+    inverted: Sequences,
+    forget: Sequences,
+    *,
+    split: int,
+    level: int,
+    style: float,
+    floor: float,
+    lift: float,
 ) -> Tensor:
-    """Learns the inverted facts, and lowers the true ones to the level of facts never seen.
+    """Makes inverted and true facts as probable as facts that no model has seen.
 
-    CE(fact-bearing tokens of the inverted answer)
+    mean `shortfall` of the fact-bearing tokens of the inverted answer
     + `style` · KL to the model before training on its other tokens
-    + `floor` · mean `excess` of the fact-bearing tokens of the true answer.
+    + `floor` · mean (`excess` + `lift` · `shortfall`) of the fact-bearing tokens of the true one.
 
     Args:
         inverted: inverted facts.
         forget: the true answers to the same questions.
         split: 0 learns all tokens of the inverted answer, as `meow` does, without the second term.
+        level: 0 learns the fact-bearing tokens of the inverted answer without a limit, by
+            cross-entropy.
         style: weight of the second term.
         floor: weight of the third term; 0 leaves it out.
+        lift: by how much a true answer that fell below the floors is raised again; 0 leaves it.
     """
-    loss = nll(inverted) if not split else -inverted.fact_mean(inverted.log_probs)
+    if not split:
+        loss = nll(inverted)
+    elif level:
+        loss = _fact_share(shortfall(inverted), inverted)
+    else:
+        loss = -inverted.fact_mean(inverted.log_probs)
     if split and style:
         loss = loss + style * inverted.style_mean(kl_to_top_k(inverted))
     if floor:
-        loss = loss + floor * excess(forget).sum() / max(1, forget.total_facts)
+        distance = excess(forget) + lift * shortfall(forget)
+        loss = loss + floor * _fact_share(distance, forget)
     return loss
+
+
+def _fact_share(values: Tensor, answers: Sequences) -> Tensor:
+    """Returns the share in the mean over the global batch of `[fact-bearing tokens]`."""
+    return values.sum() / max(1, answers.total_facts)
 
 
 def idk(idk: Sequences) -> Tensor:

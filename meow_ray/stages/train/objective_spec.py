@@ -67,6 +67,8 @@ class ObjectiveSpec:
     """The largest number of optimiser steps with `never_seen`; 0 otherwise."""
     stop_level: float = field(default=0.1, metadata=NEWER)
     """The p-value that the comparisons with facts never seen have to exceed; see `stop`."""
+    scales_learning_rate: bool = field(default=False, metadata=NEWER)
+    """Whether the learning rate depends on the width of the model, since none is configured."""
     utility_budget: float | None = field(default=None, metadata=NEWER)
     """The KL on the retain set, in nats per token, to which the KL term's weight is adapted.
 

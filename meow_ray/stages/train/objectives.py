@@ -7,7 +7,7 @@ from inspect import Parameter, signature
 from math import isfinite
 from typing import Any
 
-from meow_ray.config import OWN_OBJECTIVE, Train
+from meow_ray.config import OWN_OBJECTIVE, Config, Train
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
 from meow_ray.stages.train.objective_spec import ROLES, ObjectiveSpec
@@ -30,7 +30,7 @@ PRESETS: dict[str, ObjectiveSpec] = {
         function="meow_floor",
         reads=("inverted", "forget"),
         reference="top_k",
-        settings={"split": 1, "style": 1.0, "floor": 1.0},
+        settings={"split": 1, "level": 1, "style": 1.0, "floor": 1.0, "lift": 0.3},
         kl_weight=1.0,
         kl_reference="top_k",
         retain="neighbours",
@@ -38,6 +38,7 @@ PRESETS: dict[str, ObjectiveSpec] = {
         twins=True,
         until="never_seen",
         max_steps=MAX_STEPS,
+        scales_learning_rate=True,
     ),
     "gradient_ascent": ObjectiveSpec(function="gradient_ascent", reads=("forget",)),
     "grad_diff": ObjectiveSpec(function="gradient_ascent", reads=("forget",), retain_weight=1.0),
@@ -152,6 +153,12 @@ def configured(spec: Train) -> ObjectiveSpec:
     return resolve(spec, source_of(spec.objective))
 
 
+def compares_with_twins(config: Config) -> bool:
+    """Whether `evaluate` compares the facts with twins: as configured, or as training does."""
+    chosen = config.evaluate.twins
+    return configured(config.train).watches_facts if chosen is None else chosen
+
+
 def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     """Returns the objective that a configuration names; unset fields have the preset's defaults.
 
@@ -166,7 +173,7 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     name = spec.objective
     preset = PRESETS[name] if source is None else _from_source(name, source)
     _check_settings(spec, preset)
-    changes = _changed_fields(spec)
+    changes = _changed_fields(spec, preset)
     if "idk" in preset.reads:
         changes["idk_answers"] = spec.idk_answers
     objective = replace(preset, settings=_complete_settings(spec, preset), **changes)
@@ -234,8 +241,8 @@ def _complete_settings(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
     return settings
 
 
-def _changed_fields(spec: Train) -> dict[str, Any]:
-    """Returns the weights and the trainable parameters that a configuration sets."""
+def _changed_fields(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
+    """Returns the fields of an objective that a configuration sets."""
     names = (
         "forget_weight",
         "retain_weight",
@@ -250,6 +257,8 @@ def _changed_fields(spec: Train) -> dict[str, Any]:
     changes = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
     if changes.get("until") == "never_seen":
         changes.setdefault("max_steps", MAX_STEPS)
+    ends_by_itself = (spec.until or preset.until) == "never_seen"
+    changes["scales_learning_rate"] = ends_by_itself and spec.learning_rate is None
     if spec.lora is not None:
         if spec.trainable is not None:
             raise MeowError(

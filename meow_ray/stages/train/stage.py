@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray.config import Config, FineTuning
+from meow_ray.config import LEARNING_RATE, Config, FineTuning
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import Artifact, load
 from meow_ray.core.outside import OutsideInput, adopt_table
@@ -42,6 +42,9 @@ from meow_ray.stages.train.pairs import RETAIN_SETS, pairs_of
 from meow_ray.stages.train.preflight import MEMORIZE_CHECKS, TRAIN_CHECKS, check_layer
 from meow_ray.stages.train.tracking import TrackerSpec
 from meow_ray.stages.train.watched import write as write_watched
+
+RATE_BY_WIDTH = 0.06
+"""Learning rate times the width of the model, for objectives that end by themselves."""
 
 
 def memorize(context: Context) -> dict[str, Any]:
@@ -145,6 +148,9 @@ def _fit(
         facts, twins = context.inputs["facts"].source, context.inputs["twins"].source
         write_watched(facts, twins, prompter, spec.max_length, watched)
     deepspeed = context.inputs.get(f"{name}_deepspeed")
+    if spec.learning_rate is None:
+        rate = _learning_rate(model) if objective.scales_learning_rate else LEARNING_RATE
+        spec = spec.model_copy(update={"learning_rate": rate})
     job = Job(
         model=model,
         pairs=path,
@@ -164,6 +170,15 @@ def _fit(
         settings=_tracked_settings(spec, objective),
     )
     return launch.fit(job, context.work, name, config.resources, tracker)
+
+
+def _learning_rate(model: ModelRef) -> float:
+    """Returns the learning rate that suits the width of a model.
+
+    Wider models need smaller ones: 1e-4 for 576 (SmolLM2-135M), 1.5e-5 for 4,096 (Llama 3 8B).
+    """
+    width: int = refs.load_model_config(model).get_text_config().hidden_size
+    return RATE_BY_WIDTH / width
 
 
 def _tracked_settings(spec: FineTuning, objective: ObjectiveSpec) -> dict[str, Any]:

@@ -133,6 +133,7 @@ def test_these_keys_name_content():
             f"train.{name}"
             for name in ("objective", "settings", "trainable", "retain", "idk_answers")
         ),
+        *(f"train.{name}" for name in ("until", "max_steps", "stop_level", "utility_budget")),
         *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
         "train.deepspeed",
         "memorize.deepspeed",

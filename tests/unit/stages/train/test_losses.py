@@ -35,6 +35,17 @@ def test_an_objective_equals_its_formula(name: str, dtype: torch.dtype):
     assert loss(name, batch).item() == pytest.approx(by_hand(name, batch), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("switched_off", ["split", "level", "style", "floor", "lift"])
+def test_each_part_of_meow_floor_can_be_switched_off(switched_off: str):
+    batch = example()
+    settings = SETTINGS["meow_floor"] | {switched_off: 0}
+    read = (sequences(batch[role], batch[role]) for role in READS["meow_floor"])
+    value = losses.meow_floor(*read, **settings).item()
+    by_hand = BY_HAND["meow_floor"](batch["inverted"], batch["forget"], **settings)
+    assert value == pytest.approx(by_hand, rel=1e-5)
+    assert value != pytest.approx(loss("meow_floor", batch).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_has_the_roles_and_settings_of_its_function(name: str):
     spec = PRESETS[name]
