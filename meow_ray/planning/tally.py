@@ -50,3 +50,28 @@ class Tally:
             )
             for answer in answers
         ]
+
+
+@dataclass
+class StageWork:
+    """The work of one stage, summed over its actors or workers."""
+
+    stage: str
+    by: str
+    """The field of `Rates` that applies."""
+    requests: float = 0
+    """Continuations."""
+    read: float = 0
+    """Tokens of prompts and of teacher-forced answers."""
+    generated: float = 0
+    """Generated tokens, an upper bound."""
+    trained: float = 0
+    """Tokens that are trained on."""
+    storage: float = 0
+    """Bytes of the stage's artifact."""
+
+    def add(self, tally: Tally, factor: float) -> None:
+        """Adds the counts of a tally, multiplied by a factor."""
+        self.requests += factor * tally.requests
+        self.read += factor * tally.read
+        self.generated += factor * tally.generated

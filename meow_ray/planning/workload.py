@@ -25,7 +25,7 @@ from meow_ray.planning.methods import training_methods
 from meow_ray.planning.rates import EngineRates, Rates, TrainingRates, read_rates
 from meow_ray.planning.sample import FactSample, sample_facts
 from meow_ray.planning.shapes import target_shapes
-from meow_ray.planning.tally import Tally
+from meow_ray.planning.tally import StageWork, Tally
 from meow_ray.stages.evaluate import suites
 from meow_ray.stages.evaluate.steps import EvaluateSteps
 from meow_ray.stages.inputs import engine_spec, model_ref
@@ -33,36 +33,12 @@ from meow_ray.stages.invert.generators import LocalGenerator, LocalSpec
 from meow_ray.stages.invert.stage import generator_spec
 from meow_ray.stages.invert.steps import InvertSteps
 from meow_ray.stages.memo.steps import MemoSteps
+from meow_ray.stages.paraphrases.steps import SPARE, ParaphraseSteps
 from meow_ray.stages.train import objectives
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 
 ROW_BYTES = 200
 """Bytes of a row in any table, apart from its text."""
-
-
-@dataclass
-class StageWork:
-    """The work of one stage, summed over its actors or workers."""
-
-    stage: str
-    by: str
-    """The field of `Rates` that applies."""
-    requests: float = 0
-    """Continuations."""
-    read: float = 0
-    """Tokens of prompts and of teacher-forced answers."""
-    generated: float = 0
-    """Generated tokens, an upper bound."""
-    trained: float = 0
-    """Tokens that are trained on."""
-    storage: float = 0
-    """Bytes of the stage's artifact."""
-
-    def add(self, tally: Tally, factor: float) -> None:
-        """Adds the counts of a tally, multiplied by a factor."""
-        self.requests += factor * tally.requests
-        self.read += factor * tally.read
-        self.generated += factor * tally.generated
 
 
 # --- work ---------------------------------------------------------------------------------------
@@ -94,6 +70,8 @@ def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> 
     if config.memorize is not None:
         works.append(_memorize_work(config.memorize, sample, sizes))
     works.append(_invert_work(config, sample, sizes))
+    if objective.paraphrases:
+        works.append(_paraphrases_work(config, objective.paraphrases, sample, sizes))
     if objective.retains_neighbours:
         works.append(_neighbours_work(config, sample, sizes))
     works.append(_memo_work(config, sample, sizes))
@@ -184,6 +162,25 @@ def _invert_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork
     return work
 
 
+def _paraphrases_work(config: Config, number: int, sample: FactSample, sizes: _Sizes) -> StageWork:
+    """Counts one message per fact; a rewording is assumed to be as long as a pair.
+
+    Without the generator among its sources, the stage has no work.
+    """
+    num_asked = number + SPARE
+    tally = _tally(sample, sizes.forget_pair * num_asked)
+    spec = config.paraphrases.model_copy(update={"max_attempts": 1})
+    forget = sample.split("forget").select(["fact_id", "question", "answer"])
+    ParaphraseSteps(spec, number)(LocalGenerator(tally), forget)
+    work = StageWork(
+        stage="paraphrases",
+        by="generator",
+        storage=sample.counts["forget"] * number * sizes.row_bytes,
+    )
+    work.add(tally, sample.scale("forget"))
+    return work
+
+
 def _neighbours_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork:
     """Counts answers as long as allowed; no question is assumed to be rejected."""
     of_facts, of_turn = _tally(sample), _tally(sample)
@@ -259,6 +256,10 @@ class Estimate:
     gpu_hours: float
 
 
+_SECTIONS = {"reference": "memo", "neighbours": "memo", "paraphrases": "invert"}
+"""The section of `resources` of stages that have none of their own name."""
+
+
 def stage_units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, tuple[int, int]]:
     """Returns each stage's number of engines or workers, and the GPUs of each of them.
 
@@ -266,7 +267,7 @@ def stage_units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, t
     """
     units = {}
     for stage in stages:
-        section = "memo" if stage in ("reference", "neighbours") else stage
+        section = _SECTIONS.get(stage, stage)
         resources: EngineResources | TrainResources = getattr(config.resources, section)
         if isinstance(resources, TrainResources):
             units[stage] = (resources.workers(gpus or 2), int(gpus > 0))

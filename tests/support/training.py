@@ -50,6 +50,7 @@ def job(
     spec: Train,
     resources: TrainResources,
     twins: Any = None,
+    paraphrases: Any = None,
     **settings: Any,
 ) -> Job:
     """Makes a job; its pairs and its output are in a new folder below `folder`."""
@@ -59,7 +60,14 @@ def job(
     ref = pin(str(model), None, "model")
     prompter = Prompter(load_tokenizer(ref), "chat")
     batches.write_token_pairs(
-        pairs_of(objective.roles, facts, selected, objective.idk_answers),
+        pairs_of(
+            objective.roles,
+            facts,
+            selected,
+            objective.idk_answers,
+            paraphrases=paraphrases,
+            num_paraphrases=objective.paraphrases,
+        ),
         prompter,
         spec.max_length,
         str(pairs),

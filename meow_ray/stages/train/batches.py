@@ -145,15 +145,22 @@ def _fitting(rows: Iterable[dict[str, Any]], max_length: int) -> Iterator[dict[s
     Raises:
         MeowError: see `_check_row`.
     """
-    for (_, wording), group in groupby(rows, key=itemgetter("item", "wording")):
-        pairs: Iterable[dict[str, Any]] = group
-        if wording:
-            pairs = list(group)  # one for each role
-            if any(len(row["input_ids"]) > max_length for row in pairs):
-                continue
-        for row in pairs:
-            _check_row(row, max_length)
-            yield row
+    for (_, wording), pairs in groupby(rows, key=itemgetter("item", "wording")):
+        fitting = _fitting_wording if wording else _checked
+        yield from fitting(pairs, max_length)
+
+
+def _fitting_wording(pairs: Iterable[dict[str, Any]], max_length: int) -> Iterator[dict[str, Any]]:
+    """Yields the pairs of a further wording, one for each role, unless one is too long."""
+    rows = list(pairs)
+    if all(len(row["input_ids"]) <= max_length for row in rows):
+        yield from _checked(rows, max_length)
+
+
+def _checked(rows: Iterable[dict[str, Any]], max_length: int) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        _check_row(row, max_length)
+        yield row
 
 
 def _fact_mask(prompter: Prompter, pair: Mapping[str, Any]) -> list[bool]:

@@ -160,15 +160,31 @@ def test_work_is_proportional_to_the_number_of_facts(overrides: list[str]):
     assert work_of(few, "evaluate").requests < work_of(many, "evaluate").requests
 
 
+def test_rewordings_are_one_reply_per_fact(overrides: list[str]):
+    plan = plan_of(overrides, "train.paraphrases=3")
+    assert [work.stage for work in plan.works] == [
+        "invert",
+        "paraphrases",
+        "memo",
+        "train",
+        "evaluate",
+    ]
+    assert work_of(plan, "paraphrases").requests == 4
+    framed = plan_of(overrides, "train.paraphrases=3", "paraphrases.sources=[rule]")
+    assert work_of(framed, "paraphrases").requests == 0
+
+
+WITHOUT_MODEL = ("ingest", "twins", "select", "report")
+"""Stages that run no model."""
+
+
 @pytest.mark.parametrize("objective", PRESETS)
 def test_each_objective_can_be_planned(objective: str, overrides: list[str]):
     settings = [f"train.objective={objective}"]
     if objective == "rmu":
         settings.append("train.trainable='.*down_proj.weight'")
     pipeline = Pipeline(load_config(None, [*overrides, *settings]))
-    with_models = [
-        stage.name for stage in pipeline.stages if stage.name not in ("ingest", "select", "report")
-    ]
+    with_models = [stage.name for stage in pipeline.stages if stage.name not in WITHOUT_MODEL]
     assert [work.stage for work in plan_of(overrides, *settings).works] == with_models
 
 
