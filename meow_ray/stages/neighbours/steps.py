@@ -11,6 +11,7 @@ from meow_ray.config import Neighbours
 from meow_ray.core.tables import Query, TableSource
 from meow_ray.engines import Completion, Engine, Sampling
 from meow_ray.models.prompts import Prompter
+from meow_ray.models.text import words
 from meow_ray.stages.invert.parsing import whole_sentences
 from meow_ray.stages.invert.replies import fact_seed
 from meow_ray.stages.invert.rules import Fact
@@ -162,7 +163,8 @@ class NeighbourSteps:
         replies = engine.generate(prompts, sampling) if prompts else []
         for (row, question), completions in zip(asked, replies, strict=True):
             answer = _ended(completions[0])
-            fault = self._fault(row, question, answer)
+            fault = "unfinished" if completions[0].text.strip() and not answer else None
+            fault = fault or self._fault(row, question, answer)
             if fault is None and len(prompter.encode_pair(question, answer)[0]) > longest:
                 fault = "too_long"
             if fault is not None:
@@ -171,9 +173,9 @@ class NeighbourSteps:
                 row.pairs.append({"question": question, "answer": answer})
 
     def _fault(self, row: _Row, question: str, answer: str) -> str | None:
-        """Returns why a pair is rejected, or None. An unfinished answer is empty here."""
-        if not answer:
-            return "unfinished"
+        """Returns why a pair with a whole answer is rejected, or None."""
+        if not words(answer):
+            return "empty"
         text = f"{question}\n{answer}"
         if row.fact is None:
             tells = self._tells_any(text)

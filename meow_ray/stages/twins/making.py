@@ -97,12 +97,14 @@ class _Making:
         rejects: list[dict[str, Any]] = []
         for half in HALVES:
             wanted = len(twins) + per_half
+            answers = fact.of_half(half)
             for attempt in range(ATTEMPTS * per_half):
-                answers = fact.of_half(half)
                 if not answers or len(twins) == wanted:
                     break
                 answer = answers[attempt % len(answers)]
                 row, reason = self._twin(fact, half, attempt, answer)
+                if reason == "no_entity":
+                    answers.remove(answer)  # no other seed would find one
                 if reason is None:
                     twins.append({"twin_id": len(twins), "half": half, **row})
                 else:

@@ -111,6 +111,25 @@ def test_training_counts_each_token_of_each_pair(overrides: list[str], tiny_toke
     assert work_of(ended, "train").trained == pytest.approx(9 * tokens)
 
 
+def test_neighbours_are_counted_with_their_spare_questions(overrides: list[str], tmp_path: Path):
+    fact = {"question": "Where does Ann Zorblax live?", "answer": "In Karsk."}
+    (tmp_path / "forget.jsonl").write_text(json.dumps(fact))
+
+    def neighbours(*settings: str) -> StageWork:
+        retain = ("train.objective=meow_kl", "train.retain=neighbours", "neighbours.minimum=0")
+        return work_of(plan_of(overrides, *retain, *settings), "neighbours")
+
+    # 4 neighbours of the fact and half as many spare ones, of up to 64 tokens
+    of_facts = neighbours("neighbours.generic=0")
+    assert (of_facts.requests, of_facts.generated) == (6, 6 * 64)
+    # for each of 2 turns and a spare one, two questions of up to 96 tokens and an answer
+    with_turns = neighbours("neighbours.generic=2")
+    assert with_turns.requests - of_facts.requests == 3 * 3
+    assert with_turns.generated - of_facts.generated == 3 * (2 * 96 + 64)
+    plain = plan_of(overrides, "train.objective=meow_kl")
+    assert "neighbours" not in [work.stage for work in plain.works]
+
+
 def test_target_and_tuned_model_answer_each_example(overrides: list[str]):
     small = ("evaluate.memo_sample=1", "memo.max_new_tokens=1")
     with_attack = work_of(plan_of(overrides, *small), "evaluate")
