@@ -123,6 +123,23 @@ def test_neighbours_are_made_if_the_objective_retains_them():
     assert names_of_stages("train.objective=meow_kl", "train.retain=both") == made
 
 
+def test_questions_are_reworded_if_training_asks_for_it():
+    reworded = names_of_stages("train.paraphrases=2")
+    assert reworded[1:4] == ["invert", "paraphrases", "memo"]
+    assert "paraphrases" not in names_of_stages("train.paraphrases=0")
+    config = load_config(None, ["train.objective=altpo", "train.paraphrases=2"])
+    inputs = {step.name: step.input_names(config) for step in Pipeline(config).stages}
+    assert inputs["paraphrases"] == ("facts", "num_paraphrases", "generator")
+    assert "paraphrases" in inputs["train"]
+    assert "paraphrases" in inputs["reference"]
+
+
+def test_frames_alone_do_not_depend_on_the_generator():
+    config = load_config(None, ["train.paraphrases=2", "paraphrases.sources=[rule]"])
+    step = next(step for step in STAGES if step.name == "paraphrases")
+    assert step.input_names(config) == ("facts", "num_paraphrases")
+
+
 def test_twins_are_made_if_evaluation_reads_them(monkeypatch: pytest.MonkeyPatch):
     assert "twins" not in names_of_stages()
     assert names_of_stages("evaluate.twins=true")[1:4] == ["invert", "twins", "memo"]
