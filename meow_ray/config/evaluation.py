@@ -66,9 +66,6 @@ class Evaluate(Section):
     min_k_share: float = field(
         0.2, "share of the least probable tokens that min_k and min_k_pp use", gt=0, le=1
     )
-    twins: bool = field(
-        False, "compare with facts that no model has seen: the reference-free forget quality"
-    )
     lm_eval: LmEval = LmEval()
     task_folder: str | None = content(
         None, "folder with your own task files for lm_eval, which all nodes can reach"
@@ -85,6 +82,9 @@ class Evaluate(Section):
     memo: bool = field(True, "score the true answers with MEMO")
     memo_sample: int | None = field(
         None, "facts to score with MEMO in each set except forget; null scores all", "facts", gt=0
+    )
+    twins: bool = content(
+        False, "compare the forget set with twins, which no model has seen (stage twins)"
     )
     bootstrap_resamples: int = field(1000, "bootstrap resamples for each 95 % interval", gt=0)
     seed: int = field(0, "seed of samples and bootstrap", ge=0)

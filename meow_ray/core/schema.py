@@ -23,6 +23,15 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("generator", pa.string()),
         ]
     ),
+    "twins": pa.schema(
+        [
+            ("fact_id", pa.string()),
+            ("twin_id", pa.int32()),
+            ("half", pa.string()),
+            ("question", pa.string()),
+            ("answer", pa.string()),
+        ]
+    ),
     "memo": pa.schema(
         [
             ("fact_id", pa.string()),
@@ -45,15 +54,6 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("question", pa.string()),
             ("answer", pa.string()),
             ("memo", pa.float64()),
-        ]
-    ),
-    "twins": pa.schema(
-        [
-            ("fact_id", pa.string()),
-            ("twin_id", pa.int32()),
-            ("half", pa.string()),
-            ("question", pa.string()),
-            ("answer", pa.string()),
         ]
     ),
     "reference": pa.schema(
@@ -88,9 +88,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "facts": ("fact_id",),
     "remaining": ("fact_id",),
     "candidates": ("fact_id", "candidate_id"),
+    "twins": ("fact_id", "twin_id"),
     "memo": ("fact_id", "candidate_id"),
     "selected": ("fact_id", "rank"),
-    "twins": ("fact_id", "twin_id"),
     "reference": ("role", "fact_id", "answer"),
     "metrics": ("suite", "metric", "model"),
 }
