@@ -128,7 +128,7 @@ def test_these_keys_name_content():
         "memorize.data",
         "ingest.forget",
         "ingest.retain",
-        *(f"evaluate.{name}" for name in ("sets", "retain_model", "text", "task_folder")),
+        *(f"evaluate.{name}" for name in ("sets", "retain_model", "text", "task_folder", "twins")),
         *(f"train.{name}" for name in ("objective", "settings", "trainable", "idk_answers")),
         *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
         "train.deepspeed",
