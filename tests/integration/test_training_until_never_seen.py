@@ -15,6 +15,7 @@ MEMORIZE = Train(epochs=60, batch_size=4, learning_rate=3e-3)
 FORGET = Train(
     objective="meow_floor",
     settings={"level": 0, "lift": 0},
+    stop_level=0.1,
     kl_weight=0,
     batch_size=4,
     learning_rate=1e-3,
