@@ -49,16 +49,29 @@ def decoded_spans(tokenizer: Any, tokens: list[int], text: str) -> list[Span]:
     belongs to each of them.
     """
     places = [place for place, letter in enumerate(text) if not letter.isspace()]
-    spans = []
-    start = 0
-    for count in range(1, len(tokens) + 1):
-        decoded = tokenizer.decode(tokens[:count], clean_up_tokenization_spaces=False)
+    counts = [0]  # of the complete letters in the first tokens
+    ends_within = [False]  # whether a letter is incomplete there
+    for number in range(1, len(tokens) + 1):
+        decoded = tokenizer.decode(tokens[:number], clean_up_tokenization_spaces=False)
         complete = decoded.rstrip(_INCOMPLETE)
-        end = max(start, sum(not letter.isspace() for letter in complete))
-        begins_another = complete != decoded
-        spans.append(_span(places[start : end + begins_another]))
-        start = end
-    return spans
+        letters = sum(not letter.isspace() for letter in complete)
+        counts.append(max(counts[-1], letters))
+        ends_within.append(complete != decoded)
+    return [
+        _span(places[counts[number - 1] : _end(number, counts, ends_within)])
+        for number in range(1, len(tokens) + 1)
+    ]
+
+
+def _end(number: int, counts: list[int], ends_within: list[bool]) -> int:
+    """Returns the number of letters up to the end of the last one that a token belongs to.
+
+    If the token ends within a letter, the following tokens tell whether that is a space.
+    """
+    for later in range(number, len(counts)):
+        if not ends_within[later] or counts[later] > counts[number]:
+            return counts[later]
+    return counts[-1]
 
 
 def _span(places: list[int]) -> Span:

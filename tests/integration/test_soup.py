@@ -17,6 +17,7 @@ from meow_ray.cli.main import app
 from meow_ray.config import Target, Train, TrainResources
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.schema import SCHEMAS
+from meow_ray.distributed import cluster
 from meow_ray.engines import EngineSpec
 from meow_ray.models.refs import pin, write_base
 from meow_ray.stages.train.curve import Step, write
@@ -80,6 +81,13 @@ def soup(root: Path, artifacts: dict[str, Artifact], *options: str) -> Result:
     return CliRunner().invoke(
         app, ["soup", f"storage.root={root}", *options], obj={"given": artifacts}
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cluster() -> Iterator[None]:
+    """Leaves the cluster that the command started in this process."""
+    yield
+    cluster.leave()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,14 @@ from tests.support.people import facts, selected, twins
 from tests.support.training import Run, Workers, job
 
 MEMORIZE = Train(epochs=60, batch_size=4, learning_rate=3e-3)
-FORGET = Train(objective="meow_floor", kl_weight=0, batch_size=4, learning_rate=1e-3)
+FORGET = Train(
+    objective="meow_floor",
+    settings={"level": 0, "lift": 0},
+    stop_level=0.1,
+    kl_weight=0,
+    batch_size=4,
+    learning_rate=1e-3,
+)
 TWO_WORKERS = TrainResources(micro_batch_size=1, zero_stage=2)
 
 

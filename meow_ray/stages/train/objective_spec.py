@@ -65,7 +65,7 @@ class ObjectiveSpec:
     """Whether training ends after its epochs, or when the facts look never seen."""
     max_steps: int = field(default=0, metadata=NEWER)
     """The largest number of optimiser steps with `never_seen`; 0 otherwise."""
-    stop_level: float = field(default=0.1, metadata=NEWER)
+    stop_level: float = field(default=0.01, metadata=NEWER)
     """The p-value that the comparisons with facts never seen have to exceed; see `stop`."""
     scales_learning_rate: bool = field(default=False, metadata=NEWER)
     """Whether the learning rate depends on the width of the model, since none is configured."""

@@ -4,7 +4,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -89,6 +89,7 @@ def fact_of(prompter: Prompter, question: str, answer: str) -> str:
         ("Who?", "Ana, born in Riga.", "AnabornRiga"),
         ("Где родилась Анна?", "Анна родилась на Урале.", "наУрале"),
         ("安娜在哪里出生?", "安娜在北京出生。", "北京"),
+        ("安娜在哪里?", "安娜\u3000在\u3000北京。", "北京"),  # spaces of three bytes
         ("Which one?", "It is 🙂", "It is 🙂"),  # a symbol next to words is no word
         ("Which one?", "🙂", "🙂"),
         ("Which café?", "The café Zoé.", "Zoé"),
@@ -123,6 +124,7 @@ def test_letters_that_a_text_composes_of_two_are_found(tiny_tokenizer: Any):
     assert fact_of(Prompter(tiny_tokenizer, "raw"), "Who is here?", decomposed) == "Zoe\u0301"
 
 
+@example("\x850")  # a space of two bytes
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), max_size=20))
 def test_decoding_finds_the_places_that_a_fast_tokenizer_tells(text: str):
     tokenizer = byte_tokenizer()

@@ -174,17 +174,17 @@ def test_rewordings_are_one_reply_per_fact(overrides: list[str]):
     assert work_of(framed, "paraphrases").requests == 0
 
 
-WITHOUT_MODEL = ("ingest", "twins", "select", "report")
-"""Stages that run no model."""
-
-
 @pytest.mark.parametrize("objective", PRESETS)
 def test_each_objective_can_be_planned(objective: str, overrides: list[str]):
     settings = [f"train.objective={objective}"]
     if objective == "rmu":
         settings.append("train.trainable='.*down_proj.weight'")
     pipeline = Pipeline(load_config(None, [*overrides, *settings]))
-    with_models = [stage.name for stage in pipeline.stages if stage.name not in WITHOUT_MODEL]
+    with_models = [
+        stage.name
+        for stage in pipeline.stages
+        if stage.name not in ("ingest", "twins", "select", "report")
+    ]
     assert [work.stage for work in plan_of(overrides, *settings).works] == with_models
 
 
