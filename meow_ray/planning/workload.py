@@ -66,6 +66,7 @@ def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> 
     num_forget = sample.counts["forget"]
     inverted_per_fact = config.select.top_k if "inverted" in objective.roles else 1
     num_items = num_forget * inverted_per_fact
+    num_wordings = 1 + objective.paraphrases
     works = list[StageWork]()
     if config.memorize is not None:
         works.append(_memorize_work(config.memorize, sample, sizes))
@@ -80,8 +81,8 @@ def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> 
             StageWork(
                 stage="reference",
                 by="target",
-                read=num_items * sizes.forget_pair,
-                storage=num_items * sizes.row_bytes,
+                read=num_wordings * num_items * sizes.forget_pair,
+                storage=num_wordings * num_items * sizes.row_bytes,
             )
         )
     num_sequences = max(1, len(objective.roles))

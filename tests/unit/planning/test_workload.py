@@ -170,6 +170,10 @@ def test_rewordings_are_one_reply_per_fact(overrides: list[str]):
         "evaluate",
     ]
     assert work_of(plan, "paraphrases").requests == 4
+    npo = "train.objective=npo"
+    one, all_wordings = (plan_of(overrides, npo, f"train.paraphrases={n}") for n in (0, 3))
+    read = work_of(one, "reference").read
+    assert work_of(all_wordings, "reference").read == pytest.approx(4 * read)
     framed = plan_of(overrides, "train.paraphrases=3", "paraphrases.sources=[rule]")
     assert work_of(framed, "paraphrases").requests == 0
 
