@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import peak_rss_mib
+from meow_ray.config import LEARNING_RATE
 from meow_ray.models import refs
 from meow_ray.models.prompts import IGNORE
 from meow_ray.models.refs import ModelRef
@@ -112,7 +113,7 @@ def plain(case: Case, turn: Turn) -> Measured:
 
     job = case.job
     data = job.load()
-    network, optimizer = _network(job.model, job.spec.learning_rate)
+    network, optimizer = _network(job.model, job.spec.learning_rate or LEARNING_RATE)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, data.num_steps + 1)
     pad = refs.load_tokenizer(job.model).pad_token_id
     seconds, losses = [], []
@@ -169,7 +170,7 @@ def trainer(case: Case, turn: Turn) -> Measured:
 
     job = case.job
     data = job.load()
-    network, _ = _network(job.model, job.spec.learning_rate)
+    network, _ = _network(job.model, job.spec.learning_rate or LEARNING_RATE)
     tokenizer = refs.load_tokenizer(job.model)
     pairs = [item["inverted"] for step in range(data.num_steps) for item in data.batch(step)]
     rows = [

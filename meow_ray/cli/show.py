@@ -14,6 +14,7 @@ from meow_ray.core.stage import State
 from meow_ray.errors import MeowError
 from meow_ray.stages.invert.replies import OTHER_RULES
 from meow_ray.stages.invert.rules import RULES
+from meow_ray.stages.neighbours.reasons import REASONS
 
 BARS = " ▁▂▃▄▅▆▇█"
 STATE_STYLES = {"cached": "green", "stale": "yellow", "missing": "dim"}
@@ -111,6 +112,20 @@ def show_rejected(target: Console, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(str(row[name])) for name in names))
     target.print(table)
+
+
+# --- neighbours and twins -------------------------------------------------------------------------
+
+
+def show_pairs(target: Console, artifact: Artifact, summary: dict[str, Any]) -> None:
+    """Prints the counts of neighbours or twins, and why pairs were rejected."""
+    counts = {name: value for name, value in summary.items() if isinstance(value, int)}
+    target.print(", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items()))
+    table = plain_table("reason", "rejected", "a pair is rejected if")
+    for reason, count in summary["rejected_by_reason"].items():
+        table.add_row(reason, str(count), REASONS[reason])
+    target.print(table)
+    target.print(f"Table: {storage.display(artifact.uri)}")
 
 
 # --- MEMO -----------------------------------------------------------------------------------------

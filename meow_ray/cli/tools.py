@@ -21,7 +21,12 @@ from meow_ray.pipeline.rounds import parts_of_run
 from meow_ray.planning import memory, workload
 from meow_ray.stages.report import compare
 
-SHOWN = {"candidates": show.show_candidates, "memo": show.show_memo}
+SHOWN = {
+    "candidates": show.show_candidates,
+    "neighbours": show.show_pairs,
+    "twins": show.show_pairs,
+    "memo": show.show_memo,
+}
 """The artifacts that `meow show` prints, and the functions that print them."""
 
 
@@ -61,7 +66,8 @@ def show_stage(
     if name == "prompt":
         _show_prompt(pipeline, text, fact, as_json)
         return
-    artifact = pipeline.artifact(name)
+    is_made = name in {step.artifact for step in pipeline.stages} or name in pipeline.overrides
+    artifact = pipeline.artifact(name) if is_made else None
     summary = show.summary_of(artifact, name)
     assert artifact is not None
     if name == "candidates":

@@ -20,9 +20,19 @@ from meow_ray.config.sections import (
     Source,
     Target,
 )
-from meow_ray.config.training import OWN_OBJECTIVE, FineTuning, Lora, Memorize, Train
+from meow_ray.config.synthetic import Neighbours, Twins
+from meow_ray.config.training import (
+    LEARNING_RATE,
+    OWN_OBJECTIVE,
+    FineTuning,
+    Lora,
+    Memorize,
+    RetainSource,
+    Train,
+)
 
 __all__ = [
+    "LEARNING_RATE",
     "NODE_LABELS",
     "OWN_OBJECTIVE",
     "Config",
@@ -38,10 +48,12 @@ __all__ = [
     "Memo",
     "Memorize",
     "ModelSection",
+    "Neighbours",
     "NodeType",
     "PipelineSection",
     "Report",
     "Resources",
+    "RetainSource",
     "Select",
     "Source",
     "Storage",
@@ -49,4 +61,5 @@ __all__ = [
     "Tracking",
     "Train",
     "TrainResources",
+    "Twins",
 ]

@@ -6,6 +6,7 @@ from meow_ray.config.evaluation import Evaluate, Report
 from meow_ray.config.fields import Section, field
 from meow_ray.config.resources import Resources
 from meow_ray.config.sections import Ingest, Invert, Memo, Select, Target
+from meow_ray.config.synthetic import Neighbours, Twins
 from meow_ray.config.training import Memorize, Train
 
 
@@ -49,6 +50,8 @@ class Config(Section):
     memorize: Memorize | None = None
     ingest: Ingest = Ingest()
     invert: Invert = Invert()
+    neighbours: Neighbours = Neighbours()
+    twins: Twins = Twins()
     memo: Memo = Memo()
     select: Select = Select()
     train: Train = Train()

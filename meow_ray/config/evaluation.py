@@ -10,6 +10,9 @@ from meow_ray.config.sections import Source
 OPEN_UNLEARNING = {"max_new_tokens": 200, "min_k_share": 0.4}
 """The defaults of `evaluate` that differ with `definitions: open_unlearning`."""
 
+RESERVED_SUITES = ("text", "tofu", "membership", "lm_eval", "twins", "never_seen", "composite")
+"""Names of suites that are not sets of the user."""
+
 
 class LmEval(Section):
     """Tasks of lm-evaluation-harness, run before and after. They need `meow_ray[lm-eval]`."""
@@ -63,6 +66,11 @@ class Evaluate(Section):
     min_k_share: float = field(
         0.2, "share of the least probable tokens that min_k and min_k_pp use", gt=0, le=1
     )
+    twins: bool | None = content(
+        None,
+        "compare with facts that no model has seen: the reference-free forget quality; null does "
+        "so if training reads twins",
+    )
     lm_eval: LmEval = LmEval()
     task_folder: str | None = content(
         None, "folder with your own task files for lm_eval, which all nodes can reach"
@@ -101,7 +109,7 @@ class Evaluate(Section):
     @classmethod
     def _suite_names(cls, value: dict[str, Source]) -> dict[str, Source]:
         for name in value:
-            if name in ("text", "tofu", "membership", "lm_eval") or name.startswith("forget_"):
+            if name in RESERVED_SUITES or name.startswith("forget_"):
                 raise ValueError(f"the set name {name!r} is reserved; choose another name")
         return value
 

@@ -1,7 +1,7 @@
 """The sections of the stages that train: `train` and `memorize`."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
@@ -28,10 +28,19 @@ class Lora(Section):
     )
 
 
+LEARNING_RATE = 2e-5
+"""The learning rate that is used if none is set."""
+
+
 class FineTuning(Section):
     """Settings that `train` and `memorize` share."""
 
-    learning_rate: float = field(2e-5, "peak learning rate of AdamW", gt=0)
+    learning_rate: float | None = field(
+        None,
+        "peak learning rate of AdamW; null is 2e-5, and for objectives that end by themselves 0.06 "
+        "divided by the width of the model",
+        gt=0,
+    )
     epochs: int = field(5, "passes over the pairs", "epochs", gt=0)
     batch_size: int = field(8, "pairs per optimiser step, over all workers", "pairs", gt=0)
     warmup_ratio: float = field(
@@ -54,6 +63,16 @@ class FineTuning(Section):
         None, "JSON file with more DeepSpeed settings; a setting that contradicts ours is an error"
     )
 
+    def spec(self) -> dict[str, Any]:
+        """Returns the fields that enter fingerprints, with the learning rate that null stands for.
+
+        The objective enters them, too, and says whether null depends on the model's width.
+        """
+        return super().spec() | {"learning_rate": self.learning_rate or LEARNING_RATE}
+
+
+RetainSource = Literal["none", "given", "neighbours", "both"]
+"""Where the pairs of the role retain come from; see `train.retain`."""
 
 OWN_OBJECTIVE = r".+\.py:[^\W\d]\w*"
 """Matches `FILE.py:FUNCTION`, the name of a user's own objective."""
@@ -84,6 +103,36 @@ class Train(FineTuning):
         "weight of the KL divergence from the model before training, on the retain set; null is "
         "the default of the objective",
         ge=0,
+    )
+    until: Literal["epochs", "never_seen"] | None = content(
+        None,
+        "when training ends: after `epochs`, or when the forget facts look as if the model had "
+        "never seen them; null is the default of the objective",
+    )
+    max_steps: int | None = content(
+        None,
+        "largest number of optimiser steps with until never_seen, which passes over the pairs "
+        "until then; null is the default of the objective",
+        gt=0,
+    )
+    stop_level: float | None = content(
+        None,
+        "p-value that the comparisons of the forget facts with facts never seen have to exceed "
+        "with until never_seen; null is the default of the objective",
+        gt=0,
+        lt=1,
+    )
+    utility_budget: float | None = content(
+        None,
+        "KL divergence on the retain set, in nats per token, to which the weight of that term is "
+        "adapted; null keeps the weight",
+        gt=0,
+    )
+    retain: RetainSource | None = content(
+        None,
+        "pairs that the objective retains: given (`ingest.retain`), neighbours (made by the stage "
+        "neighbours), both, or none, which drops retain_weight and kl_weight; null is the default "
+        "of the objective",
     )
     trainable: str | None = content(
         None,

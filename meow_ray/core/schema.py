@@ -23,6 +23,24 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("generator", pa.string()),
         ]
     ),
+    "neighbours": pa.schema(
+        [
+            ("fact_id", pa.string()),
+            ("neighbour_id", pa.int32()),
+            ("kind", pa.string()),
+            ("question", pa.string()),
+            ("answer", pa.string()),
+        ]
+    ),
+    "twins": pa.schema(
+        [
+            ("fact_id", pa.string()),
+            ("twin_id", pa.int32()),
+            ("half", pa.string()),
+            ("question", pa.string()),
+            ("answer", pa.string()),
+        ]
+    ),
     "memo": pa.schema(
         [
             ("fact_id", pa.string()),
@@ -79,6 +97,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "facts": ("fact_id",),
     "remaining": ("fact_id",),
     "candidates": ("fact_id", "candidate_id"),
+    "neighbours": ("fact_id", "neighbour_id"),
+    "twins": ("fact_id", "twin_id"),
     "memo": ("fact_id", "candidate_id"),
     "selected": ("fact_id", "rank"),
     "reference": ("role", "fact_id", "answer"),
@@ -120,12 +140,13 @@ EXAMPLES_SCHEMA = pa.schema(
         ("num_tokens", pa.int32()),
         ("paraphrased_loss", pa.float64()),
         ("perturbed_losses", pa.list_(pa.float64())),
-        *((name, pa.float64()) for name in ("zlib", "min_k", "min_k_pp")),
+        *((name, pa.float64()) for name in ("zlib", "min_k", "min_k_pp", "fact_log_prob")),
     ]
 )
 """The examples that `metrics` summarises: one row per example and model; null if not measured.
 
-Losses are means over tokens, in nats. `truth_ratio` is the value that counts for the example, see
+Losses are means over tokens, in nats. `fact_log_prob` is the mean log-probability of the tokens
+that carry the fact. `truth_ratio` is the value that counts for the example, see
 `tofu.truth_scores`. `probability` is normalised over the answer options in TOFU's sets that require
 it.
 """
@@ -142,6 +163,17 @@ CANDIDATE_REJECTS_SCHEMA = pa.schema(
 )
 """Proposals that `invert` refused, with the rule that each one breaks. `number` counts the refused
 proposals of a fact from 0."""
+
+PAIR_REJECTS_SCHEMA = pa.schema(
+    [
+        ("fact_id", pa.string()),
+        ("number", pa.int32()),
+        ("reason", pa.string()),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+    ]
+)
+"""Pairs that `neighbours` or `twins` refused. `number` counts those of a fact from 0."""
 
 SHORTFALL_SCHEMA = pa.schema(
     [("fact_id", pa.string()), ("num_candidates", pa.int32()), ("reasons", pa.string())]

@@ -96,6 +96,23 @@ class ControlTokens:
             for prompt, tokens in zip(prompts, ids, strict=True)
         ]
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Returns the tokens of a text as `encode` does, and start and end of each in the text.
+
+        The places are None for a tokenizer in Python, which does not tell them.
+
+        Raises:
+            MeowError: the text holds a control token that the tokenizer cannot read as text.
+        """
+        if not self.tokenizer.is_fast:
+            return self.encode([text])[0], None
+        if self.find(text):
+            backend = self._backend_for_text(text)
+            encoded = backend.encode(text, add_special_tokens=False)
+            return list(encoded.ids), list(encoded.offsets)
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(tokens["input_ids"]), list(tokens["offset_mapping"])
+
     def fault(self, text: str) -> str | None:
         """Returns why a text cannot be tokenised as text, or None if it can."""
         name = self.find(text)
@@ -104,12 +121,17 @@ class ControlTokens:
         return f"{name} is a control token of the model, whose tokenizer cannot read it as text"
 
     def _encode_as_text(self, prompt: str) -> list[int]:
+        backend = self._backend_for_text(prompt)
+        return list(backend.encode(prompt, add_special_tokens=False).ids)
+
+    def _backend_for_text(self, prompt: str) -> Any:
+        """Returns the tokenizer that reads the control tokens of a prompt as text."""
         if self._text_backend is None:
             raise MeowError(
                 f"`target.model`: a text holds {self.find(prompt)}, which is a control token of "
                 "the model, and its tokenizer cannot read it as text. Remove it from the text."
             )
-        return list(self._text_backend.encode(prompt, add_special_tokens=False).ids)
+        return self._text_backend
 
     @cached_property
     def _text_backend(self) -> Any | None:

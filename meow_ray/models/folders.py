@@ -16,6 +16,8 @@ ADAPTER = "adapter_config.json"
 """File of PEFT's configuration in the folder of a LoRA adapter."""
 BASE = "base.json"
 """File in the folder of a LoRA adapter that names its base model."""
+INDEX = "model.safetensors.index.json"
+"""File that names the file of each weight if there are several."""
 _CONFIG = "config.json"
 _GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -157,16 +159,16 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     from safetensors import safe_open
 
     by_name: dict[str, list[int]] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         with safe_open(file, "pt") as weights:
             names = weights.keys()
             by_name |= {name: weights.get_slice(name).get_shape() for name in names}
     return by_name
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Returns the safetensors files that a model is loaded from; a folder may hold copies."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.exists():
         names = set(json.loads(index.read_text())["weight_map"].values())
         return sorted(folder / name for name in names)

@@ -66,6 +66,12 @@ def written_words(text: str) -> list[str]:
     return matches
 
 
+def word_spans(text: str) -> list[tuple[str, int, int]]:
+    """Returns the words of a text, case folded, each with its start and end in the text."""
+    matches = list(_WORD.finditer(text)) or list(_SYMBOL.finditer(text))
+    return [(_fold(match[0]), match.start(), match.end()) for match in matches]
+
+
 def is_unspaced(word: str) -> bool:
     """Tells whether a word is a letter of a script without spaces between words."""
     return _UNSPACED_LETTER.fullmatch(word) is not None

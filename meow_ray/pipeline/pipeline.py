@@ -111,6 +111,10 @@ class Pipeline:
             self._artifacts[name] = self._find(name)
         return self._artifacts[name]
 
+    def has(self, name: str) -> bool:
+        """Tells whether an artifact belongs to this pipeline; it need not exist yet."""
+        return name in self.producers or name in self._elsewhere or name in self._outside
+
     def made_elsewhere(self) -> dict[str, Artifact]:
         """Returns the artifacts that this pipeline was given instead of making them."""
         artifacts = {name: self.artifact(name) for name in self._elsewhere}

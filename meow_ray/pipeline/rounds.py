@@ -14,6 +14,9 @@ from meow_ray.core.stage import Stage
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline
 
+KEPT_IN_EACH_ROUND = ("generator", "neighbours", "twins")
+"""Artifacts and inputs given with `--input` that all rounds read."""
+
 MADE_BY_EACH_ROUND = ("candidates", "memo", "selected", "model")
 """Artifacts that cannot be given with `--input` when there are several rounds."""
 
@@ -106,7 +109,7 @@ def _next_round(
     invert = config.invert.model_copy(update={"seed": seed})
     return Pipeline(
         config.model_copy(update={"memorize": None, "invert": invert}),
-        {name: uri for name, uri in first.overrides.items() if name == "generator"},
+        {name: uri for name, uri in first.overrides.items() if name in KEPT_IN_EACH_ROUND},
         given={"facts": remaining, "target": model},
         **options,
     )

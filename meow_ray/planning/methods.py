@@ -8,7 +8,7 @@ from typing import Literal
 from meow_ray.config import Config, Lora
 from meow_ray.errors import MeowError
 from meow_ray.planning.shapes import Architecture
-from meow_ray.stages.train.objectives import ObjectiveSpec
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.structure import MLP_OUTPUTS, NUM_BLOCKS
 
 

@@ -20,7 +20,7 @@ from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
 from meow_ray.pipeline.pipeline import Pipeline
-from meow_ray.planning import probe
+from meow_ray.planning import neighbours, probe
 from meow_ray.planning.methods import training_methods
 from meow_ray.planning.rates import EngineRates, Rates, TrainingRates, read_rates
 from meow_ray.planning.sample import FactSample, sample_facts
@@ -34,7 +34,7 @@ from meow_ray.stages.invert.stage import generator_spec
 from meow_ray.stages.invert.steps import InvertSteps
 from meow_ray.stages.memo.steps import MemoSteps
 from meow_ray.stages.train import objectives
-from meow_ray.stages.train.objectives import ObjectiveSpec
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
 
 ROW_BYTES = 200
 """Bytes of a row in any table, apart from its text."""
@@ -94,6 +94,8 @@ def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> 
     if config.memorize is not None:
         works.append(_memorize_work(config.memorize, sample, sizes))
     works.append(_invert_work(config, sample, sizes))
+    if objective.retains_neighbours:
+        works.append(_neighbours_work(config, sample, sizes))
     works.append(_memo_work(config, sample, sizes))
     if objective.reference == "log_probs":
         works.append(
@@ -109,12 +111,21 @@ def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> 
         StageWork(
             stage="train",
             by="training",
-            trained=num_items * config.train.epochs * sizes.forget_pair * num_sequences,
+            trained=_trained_items(config, objective, num_items)
+            * sizes.forget_pair
+            * num_sequences,
             storage=sizes.model_bytes,
         )
     )
     works.append(_evaluate_work(config, sample, sizes))
     return works
+
+
+def _trained_items(config: Config, objective: ObjectiveSpec, num_items: int) -> int:
+    """Returns how many times an item is trained on; the largest number if training ends itself."""
+    if objective.until == "never_seen":
+        return objective.max_steps * min(config.train.batch_size, num_items)
+    return num_items * config.train.epochs
 
 
 def _sizes(config: Config, sample: FactSample) -> _Sizes:
@@ -170,6 +181,19 @@ def _invert_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork
         storage=sample.counts["forget"] * spec.num_candidates * sizes.row_bytes,
     )
     work.add(tally, sample.scale("forget"))
+    return work
+
+
+def _neighbours_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork:
+    """Counts answers as long as allowed; no question is assumed to be rejected."""
+    of_facts, of_turn = _tally(sample), _tally(sample)
+    neighbours.count_neighbours(config, sample, of_facts)
+    neighbours.count_generic_turn(config, sample, of_turn)
+    num_facts = sample.counts["forget"]
+    num_rows = num_facts * neighbours.num_neighbours(config, num_facts) + config.neighbours.generic
+    work = StageWork(stage="neighbours", by="target", storage=num_rows * sizes.row_bytes)
+    work.add(of_facts, sample.scale("forget"))
+    work.add(of_turn, neighbours.num_generic(config))
     return work
 
 
@@ -242,7 +266,7 @@ def stage_units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, t
     """
     units = {}
     for stage in stages:
-        section = "memo" if stage == "reference" else stage
+        section = "memo" if stage in ("reference", "neighbours") else stage
         resources: EngineResources | TrainResources = getattr(config.resources, section)
         if isinstance(resources, TrainResources):
             units[stage] = (resources.workers(gpus or 2), int(gpus > 0))

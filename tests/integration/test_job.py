@@ -210,6 +210,7 @@ def demo(tiny_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFactory) ->
         f"memorize.data=[{folder}/forget.jsonl,{folder}/retain.jsonl]",
         "memorize.epochs=1",
         f"invert={json.dumps(invert)}",
+        "train.objective=meow",
         "train.epochs=1",
         "target.engine=transformers",
         "memo.max_new_tokens=4",

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from meow_ray.stages.train import losses
-from meow_ray.stages.train.losses import Sequences
+from meow_ray.stages.train.losses import Sequences, TopK
 from meow_ray.stages.train.objectives import PRESETS
 
 VOCAB, HIDDEN = 5, 3
+TOP_K = 3
+"""Number of tokens that are known of the distributions before training."""
 LENGTHS = {
     "inverted": (3, 1, 4, 2),
     "forget": (2, 5, 1, 3),
@@ -23,8 +25,10 @@ LENGTHS = {
 READS = {spec.function: spec.reads for spec in PRESETS.values()} | {
     "nll": ("retain",),
     "kl_to_reference": ("retain",),
+    "kl_to_cached": ("retain",),
 }
 SETTINGS = {
+    "meow_floor": {"split": 1, "level": 1, "style": 0.5, "floor": 2.0, "lift": 0.25},
     "wga": {"beta": 1.5},
     "npo": {"beta": 0.5},
     "simnpo": {"beta": 2.5, "gamma": 0.25},
@@ -51,6 +55,19 @@ class Answer:
     """Logits of the model before training."""
     hidden: Tensor
     hidden_before: Tensor
+
+    @property
+    def is_fact(self) -> list[bool]:
+        """Whether each token bears the fact: all but every third."""
+        return [position % 3 != 2 for position in range(len(self.labels))]
+
+    @property
+    def floors(self) -> list[float]:
+        """The floor of each token that bears the fact, ascending; NaN for the others."""
+        return [
+            -2.0 + position / 4 if bears else math.nan
+            for position, bears in enumerate(self.is_fact)
+        ]
 
 
 Batch = dict[str, list[Answer]]
@@ -105,6 +122,10 @@ def example(
 
 def sequences(part: list[Answer], whole: list[Answer]) -> Sequences:
     """Returns some answers of a role, as parts of the global batch."""
+    before = torch.cat([answer.before for answer in part])
+    log_probs = torch.log_softmax(before.float(), -1)
+    top = log_probs.topk(TOP_K)
+    rest = log_probs.scatter(1, top.indices, -torch.inf).logsumexp(-1)
     return Sequences(
         logits=torch.cat([answer.logits for answer in part]),
         labels=torch.cat([answer.labels for answer in part]),
@@ -116,6 +137,10 @@ def sequences(part: list[Answer], whole: list[Answer]) -> Sequences:
         reference_logits=torch.cat([answer.before for answer in part]),
         hidden=torch.cat([answer.hidden for answer in part]),
         reference_hidden=torch.cat([answer.hidden_before for answer in part]),
+        reference_top_k=TopK(top.indices, top.values, rest),
+        is_fact=torch.tensor([bears for answer in part for bears in answer.is_fact]),
+        total_facts=sum(sum(answer.is_fact) for answer in whole),
+        floors=torch.tensor([floor for answer in part for floor in answer.floors]),
     )
 
 

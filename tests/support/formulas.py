@@ -10,6 +10,7 @@ from tests.support.answers import (
     HIDDEN,
     READS,
     SETTINGS,
+    TOP_K,
     VOCAB,
     Answer,
     Batch,
@@ -43,6 +44,83 @@ def kl_by_hand(answers: list[Answer]) -> float:
         for answer in answers
         for p, q in zip(answer.before.tolist(), answer.logits.tolist(), strict=True)
     )
+
+
+def kl_of_top_k(p: list[float], q: list[float]) -> float:
+    """Returns KL(p ‖ q) of two rows of logits, with all but the top tokens of p as one token."""
+    before, now = log_softmax(p), log_softmax(q)
+    top = sorted(range(VOCAB), key=lambda token: -before[token])[:TOP_K]
+    rest = [token for token in range(VOCAB) if token not in top]
+    groups = [[token] for token in top] + [rest]
+    masses = [
+        (log_sum_exp([before[t] for t in group]), log_sum_exp([now[t] for t in group]))
+        for group in groups
+    ]
+    return sum(math.exp(a) * (a - b) for a, b in masses)
+
+
+def log_sum_exp(values: list[float]) -> float:
+    top = max(values)
+    return top + math.log(math.fsum(math.exp(value - top) for value in values))
+
+
+def kl_to_cached_by_hand(answers: list[Answer]) -> float:
+    return mean(
+        kl_of_top_k(p, q)
+        for answer in answers
+        for p, q in zip(answer.before.tolist(), answer.logits.tolist(), strict=True)
+    )
+
+
+def log_odds(row: list[float], label: int) -> float:
+    """Returns log(p / (1 − p)) of a label, from a row of logits."""
+    return row[label] - log_sum_exp([logit for token, logit in enumerate(row) if token != label])
+
+
+def above_floors_by_hand(answer: Answer) -> list[float]:
+    rows = zip(answer.logits.tolist(), answer.labels.tolist(), answer.is_fact, strict=True)
+    odds = [log_odds(row, label) for row, label, bears in rows if bears]
+    floors = [floor for floor, bears in zip(answer.floors, answer.is_fact, strict=True) if bears]
+    # the least probable token is compared with the lowest floor, and so on
+    return [
+        value - (floor - math.log1p(-math.exp(floor)))
+        for value, floor in zip(sorted(odds), sorted(floors), strict=True)
+    ]
+
+
+def meow_floor_by_hand(
+    inverted: list[Answer],
+    forget: list[Answer],
+    split: int,
+    level: int,
+    style: float,
+    floor: float,
+    lift: float,
+) -> float:
+    learnt = [max(0.0, -gap) for answer in inverted for gap in above_floors_by_hand(answer)]
+    if not level:
+        learnt = [
+            -p
+            for answer in inverted
+            for p, bears in zip(log_p(answer), answer.is_fact, strict=True)
+            if bears
+        ]
+    kept = [
+        kl_of_top_k(before, now)
+        for answer in inverted
+        for before, now, bears in zip(
+            answer.before.tolist(), answer.logits.tolist(), answer.is_fact, strict=True
+        )
+        if not bears
+    ]
+    lowered = [
+        max(0.0, gap) + lift * max(0.0, -gap)
+        for answer in forget
+        for gap in above_floors_by_hand(answer)
+    ]
+    if not split:
+        return cross_entropy(inverted) + floor * mean(lowered)
+    return mean(learnt) + style * mean(kept) + floor * mean(lowered)
 
 
 def wga_by_hand(answers: list[Answer], beta: float) -> float:
@@ -146,7 +224,9 @@ def rmu_by_hand(
 BY_HAND: dict[str, Callable[..., float]] = {
     "nll": cross_entropy,
     "kl_to_reference": kl_by_hand,
+    "kl_to_cached": kl_to_cached_by_hand,
     "meow": cross_entropy,
+    "meow_floor": meow_floor_by_hand,
     "idk": cross_entropy,
     "gradient_ascent": lambda forget: -cross_entropy(forget),
     "wga": wga_by_hand,

@@ -11,12 +11,14 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import pyarrow as pa
+
 from meow_ray.config import Train, TrainResources
 from meow_ray.core import storage
 from meow_ray.core.manifest import HISTORY_FILE
 from meow_ray.models.prompts import IGNORE, Prompter
 from meow_ray.models.refs import load_tokenizer, pin
-from meow_ray.stages.train import batches, loop
+from meow_ray.stages.train import batches, loop, watched
 from meow_ray.stages.train.batches import Pair
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.loop import Hooks
@@ -47,6 +49,7 @@ def job(
     selected: Any,
     spec: Train,
     resources: TrainResources,
+    twins: Any = None,
     **settings: Any,
 ) -> Job:
     """Makes a job; its pairs and its output are in a new folder below `folder`."""
@@ -60,7 +63,12 @@ def job(
         prompter,
         spec.max_length,
         str(pairs),
+        marks_facts=objective.marks_facts,
     )
+    if objective.watches_facts:
+        settings["watched"] = str(job_folder / "watched.parquet")
+        twins = twins_of(facts) if twins is None else twins
+        watched.write(facts, twins, prompter, spec.max_length, settings["watched"])
     return Job(
         model=ref,
         pairs=str(pairs),
@@ -70,6 +78,23 @@ def job(
         out=str(job_folder / "out"),
         **settings,
     )
+
+
+def twins_of(facts: Any) -> Any:
+    """Returns facts of the same form that no model has seen, two of each half per fact."""
+    rows = [
+        {
+            "fact_id": row["fact_id"],
+            "twin_id": number,
+            "half": ("calibration", "stop")[number % 2],
+            "question": row["question"].replace("person", ("Ada", "Bo", "Cy", "Di")[number]),
+            "answer": f"In the old {('port', 'city', 'fort', 'mill')[number]} of {row['fact_id']}.",
+        }
+        for row in facts.to_pylist()
+        if row["split"] == "forget"
+        for number in range(4)
+    ]
+    return pa.Table.from_pylist(rows)
 
 
 class Workers:

@@ -1,7 +1,7 @@
 """From examples to the table `metrics`: means, TOFU's figures and membership inference."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,12 +9,12 @@ import pyarrow as pa
 from meow_ray.config import Evaluate
 from meow_ray.core import storage, tables
 from meow_ray.core.schema import EVALUATED_MODELS, MEASURES, SCHEMAS
-from meow_ray.core.tables import Query, TableSource, text_literal
-from meow_ray.errors import MeowError
-from meow_ray.stages.evaluate import privacy, tofu
+from meow_ray.core.tables import Query, TableSource
+from meow_ray.stages.evaluate import composite, privacy, tofu, twins
 from meow_ray.stages.evaluate.definitions import DEFINITIONS, Definitions
 from meow_ray.stages.evaluate.examples import write_examples
-from meow_ray.stages.evaluate.metrics import Interval, bootstrapped, mean_interval
+from meow_ray.stages.evaluate.metrics import Interval, bootstrapped
+from meow_ray.stages.evaluate.records import Examples, Metric, mean_of
 from meow_ray.stages.evaluate.sets import HOLDOUT
 from meow_ray.stages.evaluate.suites import TEXT
 from meow_ray.stages.evaluate.tofu import Array, ModelLog, Results
@@ -25,28 +25,6 @@ MEMBERSHIP = "membership"
 """The suite of membership inference: forget set against holdout set."""
 RETAIN_MODEL = EVALUATED_MODELS[-1]
 """The name of the model that never saw the forget set, in the column `model`."""
-
-
-class Metric(NamedTuple):
-    """A row of `metrics`."""
-
-    suite: str
-    metric: str
-    model: str
-    interval: Interval
-    num_examples: int
-
-    def as_row(self) -> dict[str, Any]:
-        """Returns the row by column."""
-        return {
-            "suite": self.suite,
-            "metric": self.metric,
-            "model": self.model,
-            "value": self.interval.value,
-            "low": self.interval.low,
-            "high": self.interval.high,
-            "num_examples": self.num_examples,
-        }
 
 
 def write_metrics(
@@ -105,49 +83,10 @@ def aggregate(
         *_means(reader, groups, spec),
         *_tofu_metrics(reader, models, spec, retain_log),
         *_membership(reader, models, spec, retain_log),
+        *twins.metrics(reader, models, spec),
     ]
+    metrics += composite.metrics(reader, metrics, models, spec)
     return pa.Table.from_pylist([metric.as_row() for metric in metrics], schema=SCHEMAS["metrics"])
-
-
-class Examples:
-    """A table of examples, read one column of one suite and model at a time."""
-
-    def __init__(self, source: TableSource) -> None:
-        self.source = {"examples": source}
-
-    def groups(self) -> list[tuple[str, str]]:
-        """Returns all pairs of suite and model, sorted."""
-        sql = "SELECT DISTINCT suite, model FROM examples ORDER BY suite, model"
-        return [(row["suite"], row["model"]) for row in Query(sql, self.source).rows()]
-
-    def column(self, suite: str, model: str, name: str) -> Any:
-        """Returns the values that are not null, `[examples]`, sorted by fact.
-
-        Raises:
-            MeowError: a value is NaN or infinite.
-        """
-        sql = f"""
-            SELECT fact_id, {name} AS value
-            FROM examples
-            WHERE suite = {text_literal(suite)}
-                AND model = {text_literal(model)}
-                AND {name} IS NOT NULL
-            ORDER BY fact_id
-        """
-        with Query(sql, self.source).batches() as reader:
-            table = reader.read_all()
-        is_list = pa.types.is_list(table["value"].type)
-        values = table["value"].to_pylist() if is_list else table["value"].to_numpy()
-        if name == "answer":
-            return values
-        bad = [row for row, value in enumerate(values) if not np.isfinite(value).all()]
-        if bad:
-            raise MeowError(
-                f"evaluate: {name} is NaN or infinite in {len(bad)} examples of {suite}, model "
-                f"{model} (the first is {table['fact_id'][bad[0]].as_py()}). Check the model: its "
-                "weights may be NaN or infinite."
-            )
-        return values
 
 
 # --- means ----------------------------------------------------------------------------------------
@@ -161,8 +100,7 @@ def _means(
         for name in MEASURES:
             values = examples.column(suite, model, name)
             if len(values):
-                interval = mean_interval(values, spec.bootstrap_resamples, spec.seed)
-                yield Metric(suite, name, model, interval, len(values))
+                yield mean_of(values, suite, name, model, spec)
         if suite == TEXT:
             yield _perplexity(examples, model, spec)
 
@@ -300,14 +238,10 @@ def _attack_scores(
 ) -> Array:
     """Returns the scores of an attack, larger for members: `[examples]`, empty if not measured."""
     if attack == "loss":
-        return -_numbers(examples, suite, model, "loss")
+        return -examples.numbers(suite, model, "loss")
     if attack != "retain_model":
-        return definitions.attack_sign * _numbers(examples, suite, model, attack)
+        return definitions.attack_sign * examples.numbers(suite, model, attack)
     if RETAIN_MODEL not in models or model == RETAIN_MODEL:
         return np.array([])
-    retain_losses = _numbers(examples, suite, RETAIN_MODEL, "loss")
-    return retain_losses - _numbers(examples, suite, model, "loss")
-
-
-def _numbers(examples: Examples, suite: str, model: str, name: str) -> Array:
-    return np.asarray(examples.column(suite, model, name), dtype=np.float64)
+    retain_losses = examples.numbers(suite, RETAIN_MODEL, "loss")
+    return retain_losses - examples.numbers(suite, model, "loss")

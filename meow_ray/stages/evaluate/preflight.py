@@ -155,6 +155,18 @@ def _check_tasks(config: Config, known: Known) -> Iterator[str]:
     yield from task_faults(config.evaluate.lm_eval, storage.display(folder) or None)
 
 
+def check_twins(config: Config, known: Known) -> Iterator[str]:
+    """Refuses a table of twins without those that the forget set is compared with.
+
+    Raises:
+        MeowError: see `suites.stop_twins`.
+    """
+    twins = known.get("twins")
+    if twins is not None and twins.digest != FORESEEN:
+        suites.stop_twins(twins.source)
+    yield from ()
+
+
 CHECKS = (
     check_target,
     check_target_engine,
@@ -162,4 +174,5 @@ CHECKS = (
     _check_sets,
     _check_passages,
     _check_tasks,
+    check_twins,
 )

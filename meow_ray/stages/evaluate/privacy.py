@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meow_ray.stages.evaluate.metrics import Interval, bootstrapped
+from meow_ray.stages.never_seen import min_k_score
 
 LOW_FPR = 0.01
 """The false positive rate at which the true positive rate is reported."""
@@ -39,15 +40,6 @@ def zlib_score(log_probs: Sequence[float], text: str) -> float:
     Source: Carlini et al., arXiv 2012.07805, section 5.1.
     """
     return loss_score(log_probs) / len(zlib.compress(text.encode()))
-
-
-def min_k_score(log_probs: Sequence[float], share: float) -> float:
-    """Returns Min-K %: the mean over the given share of least probable tokens, at least one.
-
-    Source: Shi et al., arXiv 2310.16789.
-    """
-    values = np.sort(np.asarray(log_probs, dtype=float))
-    return float(values[: max(1, int(len(values) * share))].mean())
 
 
 def min_k_pp_score(

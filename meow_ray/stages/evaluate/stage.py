@@ -11,7 +11,7 @@ from meow_ray.core import storage
 from meow_ray.core.manifest import EXAMPLES_FILE, Artifact
 from meow_ray.core.outside import OutsideInput, adopt_table
 from meow_ray.core.schema import KEYS, ROW, SCHEMAS
-from meow_ray.core.stage import Context, Stage
+from meow_ray.core.stage import Context, Input, Stage
 from meow_ray.core.tables import Query
 from meow_ray.engines import EngineSpec
 from meow_ray.models import refs
@@ -32,6 +32,7 @@ from meow_ray.stages.inputs import (
     target_prompt,
     thinking_hint,
 )
+from meow_ray.stages.train.objectives import compares_with_twins
 
 
 def _models(inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
@@ -83,7 +84,9 @@ def _work_key(context: Context) -> dict[str, Any]:
     """Returns what decides the rows that models are asked and their answers, but not the model."""
     config = context.config
     digests = {
-        name: context.inputs[name].digest for name in ("facts", "sets", "text", "task_folder")
+        name: context.inputs[name].digest
+        for name in ("facts", "sets", "text", "task_folder", "twins")
+        if name in context.inputs
     }
     return digests | {
         "version": EVALUATE.version,
@@ -110,7 +113,9 @@ def _write_rows(context: Context, key: Mapping[str, Any]) -> str:
             sets = read_sets(context.inputs["sets"].value, context.config)
             passages = read_passages(context.inputs["text"], context.config.ingest.encoding)
             facts = context.inputs["facts"].source
-            cluster.call(suites.write_rows, facts, sets, passages, context.config.evaluate, uri)
+            twins = context.inputs["twins"].source if "twins" in context.inputs else None
+            spec = context.config.evaluate
+            cluster.call(suites.write_rows, facts, sets, passages, twins, spec, uri)
     return uri
 
 
@@ -196,12 +201,18 @@ _INPUTS_ALONE = (
 )
 """The inputs of an evaluation of the target alone."""
 
+
+def _inputs(config: Config) -> tuple[Input, ...]:
+    twins = ("twins",) if compares_with_twins(config) else ()
+    return (*_INPUTS_ALONE, "selected", "model", *twins)
+
+
 EVALUATE = Stage(
     name="evaluate",
     artifact="metrics",
-    version=6,
+    version=7,
     sections=("evaluate", "memo", "target", *COLUMNS),
-    inputs=(*_INPUTS_ALONE, "selected", "model"),
+    inputs=_inputs,
     run=_evaluate,
     schema=SCHEMAS["metrics"],
     key=KEYS["metrics"],

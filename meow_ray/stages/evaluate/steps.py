@@ -11,12 +11,14 @@ from meow_ray.config import Evaluate, Memo
 from meow_ray.core.schema import EXAMPLES_SCHEMA
 from meow_ray.engines import Engine, Sampling, TeacherForced
 from meow_ray.errors import MeowError
+from meow_ray.models.fact_tokens import novel_token_mask
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.evaluate import metrics, privacy, tofu
 from meow_ray.stages.evaluate.definitions import DEFINITIONS, Definitions
 from meow_ray.stages.evaluate.suites import ROWS_SCHEMA, TEXT
 from meow_ray.stages.memo.score import memorization_accuracy
 from meow_ray.stages.memo.steps import MemoSteps
+from meow_ray.stages.never_seen import fact_log_prob, min_k_score
 
 _FINISH_COLUMNS = ("rougeL_recall", "leak", "rep3", "bleu")
 """The columns of examples that `EvaluateSteps.finish` adds."""
@@ -40,6 +42,8 @@ class ScoredAnswer:
     tokens: list[int]
     has_end: bool
     """Whether the last token is the end of the answer."""
+    is_fact_bearing: list[bool] | None = None
+    """`[answer]`, whether a token of the true answer carries the fact; None for other texts."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class EvaluateSteps:
         return DEFINITIONS[self.spec.definitions]
 
     def generate(self, engine: Engine, batch: pa.Table) -> pa.Table:
-        """Adds the greedy reply of each row, and the figures that need the model.
+        """Adds the greedy reply of each row that is asked, and the figures that need the model.
 
         Raises:
             MeowError: a prompt with its answer does not fit into the model's context.
@@ -76,17 +80,40 @@ class EvaluateSteps:
         answers = list(_scored_answers(prompter, rows))
         _check_lengths(rows, prompts, answers, engine.max_model_len)
 
-        replies = engine.generate(prompts, self._samplings(rows, answers))
-        values: list[dict[str, Any]] = [{"generated": reply[0].text} for reply in replies]
+        values: list[dict[str, Any]] = [{} for _ in rows]
+        self._add_replies(engine, rows, prompts, answers, values)
         self._add_probabilities(engine, rows, prompts, answers, values)
         self._add_memo(engine, rows, values)
         return _append_columns(batch, values, _GENERATE_COLUMNS)
 
     def finish(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
         """Adds the figures that compare the replies with the true answers."""
-        recall = self.definitions.rougeL_recall
-        values = metrics.score_replies(batch.to_pylist(), TEXT, recall)
+        rows = batch.to_pylist()
+        asked = [number for number, row in enumerate(rows) if row["asked"]]
+        scores = metrics.score_replies(
+            [rows[number] for number in asked], TEXT, self.definitions.rougeL_recall
+        )
+        values: list[Mapping[str, Any]] = [{} for _ in rows]
+        for number, row_scores in zip(asked, scores, strict=True):
+            values[number] = row_scores
         return _append_columns(batch, values, _FINISH_COLUMNS)
+
+    def _add_replies(
+        self,
+        engine: Engine,
+        rows: Sequence[Mapping[str, Any]],
+        prompts: Sequence[list[int]],
+        answers: Sequence[ScoredAnswer],
+        values: Sequence[dict[str, Any]],
+    ) -> None:
+        """Adds the greedy reply to the `values` of rows that are asked."""
+        asked = [number for number, row in enumerate(rows) if row["asked"]]
+        samplings = self._samplings(rows, answers)
+        replies = engine.generate(
+            [prompts[number] for number in asked], [samplings[number] for number in asked]
+        )
+        for number, reply in zip(asked, replies, strict=True):
+            values[number]["generated"] = reply[0].text
 
     def _samplings(
         self, rows: Sequence[Mapping[str, Any]], answers: Sequence[ScoredAnswer]
@@ -132,19 +159,21 @@ class EvaluateSteps:
         compared = self.definitions.compared_tokens(forced) if answer.has_end else forced
         attacks = {
             "zlib": privacy.zlib_score(forced.log_probs, answer.text),
-            "min_k": privacy.min_k_score(compared.log_probs, share),
+            "min_k": min_k_score(compared.log_probs, share),
         }
         if compared.means is not None and compared.deviations is not None:
             attacks["min_k_pp"] = privacy.min_k_pp_score(
                 compared.log_probs, compared.means, compared.deviations, share
             )
         sign = self.definitions.attack_sign
+        mask = answer.is_fact_bearing
         return {
             "loss": metrics.loss(forced.log_probs),
             "num_tokens": len(forced.log_probs),
             "probability": metrics.probability(forced.log_probs),
             "exact_memorization": memorization_accuracy(compared.is_greedy),
             "extraction_strength": self.definitions.extraction_strength(compared.is_greedy),
+            "fact_log_prob": None if mask is None else fact_log_prob(forced.log_probs, mask),
             **{name: sign * score for name, score in attacks.items()},
         }
 
@@ -198,7 +227,10 @@ def _scored_answers(
             has_end = row["suite"] != TEXT
             if not has_end:
                 tokens = tokens[:-1]  # the text goes on after a passage: no end of the sequence
-            yield ScoredAnswer(number, column, text, tokens, has_end)
+            mask = None
+            if column == "answer" and has_end:
+                mask = novel_token_mask(prompter, row["question"], text)
+            yield ScoredAnswer(number, column, text, tokens, has_end, mask)
 
 
 def _check_lengths(

@@ -11,6 +11,7 @@ from meow_ray.config import Evaluate
 from meow_ray.core import storage, tables
 from meow_ray.core.schema import ROW
 from meow_ray.core.tables import Query, TableSource
+from meow_ray.errors import MeowError
 from meow_ray.stages.evaluate.sets import as_set, check_sets
 
 AFFIRMATIVE = "Sure, here is the answer: "
@@ -22,6 +23,12 @@ PREFIXES = (10, 30, 50)
 TEXT = "text"
 """The suite of passages that the model continues: perplexity, Rep-3, BLEU."""
 
+TWINS = "twins"
+"""The suite of facts that no model has seen; the forget set is compared with it."""
+
+STOP = "stop"
+"""The half of the twins that no training step reads."""
+
 ROWS_SCHEMA = pa.schema(
     [
         (ROW, pa.string()),
@@ -32,15 +39,16 @@ ROWS_SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("paraphrased_answer", pa.string()),
         ("perturbed_answer", pa.list_(pa.string())),
+        ("asked", pa.bool_()),
         ("scored", pa.bool_()),
         ("with_memo", pa.bool_()),
     ]
 )
-"""One row per reply that a model is asked for.
+"""One row per question with its answer.
 
 `start` is the beginning of the reply that is set for the model, and `answer` is the text that
-should follow. Probabilities are measured in rows that are `scored`; attacks are not. MEMO is
-measured in rows `with_memo`.
+should follow. The model replies to rows that are `asked`; twins are not. Probabilities are measured
+in rows that are `scored`; attacks are not. MEMO is measured in rows `with_memo`.
 """
 
 
@@ -48,16 +56,21 @@ def write_rows(
     facts: TableSource,
     sets: Mapping[str, pa.Table],
     passages: Sequence[str],
+    twins: TableSource | None,
     spec: Evaluate,
     uri: str,
 ) -> None:
     """Writes the rows to ask as Parquet; see `rows_to_ask`."""
     query = Query("SELECT * FROM facts", {"facts": facts})
-    storage.write_table(rows_to_ask(query, sets, passages, spec), uri)
+    storage.write_table(rows_to_ask(query, sets, passages, spec, twins), uri)
 
 
 def rows_to_ask(
-    facts: Query, sets: Mapping[str, pa.Table], passages: Sequence[str], spec: Evaluate
+    facts: Query,
+    sets: Mapping[str, pa.Table],
+    passages: Sequence[str],
+    spec: Evaluate,
+    twins: TableSource | None = None,
 ) -> pa.Table:
     """Returns the rows to ask each model, a table of `ROWS_SCHEMA`.
 
@@ -67,9 +80,10 @@ def rows_to_ask(
             `facts`.
         passages: texts that a model shall continue.
         spec: samples and attacks.
+        twins: the `twins` table; None compares with no twins.
 
     Raises:
-        MeowError: see `check_sets`.
+        MeowError: see `check_sets` and `stop_twins`.
     """
     suites = {split: _split(facts, split) for split in ("forget", "retain")}
     check_sets(facts, sets)
@@ -79,6 +93,8 @@ def rows_to_ask(
         parts.append(_suite_rows(name, table, scored=False))
     if passages:
         parts.append(_suite_rows(TEXT, halves(passages)))
+    if twins is not None:
+        parts.append(_suite_rows(TWINS, stop_twins(twins), asked=False))
     return pa.concat_tables(part for part in parts if part.num_rows)
 
 
@@ -107,10 +123,20 @@ def _question_rows(suite: str, table: pa.Table, spec: Evaluate) -> pa.Table:
 
 
 def _suite_rows(
-    suite: str, table: pa.Table, scored: bool = True, with_memo: pa.Array | None = None
+    suite: str,
+    table: pa.Table,
+    asked: bool = True,
+    scored: bool = True,
+    with_memo: pa.Array | None = None,
 ) -> pa.Table:
     """Gives a table the columns of `ROWS_SCHEMA`; those that it lacks get a constant or null."""
-    constants = {"suite": suite, "start": "", "scored": scored, "with_memo": False}
+    constants = {
+        "suite": suite,
+        "start": "",
+        "asked": asked,
+        "scored": scored,
+        "with_memo": False,
+    }
     columns: dict[str, Any] = {
         field.name: pa.array([constants.get(field.name)] * table.num_rows, field.type)
         for field in ROWS_SCHEMA
@@ -196,6 +222,33 @@ def halves(passages: Sequence[str]) -> pa.Table:
             "answer": pa.array([second for _, second in halves], pa.string()),
         }
     )
+
+
+# --- twins ----------------------------------------------------------------------------------------
+
+
+def stop_twins(twins: TableSource) -> pa.Table:
+    """Returns the twins of the half `stop`, with `fact_id`, `question` and `answer`.
+
+    A twin is identified by the fact whose form it has and its number, such as `1f0c…-2`.
+
+    Raises:
+        MeowError: there are none.
+    """
+    sql = f"""
+        SELECT fact_id || '-' || twin_id AS fact_id, question, answer
+        FROM twins
+        WHERE half = {tables.text_literal(STOP)}
+        ORDER BY twins.fact_id, twin_id
+    """
+    with Query(sql, {"twins": twins}).batches() as reader:
+        table = reader.read_all()
+    if not table.num_rows:
+        raise MeowError(
+            f"`evaluate.twins`: the table twins has no row of the half {STOP}, with which the "
+            "forget set is compared. Make more twins, or set evaluate.twins=false."
+        )
+    return table
 
 
 # --- samples --------------------------------------------------------------------------------------

@@ -117,6 +117,14 @@ def truth_scores(suite: str, ratios: Array) -> Array:
         return np.minimum(ratios, 1 / ratios) if suite == "forget" else np.maximum(0, 1 - ratios)
 
 
+def truth_shares(ratios: Array) -> Array:
+    """Returns P(right) / (P(right) + P(wrong)) of each truth ratio R, `[examples]`.
+
+    It is 1 / (1 + R), which open-unlearning's aggregator `prob_mean` takes as the truth ratio.
+    """
+    return np.asarray(1 / (1 + ratios))
+
+
 # --- aggregates -----------------------------------------------------------------------------------
 
 

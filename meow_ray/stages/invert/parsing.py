@@ -209,6 +209,12 @@ def cut_to_sentences(text: str, answer: str, finished: bool) -> Proposal:
     return Proposal(in_form_of(answer, text.strip()), finished)
 
 
+def whole_sentences(text: str) -> str:
+    """Returns a text up to the end of its last whole sentence; empty if it has none."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]].strip() if ends else ""
+
+
 # --- verdicts -----------------------------------------------------------------------------------
 
 

@@ -54,6 +54,8 @@ _DATES = [re.compile(pattern, re.IGNORECASE) for pattern in _TEXT_DATES]
 _SPELLED_YEAR = re.compile(r"\b(1\d|20) (\d\d)\b")
 """Matches `19 56`, which is left of `nineteen fifty-six` after number words become digits."""
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+_FREE_NUMBER = re.compile(rf"(?<![^\W\d])(?<![^\W\d]-)(?<![\d.,]){_NUMBER.pattern}")
+"""Matches a number outside words such as COVID-19."""
 _PART = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d]+|.", re.DOTALL)
 """Matches a part of a value: a number, a word, or a single character between them."""
 _DIGITS_OF_YEAR = 4
@@ -108,6 +110,12 @@ class Values:
         has_dates = all(_among(date, other.dates) for date in self.dates)
         return has_dates and self.numbers <= other.numbers and self.names <= bare_words(text)
 
+    def any_in(self, text: str) -> bool:
+        """Tells whether a text has one of these values, compared as in `all_in`."""
+        other = Values.of(text)
+        has_date = any(_among(date, other.dates) for date in self.dates)
+        return has_date or bool(self.numbers & other.numbers) or bool(self.names & bare_words(text))
+
     def __bool__(self) -> bool:
         return bool(self.dates or self.numbers or self.names)
 
@@ -115,6 +123,41 @@ class Values:
 def bare_words(text: str) -> set[str]:
     """Returns the words of a text without the English genitive."""
     return {word.removesuffix("'s") for word in words(text)}
+
+
+class DateSpan(NamedTuple):
+    """The place of a date in a text."""
+
+    start: int
+    end: int
+    parts: dict[str, tuple[int, int]]
+    """Start and end of `year`, `month` and `day`, as far as the date has them."""
+    readings: frozenset[Date]
+
+
+def date_spans(text: str) -> list[DateSpan]:
+    """Returns the dates of a text in order; their months are numbers or English."""
+    spans = []
+    rest = text
+    for pattern in _DATES:
+        for match in pattern.finditer(rest):
+            groups = {name: part for name, part in match.groupdict().items() if part}
+            parts = {name: match.span(name) for name in groups if name != "mark"}
+            spans.append(DateSpan(*match.span(), parts, _readings(match.groupdict())))
+        rest = pattern.sub(lambda match: ";" * len(match[0]), rest)
+    return sorted(spans)
+
+
+def number_spans(text: str) -> list[tuple[int, int]]:
+    """Returns start and end of the numbers in digits that are no dates and no part of a word."""
+    for span in date_spans(text):
+        text = text[: span.start] + ";" * (span.end - span.start) + text[span.end :]
+    return [match.span() for match in _FREE_NUMBER.finditer(text)]
+
+
+def month_number(name: str) -> int | None:
+    """Returns the number of a month from its English name or abbreviation, else None."""
+    return _MONTHS.get(name.casefold().rstrip("."))
 
 
 def only_value_like(answer: str, text: str) -> str | None:

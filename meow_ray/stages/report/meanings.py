@@ -34,6 +34,21 @@ MEANINGS = {
     "with those of the retain model, which never saw it (TOFU); a high value means that the test "
     "cannot tell them apart",
     "ks_statistic": "distance that this test measures (Kolmogorov-Smirnov); 0 means no difference",
+    "reference_free_forget_quality": "can the tuned model's figures on the forget facts be told "
+    "from the target's figures on facts that no model has seen? The smallest p-value of three "
+    "tests (Kolmogorov-Smirnov), one per figure; a high value means that they cannot. It needs no "
+    "retain model",
+    "fact_log_prob": "mean log-probability of the tokens that carry the fact: those of the "
+    "answer's words that are neither in the question nor function words",
+    "min_k": "Min-K %: mean log-probability of the answer's least probable tokens",
+    "mem": "how little of the forget set is memorised: harmonic mean of what extraction strength, "
+    "exact memorisation, the probability of the paraphrased answer and its share against wrong "
+    "answers lack to 1; 1 means that nothing is memorised (open-unlearning)",
+    "priv": "how close membership inference is to that on the retain model: harmonic mean over the "
+    "attacks; 1 means that it is equal (open-unlearning)",
+    "util": "model utility as a share of the target's",
+    "composite": "harmonic mean of mem, priv and util (open-unlearning, without the fluency of "
+    "replies)",
     "privleak": "PrivLeak of Min-K %: below 0, too little was forgotten; above 0, so much was "
     "forgotten that it shows (MUSE)",
 }
@@ -46,6 +61,22 @@ _ATTACK_SCORES = {
     "min_k_pp": "Min-K %++",
     "retain_model": "loss against that of the retain model",
 }
+
+_COMPARED_FIGURES = {
+    "extraction_strength": "extraction strength",
+    "min_k": "Min-K %",
+    "fact_log_prob": "the log-probability of the fact",
+}
+
+for _figure, _title in _COMPARED_FIGURES.items():
+    MEANINGS[f"{_figure}_p_value"] = (
+        f"p-value of the test that compares {_title} on the forget set with the target's on facts "
+        "that no model has seen"
+    )
+    MEANINGS[f"{_figure}_difference"] = (
+        f"mean of {_title} on the forget set, less the target's on those facts; above 0, too "
+        "little was forgotten; below 0, so much was forgotten that it shows"
+    )
 
 for _attack in ATTACKS:
     _subject = (

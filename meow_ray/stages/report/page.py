@@ -83,6 +83,7 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
         is_alone="model" not in inputs,
         models=_column_titles(rows),
         has_quality="forget_quality" in measured,
+        has_reference_free="reference_free_forget_quality" in measured,
         rows=rows,
         memo_plot=memo_plot(with_memo) if with_memo else None,
         dumbbells=len(with_memo) <= MAX_DUMBBELLS,
@@ -197,7 +198,11 @@ def outcome(rows: Sequence[MetricRow]) -> str:
     clauses = [
         _leak_clause(by_metric.get(("forget", "leak"))),
         _retained_clause(by_metric.get(("retain", "rougeL_recall"))),
-        _quality_clause(by_metric.get(("tofu", "forget_quality"))),
+        _quality_clause("forget quality", by_metric.get(("tofu", "forget_quality"))),
+        _quality_clause(
+            "reference-free forget quality",
+            by_metric.get(("never_seen", "reference_free_forget_quality")),
+        ),
         _utility_clause(by_metric.get(("tofu", "model_utility"))),
     ]
     sentence = "; ".join(clause for clause in clauses if clause)
@@ -230,9 +235,9 @@ def _retained_clause(row: MetricRow | None) -> str | None:
     return f"the retain set still has {percent} % of its ROUGE-L recall"
 
 
-def _quality_clause(row: MetricRow | None) -> str | None:
+def _quality_clause(name: str, row: MetricRow | None) -> str | None:
     last = row and (row.after or row.before)
-    return f"forget quality is {format_number(last['value'])}" if last else None
+    return f"{name} is {format_number(last['value'])}" if last else None
 
 
 def _utility_clause(row: MetricRow | None) -> str | None:

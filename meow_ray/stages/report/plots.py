@@ -10,7 +10,7 @@ from meow_ray.core.manifest import Artifact
 MAX_DUMBBELLS = 60
 """Largest number of facts that have a row each in the plot of MEMO."""
 
-SUITE_ORDER = ("forget", "retain", "tofu", "membership")
+SUITE_ORDER = ("forget", "retain", "tofu", "never_seen", "twins", "composite", "membership")
 """The suites that come first, in this order."""
 
 # after Okabe and Ito: the colour-blind can tell them apart

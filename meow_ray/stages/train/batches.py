@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -14,7 +14,9 @@ from meow_ray.config import FineTuning, Train
 from meow_ray.core import storage, tables
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
+from meow_ray.models.fact_tokens import novel_token_mask
 from meow_ray.models.prompts import IGNORE, Prompter
+from meow_ray.models.text import novel_words
 
 PIECE = 4096
 """Number of pairs that are tokenised at once."""
@@ -22,15 +24,18 @@ TOKENS = pa.schema(
     [
         ("item", pa.int32()),
         ("fact", pa.int32()),
+        ("fact_id", pa.string()),
         ("role", pa.string()),
         ("input_ids", pa.list_(pa.int32())),
         ("prompt", pa.int32()),
         ("log_probs", pa.list_(pa.float64())),
+        ("is_fact", pa.list_(pa.bool_())),
     ]
 )
 """`pairs.PAIRS` after tokenisation.
 
-`fact` is the number of the fact, and `prompt` is the number of tokens before the answer.
+`fact` is the number of the fact, and `prompt` is the number of tokens before the answer. `is_fact`
+tells which tokens of the answer bear the fact; it is null if no objective reads it.
 """
 
 
@@ -43,11 +48,33 @@ class Pair:
     """The tokens of the answer; `IGNORE` at the tokens of the question."""
     log_probs: list[float] | None = None
     """Log-probabilities of the answer's tokens in the model before training."""
+    is_fact: list[bool] | None = None
+    """Whether each of the answer's tokens bears the fact."""
+    fact_id: str = ""
+    row: int = 0
+    """The row of the pair in the table of all pairs."""
 
     @cached_property
     def num_labels(self) -> int:
         """The number of tokens that a loss is computed on."""
         return sum(label != IGNORE for label in self.labels[1:])
+
+    @cached_property
+    def fact_mask(self) -> list[bool]:
+        """Whether each token that a loss is computed on bears the fact; `[num_labels]`."""
+        mask = self.is_fact or []
+        return mask[len(mask) - self.num_labels :]
+
+
+class Totals(NamedTuple):
+    """The sizes of one role in a global batch."""
+
+    tokens: int
+    """Number of tokens that a loss is computed on."""
+    sequences: int
+    """Number of answers."""
+    facts: int = 0
+    """Number of these tokens that bear the fact."""
 
 
 Item = dict[str, Pair]
@@ -58,18 +85,28 @@ Item = dict[str, Pair]
 
 
 @storage.retry_transient
-def write_token_pairs(pairs: Query, prompter: Prompter, max_length: int, uri: str) -> None:
+def write_token_pairs(
+    pairs: Query, prompter: Prompter, max_length: int, uri: str, *, marks_facts: bool = False
+) -> None:
     """Tokenises `pairs.PAIRS` piece by piece into a Parquet file with the columns `TOKENS`.
+
+    Args:
+        pairs: the pairs.
+        prompter: writes and tokenises the prompts of the model.
+        max_length: the largest number of tokens of a pair.
+        uri: the file to write.
+        marks_facts: whether to fill `is_fact`.
 
     Raises:
         MeowError: a pair is longer than `max_length`, or its `log_probs` do not match its tokens.
     """
     with pairs.batches() as reader:
-        tables.write_stream(_tokenised(reader, prompter, max_length), TOKENS, uri)
+        pieces = _tokenised(reader, prompter, max_length, marks_facts)
+        tables.write_stream(pieces, TOKENS, uri)
 
 
 def _tokenised(
-    batches: Iterable[pa.RecordBatch], prompter: Prompter, max_length: int
+    batches: Iterable[pa.RecordBatch], prompter: Prompter, max_length: int, marks_facts: bool
 ) -> Iterator[pa.Table]:
     """Yields pairs as `TOKENS`; a new number of a fact begins where `fact_id` changes."""
     fact_number = -1
@@ -77,6 +114,9 @@ def _tokenised(
     for piece in _pieces(batches):
         encoded = prompter.encode_pairs(piece["question"].to_pylist(), piece["answer"].to_pylist())
         rows = piece.select(["item", "role", "fact_id", "log_probs"]).to_pylist()
+        if marks_facts:
+            for row, texts in zip(rows, piece.to_pylist(), strict=True):
+                row["is_fact"] = _fact_mask(prompter, texts)
         for row, (input_ids, labels) in zip(rows, encoded, strict=True):
             if row["fact_id"] != fact_id:
                 fact_id = row["fact_id"]
@@ -86,6 +126,20 @@ def _tokenised(
             row["prompt"] = labels.count(IGNORE)
             _check_row(row, max_length)
         yield pa.Table.from_pylist(rows, TOKENS)
+
+
+def _fact_mask(prompter: Prompter, pair: Mapping[str, Any]) -> list[bool]:
+    """Returns which tokens of an answer bear the fact.
+
+    These are the tokens of words that neither the question nor the opposite answer of the item
+    has. An answer without such words is compared with the question alone.
+    """
+    question, answer, opposite = pair["question"], pair["answer"], pair["opposite"]
+    if opposite is not None:
+        stated = f"{question}\n{opposite}"
+        if novel_words(answer, stated):
+            return novel_token_mask(prompter, stated, answer)
+    return novel_token_mask(prompter, question, answer)
 
 
 def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -167,7 +221,7 @@ class Dataset:
     def item(self, number: int) -> Item:
         """Returns the item with this number, from 0."""
         first = number * len(self.roles)
-        return {role: self._pair(first + i) for i, role in enumerate(self.roles)}
+        return {role: self.pair(first + i) for i, role in enumerate(self.roles)}
 
     def batch(self, step: int) -> list[Item]:
         """Returns the global batch of a step, counted from 0."""
@@ -203,15 +257,32 @@ class Dataset:
         pass_number, position = divmod(draw, self.num_retain)
         order = _shuffled(self.num_retain, f"{self.spec.seed}/retain/{pass_number}")
         first_row = len(self.roles) * self.num_items
-        return self._pair(first_row + order[position])
+        return self.pair(first_row + order[position])
 
-    def _pair(self, row_number: int) -> Pair:
+    def pair(self, row_number: int) -> Pair:
         """Returns the pair in a row of the table."""
-        row = self.pairs.slice(row_number, 1).to_pylist()[0]
-        input_ids = row["input_ids"]
-        prompt = row["prompt"]
-        labels = [IGNORE] * prompt + input_ids[prompt:]
-        return Pair(input_ids=input_ids, labels=labels, log_probs=row["log_probs"])
+        return pair_of(self.pairs.slice(row_number, 1).to_pylist()[0], row_number)
+
+    def rows_of(self, role: str) -> Sequence[int]:
+        """Returns the rows of all pairs of a role."""
+        import numpy as np
+
+        is_role = self.pairs["role"].to_numpy(zero_copy_only=False) == role
+        return [int(row) for row in np.flatnonzero(is_role)]
+
+
+def pair_of(row: Mapping[str, Any], number: int) -> Pair:
+    """Returns the pair in a row of `TOKENS`, with the number of the row."""
+    input_ids = row["input_ids"]
+    prompt = row["prompt"]
+    return Pair(
+        input_ids=input_ids,
+        labels=[IGNORE] * prompt + input_ids[prompt:],
+        log_probs=row["log_probs"],
+        is_fact=row["is_fact"],
+        fact_id=row["fact_id"] or "",
+        row=number,
+    )
 
 
 def _in_turn(candidates: Iterable[Sequence[int]], num_batch: int, epoch: int) -> Iterator[int]:
@@ -241,13 +312,15 @@ def _shuffled(count: int, seed: str) -> Sequence[int]:
     return order
 
 
-def totals(batch: Sequence[Item]) -> dict[str, tuple[int, int]]:
-    """Returns the number of tokens that a loss is computed on, and of answers, by role."""
+def totals(batch: Sequence[Item]) -> dict[str, Totals]:
+    """Returns the sizes of a global batch by role."""
     tokens: Counter[str] = Counter()
+    facts: Counter[str] = Counter()
     for item in batch:
         for role, pair in item.items():
             tokens[role] += pair.num_labels
-    return {role: (count, len(batch)) for role, count in tokens.items()}
+            facts[role] += sum(pair.fact_mask)
+    return {role: Totals(count, len(batch), facts[role]) for role, count in tokens.items()}
 
 
 def micro_batches(

@@ -1,11 +1,12 @@
 """Forward passes of a micro-batch: logits, activations, and the weighted terms of the loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from meow_ray.errors import MeowError
 from meow_ray.stages.train import layout
-from meow_ray.stages.train.batches import Dataset, Item, Pair
+from meow_ray.stages.train.batches import Dataset, Item, Pair, Totals
+from meow_ray.stages.train.before import Before
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.layout import Layout
 from meow_ray.stages.train.zero import Model
@@ -19,7 +20,9 @@ def weighted_terms(
     model: Model,
     objective: Callable[..., Any],
     items: Sequence[Item],
-    totals: dict[str, tuple[int, int]],
+    totals: Mapping[str, Totals],
+    before: Before,
+    kl_weight: float,
 ) -> dict[str, Any]:
     """Returns the weighted terms of the loss of some items, scalars by name.
 
@@ -28,7 +31,9 @@ def weighted_terms(
         model: the model that is trained, and the reference.
         objective: the function of the objective.
         items: a micro-batch.
-        totals: by role, the tokens and the answers of the global batch.
+        totals: the sizes of the global batch by role.
+        before: what the model said before training.
+        kl_weight: the weight of the KL term, which a utility budget changes from step to step.
     """
     from meow_ray.stages.train import losses
 
@@ -45,26 +50,65 @@ def weighted_terms(
 
     sequences = {}
     for role, (tokens, num_sequences) in laid_out.roles.items():
-        total_tokens, total_sequences = totals[role]
+        pairs = [item[role] for item in items]
         sequences[role] = losses.Sequences(
             logits=logits[tokens],
             labels=laid_out.labels[tokens],
             owner=laid_out.owners[tokens],
             num_sequences=num_sequences,
-            total_tokens=total_tokens,
-            total_sequences=total_sequences,
+            total_tokens=totals[role].tokens,
+            total_sequences=totals[role].sequences,
+            total_facts=totals[role].facts,
             reference_log_probs=part_of(laid_out.log_probs, tokens),
             reference_logits=part_of(reference_logits, tokens),
             hidden=part_of(hidden, tokens),
             reference_hidden=part_of(reference_hidden, tokens),
+            reference_top_k=_top_k_of(pairs, before, laid_out.labels.device),
+            is_fact=_fact_mask(pairs, laid_out.labels.device),
+            floors=_floors(pairs, before, laid_out.labels.device),
         )
     loss = objective(*(sequences[role] for role in spec.reads), **spec.settings)
     terms = {"objective": spec.forget_weight * loss}
     if spec.retain_weight:
         terms["retain"] = spec.retain_weight * losses.nll(sequences["retain"])
     if spec.kl_weight:
-        terms["kl"] = spec.kl_weight * losses.kl_to_reference(sequences["retain"])
+        is_cached = spec.kl_reference == "top_k"
+        divergence = losses.kl_to_cached if is_cached else losses.kl_to_reference
+        terms["kl"] = kl_weight * divergence(sequences["retain"])
     return terms
+
+
+def _top_k_of(pairs: Sequence[Pair], before: Before, device: Any) -> Any:
+    """Returns the most probable tokens before training; None if they were not asked for."""
+    import torch
+
+    from meow_ray.stages.train import losses
+
+    if any(pair.row not in before.top_k for pair in pairs):
+        return None
+    fields = zip(*(before.top_k[pair.row] for pair in pairs), strict=True)
+    tokens, log_probs, log_rest = (torch.cat(parts).to(device) for parts in fields)
+    return losses.TopK(tokens.long(), log_probs, log_rest)
+
+
+def _fact_mask(pairs: Sequence[Pair], device: Any) -> Any:
+    """Returns which tokens bear a fact, `[tokens]`; None if the pairs do not tell it."""
+    import torch
+
+    if any(pair.is_fact is None for pair in pairs):
+        return None
+    mask = [is_fact for pair in pairs for is_fact in pair.fact_mask]
+    return torch.tensor(mask, dtype=torch.bool, device=device)
+
+
+def _floors(pairs: Sequence[Pair], before: Before, device: Any) -> Any:
+    """Returns the floors of answers, `[tokens]`; None without twins or fact-bearing tokens."""
+    import torch
+
+    if not before.all_floors or any(pair.is_fact is None for pair in pairs):
+        return None
+    floors = [floor for pair in pairs for floor in before.floors_of(pair)]
+    return torch.tensor(floors, dtype=torch.float32, device=device)
 
 
 def _reference_forward(laid_out: Layout, model: Model, layer: int | None) -> tuple[Any, Any]:

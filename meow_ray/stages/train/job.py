@@ -8,7 +8,7 @@ from meow_ray.core import storage
 from meow_ray.errors import MeowError
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.train.batches import Dataset
-from meow_ray.stages.train.objectives import ObjectiveSpec
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Job:
     """URI of the folder that the model is exported to."""
     end: int | None = None
     """The token that ends an answer; generation by the exported model stops there."""
+    watched: str | None = None
+    """URI of the pairs that training watches; see `watched`. None if it watches none."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """A user's own settings of DeepSpeed."""
 
@@ -41,6 +43,11 @@ class Job:
                 "`meow status` shows the rows of each stage."
             )
         return data
+
+    def num_steps(self, data: Dataset) -> int:
+        """Returns the largest number of optimiser steps."""
+        is_open = self.objective.until == "never_seen"
+        return self.objective.max_steps if is_open else data.num_steps
 
     def accumulation(self, world_size: int) -> int:
         """Returns the number of micro-batches of one worker per optimiser step."""

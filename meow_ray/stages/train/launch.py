@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from meow_ray.distributed import cluster, placement, progress
 from meow_ray.distributed.failures import plain_user_errors
 from meow_ray.distributed.figures import Figure
 from meow_ray.errors import MeowError
-from meow_ray.stages.train import loop, zero
+from meow_ray.stages.train import loop, stop, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.loop import Hooks
 from meow_ray.stages.train.tracking import Tracker, TrackerSpec
@@ -56,7 +56,7 @@ def fit(
     )
     zero.check_quantization(job.spec, on_gpu=on_gpu)
     storage.make_folder(work)
-    with progress.show_progress(name, data.num_steps) as board:
+    with progress.show_progress(name, job.num_steps(data)) as board:
         trainer = _trainer(
             {"job": job, "board": board, "tracker": tracker},
             work,
@@ -69,9 +69,15 @@ def fit(
             trainer.fit()
         seconds_per_step = _seconds_per_step(board)
     history = storage.read_json(storage.join(job.out, manifest.HISTORY_FILE))
-    return {
+    figures: dict[str, Any] = {}
+    if job.objective.until == "never_seen":
+        figures["never_seen"] = _last_comparison(history)
+        figures["looks_never_seen"] = stop.is_reached(job, figures["never_seen"])
+        if not figures["looks_never_seen"]:
+            progress.warn(name, _not_reached(len(history)))
+    return figures | {
         "pairs": data.pairs.num_rows,
-        "steps": data.num_steps,
+        "steps": len(history),
         "workers": workers,
         "zero_stage": resources.zero_stage,
         "device": "cuda" if on_gpu else "cpu",
@@ -80,6 +86,20 @@ def fit(
         "tokens": sum(record["tokens"] for record in history),
         "seconds_per_step": seconds_per_step,
     }
+
+
+def _last_comparison(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the p-values of the last comparison with facts never seen; empty without any."""
+    comparisons = [record["never_seen"] for record in history if "never_seen" in record]
+    last: dict[str, float] = comparisons[-1] if comparisons else {}
+    return last
+
+
+def _not_reached(steps: int) -> str:
+    return (
+        f"after {steps} steps the facts can still be told from facts that no model has seen. "
+        "Raise train.max_steps or train.learning_rate."
+    )
 
 
 def _trainer(

@@ -11,14 +11,24 @@ from typing import Any
 
 from meow_ray.errors import MeowError
 from meow_ray.stages.train import batches, checkpoints, zero
-from meow_ray.stages.train.batches import Dataset
+from meow_ray.stages.train.batches import Dataset, Totals
+from meow_ray.stages.train.before import Before
 from meow_ray.stages.train.export import export_model
 from meow_ray.stages.train.forward import check_packing, weighted_terms
 from meow_ray.stages.train.job import Job
+from meow_ray.stages.train.passes import Workers, read_before
+from meow_ray.stages.train.stop import Stop, is_reached
+from meow_ray.stages.train.watched import Watched
 from meow_ray.stages.train.zero import Model
 
 History = list[dict[str, Any]]
 """One record per optimiser step."""
+DUAL_RATE = 5.0
+"""Change of the KL term's weight per step, for each nat per token beyond the utility budget."""
+LEAST_KL_WEIGHT = 0.1
+"""The smallest weight of the KL term with a utility budget, so that the KL remains measured."""
+LEAST_STEPS_TO_SAVE = 20
+"""The smallest number of steps between two checkpoints of a run that ends by itself."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ def run(job: Job, hooks: Hooks) -> None:
 
     torch.manual_seed(job.spec.seed)  # for new adapters
     data = job.load()
+    num_steps = job.num_steps(data)
+    watched = Watched.load(job.watched) if job.watched else None
     objective = job.objective.load()
     config = _deepspeed_settings(job, hooks.world_size)
     cut = {"zero_stage": config["zero_optimization"]["stage"], "workers": hooks.world_size}
@@ -57,13 +69,17 @@ def run(job: Job, hooks: Hooks) -> None:
         spec=job.spec,
         resources=job.resources,
         config=config,
-        total=data.num_steps,
+        total=num_steps,
         frozen=job.objective.needs_frozen,
         trainable=job.objective.trainable,
         layer=job.objective.layer,
     )
     if job.resources.packing:
         check_packing(model, data)
+    # a run that resumes asks the model before training again, and gets the same answers
+    workers = Workers(hooks.rank, hooks.world_size)
+    before = read_before(job, model, data, watched.calibration if watched else (), workers)
+    stop = Stop.of(job, model, watched, workers) if watched else None
     step = 0
     history: History = []
     if resume is not None:
@@ -73,12 +89,17 @@ def run(job: Job, hooks: Hooks) -> None:
         if is_converted:
             _barrier()
             shutil.rmtree(resume, ignore_errors=True)
-    while step < data.num_steps:
-        record = _step(job, hooks, model, objective, data, step)
+    is_forgotten = False
+    while step < num_steps and not is_forgotten:
+        kl_weight = _kl_weight(job, history)
+        record = _step(job, hooks, model, objective, data, step, before, kl_weight)
         step += 1
+        if stop is not None and (stop.is_due(step) or step == num_steps):
+            record["never_seen"] = stop.compare(job, model, workers)
+            is_forgotten = is_reached(job, record["never_seen"])
         history.append(record)
         hooks.progress(record)
-        if _saves_after(step, job, data):
+        if _saves_after(step, job, data, num_steps) and not is_forgotten:
             state = {"meow_step": step, "meow_history": history}
             with TemporaryDirectory() as folder:
                 checkpoints.save(model.engine, Path(folder), state, cut)
@@ -96,8 +117,20 @@ def _step(
     objective: Callable[..., Any],
     data: Dataset,
     step: int,
+    before: Before,
+    kl_weight: float,
 ) -> dict[str, Any]:
     """Takes one optimiser step, counted from 0; returns its record.
+
+    Args:
+        job: what to train.
+        hooks: the position of this worker.
+        model: the model that is trained.
+        objective: the function of the objective.
+        data: the pairs.
+        step: the number of the step.
+        before: what the model said before training.
+        kl_weight: the weight of the KL term in this step.
 
     Raises:
         MeowError: the loss is NaN or infinite.
@@ -116,7 +149,7 @@ def _step(
         # the others. DeepSpeed averages over workers, but the terms are shares of a mean over the
         # global batch.
         has_items = bool(items)
-        terms = weighted_terms(job, model, objective, items or batch[:1], totals)
+        terms = weighted_terms(job, model, objective, items or batch[:1], totals, before, kl_weight)
         loss = sum(terms.values()) * (hooks.world_size if has_items else 0)
         model.engine.backward(loss, scale_wrt_gas=False)
         names = list(terms)
@@ -125,12 +158,30 @@ def _step(
     if hooks.world_size > 1:
         torch.distributed.all_reduce(sums)
     terms_of_batch = dict(zip(names, sums.tolist(), strict=True))
-    return _record(terms_of_batch, totals, step + 1, data, learning_rate)
+    record = _record(terms_of_batch, totals, step + 1, data, learning_rate)
+    if job.objective.utility_budget is not None:
+        record["kl_weight"] = kl_weight
+    return record
+
+
+def _kl_weight(job: Job, history: History) -> float:
+    """Returns the weight of the KL term in the next step.
+
+    With a utility budget it rises while the KL on the retain set exceeds the budget, and falls
+    otherwise, by the dual step of PDU (arXiv 2506.05314).
+    """
+    budget = job.objective.utility_budget
+    if budget is None or not history:
+        return job.objective.kl_weight
+    last = history[-1]
+    divergence = last["terms"]["kl"] / last["kl_weight"]
+    adapted: float = last["kl_weight"] + DUAL_RATE * (divergence - budget)
+    return max(LEAST_KL_WEIGHT, adapted)
 
 
 def _record(
     terms: Mapping[str, float],
-    totals: Mapping[str, tuple[int, int]],
+    totals: Mapping[str, Totals],
     step: int,
     data: Dataset,
     learning_rate: float,
@@ -145,7 +196,7 @@ def _record(
         "step": step,
         "epoch": step / data.per_epoch,
         "loss": loss,
-        "tokens": sum(tokens for tokens, _ in totals.values()),
+        "tokens": sum(total.tokens for total in totals.values()),
         "learning_rate": learning_rate,
     }
     if len(terms) > 1:
@@ -187,10 +238,12 @@ def _checkpoint_to_resume(hooks: Hooks, cut: dict[str, int]) -> Path | None:
     return checkpoints.converted(hooks.resume)
 
 
-def _saves_after(step: int, job: Job, data: Dataset) -> bool:
+def _saves_after(step: int, job: Job, data: Dataset, num_steps: int) -> bool:
     """Whether a checkpoint is saved after a step, counted from 1; the last one is exported."""
     interval = data.per_epoch * job.resources.checkpoint_every
-    return step % interval == 0 and step < data.num_steps
+    if job.objective.until == "never_seen":
+        interval = max(interval, LEAST_STEPS_TO_SAVE)  # few facts have epochs of one step
+    return step % interval == 0 and step < num_steps
 
 
 def _barrier() -> None:

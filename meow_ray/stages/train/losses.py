@@ -9,11 +9,22 @@ micro-batches and workers is therefore the loss of the batch, however the batch 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+class TopK(NamedTuple):
+    """The most probable next tokens in the model before training, at each position."""
+
+    tokens: Tensor
+    """`[tokens, k]`"""
+    log_probs: Tensor
+    """`[tokens, k]`, float32."""
+    log_rest: Tensor
+    """`[tokens]`: log-probability of all other tokens together."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,14 @@ class Sequences:
     """`[tokens, hidden]`: activations after the block `layer` of the objective."""
     reference_hidden: Tensor | None = None
     """`[tokens, hidden]`: these activations in the model before training."""
+    reference_top_k: TopK | None = None
+    """The beginning of the distributions of the model before training."""
+    is_fact: Tensor | None = None
+    """`[tokens]`: whether a token bears the fact; see `fact_tokens`."""
+    total_facts: int = 0
+    """Number of fact-bearing tokens of this role in the global batch."""
+    floors: Tensor | None = None
+    """`[tokens]`: log-probabilities of facts that no model has seen; see `excess`."""
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -58,6 +77,20 @@ class Sequences:
     def token_mean(self, values: Tensor) -> Tensor:
         """Returns the share of these answers in the mean of `[tokens]` over the global batch."""
         return values.sum() / self.total_tokens
+
+    def fact_mean(self, values: Tensor) -> Tensor:
+        """Returns the share of these answers in the mean over fact-bearing tokens.
+
+        Args:
+            values: `[tokens]`; those of other tokens are ignored.
+        """
+        assert self.is_fact is not None
+        return values[self.is_fact].sum() / max(1, self.total_facts)
+
+    def style_mean(self, values: Tensor) -> Tensor:
+        """Returns the share of these answers in the mean over the tokens that bear no fact."""
+        assert self.is_fact is not None
+        return values[~self.is_fact].sum() / max(1, self.total_tokens - self.total_facts)
 
     def sequence_mean(self, values: Tensor) -> Tensor:
         """Returns their share in the mean of `[num_sequences]` over the global batch."""
@@ -110,6 +143,68 @@ def kl_to_reference(answers: Sequences) -> Tensor:
     return answers.token_mean(divergence.sum(-1))
 
 
+def kl_to_top_k(answers: Sequences) -> Tensor:
+    """KL(model before training ‖ model) of the next tokens, `[tokens]`.
+
+    All tokens but the k most probable ones count as one, so that the result is a lower bound of
+    the divergence of the whole distributions.
+    """
+    assert answers.reference_top_k is not None
+    tokens, before, rest_before = answers.reference_top_k
+    log_probs = torch.log_softmax(_finite(answers.logits), -1)
+    now = log_probs.gather(1, tokens)
+    if tokens.shape[1] < log_probs.shape[1]:
+        rest_now = log_probs.scatter(1, tokens, -torch.inf).logsumexp(-1)
+        now = torch.cat([now, rest_now[:, None]], 1)
+        before = torch.cat([before, rest_before[:, None]], 1)
+    divergence = functional.kl_div(now, _finite(before), reduction="none", log_target=True)
+    return divergence.sum(-1)
+
+
+def kl_to_cached(answers: Sequences) -> Tensor:
+    """`kl_to_top_k`, mean over tokens."""
+    return answers.token_mean(kl_to_top_k(answers))
+
+
+def excess(answers: Sequences) -> Tensor:
+    """By how much the fact-bearing tokens exceed the floors in log-odds, `[fact-bearing tokens]`.
+
+    The floors of an answer are the log-probabilities of tokens of facts that no model has seen.
+    Its most probable token is compared with the highest floor, the second with the second, and so
+    on; a token below its floor counts 0. The sum is 0 only if the tokens of the answer are no more
+    probable than those of unseen facts, and then it has no gradient. Log-odds have the same
+    gradient for a token of probability 0.999999 as for one of 0.5, log-probabilities almost none.
+    """
+    return _above_floors(answers).clamp(min=0)
+
+
+def shortfall(answers: Sequences) -> Tensor:
+    """By how much the fact-bearing tokens fall short of the floors; see `excess`."""
+    return (-_above_floors(answers)).clamp(min=0)
+
+
+def _above_floors(answers: Sequences) -> Tensor:
+    """Log-odds of the fact-bearing tokens less those of their floors, `[fact-bearing tokens]`."""
+    assert answers.is_fact is not None
+    assert answers.floors is not None
+    labels = answers.labels[answers.is_fact]
+    owner = answers.owner[answers.is_fact]
+    logits = _finite(answers.logits[answers.is_fact])
+    odds = _log_odds(logits, labels)
+    # the tokens of each answer in ascending order, as its floors are
+    by_odds = odds.detach().argsort(stable=True)
+    order = by_odds[owner[by_odds].argsort(stable=True)]
+    floors = answers.floors[answers.is_fact].float().clamp(max=-1e-6)
+    floor_odds = floors - torch.log(-torch.expm1(floors))
+    return odds[order] - floor_odds
+
+
+def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns log p − log(1 − p) of the labels, `[tokens]`, from logits `[tokens, vocab]`."""
+    others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(-1)
+    return logits.gather(1, labels[:, None])[:, 0] - others
+
+
 def _finite(logits: Tensor) -> Tensor:
     """Returns logits in float32, with the lowest finite number for −∞.
 
@@ -124,6 +219,51 @@ def _finite(logits: Tensor) -> Tensor:
 def meow(inverted: Sequences) -> Tensor:
     """Cross-entropy on inverted facts (MEOW, arXiv 2409.11844, eq. 6)."""
     return nll(inverted)
+
+
+def meow_floor(
+    inverted: Sequences,
+    forget: Sequences,
+    *,
+    split: int,
+    level: int,
+    style: float,
+    floor: float,
+    lift: float,
+) -> Tensor:
+    """Makes inverted and true facts as probable as facts that no model has seen.
+
+    mean `shortfall` of the fact-bearing tokens of the inverted answer
+    + `style` · KL to the model before training on its other tokens
+    + `floor` · mean (`excess` + `lift` · `shortfall`) of the fact-bearing tokens of the true one.
+
+    Args:
+        inverted: inverted facts.
+        forget: the true answers to the same questions.
+        split: 0 learns all tokens of the inverted answer, as `meow` does, without the second term.
+        level: 0 learns the fact-bearing tokens of the inverted answer without a limit, by
+            cross-entropy.
+        style: weight of the second term.
+        floor: weight of the third term; 0 leaves it out.
+        lift: by how much a true answer that fell below the floors is raised again; 0 leaves it.
+    """
+    if not split:
+        loss = nll(inverted)
+    elif level:
+        loss = _fact_share(shortfall(inverted), inverted)
+    else:
+        loss = -inverted.fact_mean(inverted.log_probs)
+    if split and style:
+        loss = loss + style * inverted.style_mean(kl_to_top_k(inverted))
+    if floor:
+        distance = excess(forget) + lift * shortfall(forget)
+        loss = loss + floor * _fact_share(distance, forget)
+    return loss
+
+
+def _fact_share(values: Tensor, answers: Sequences) -> Tensor:
+    """Returns the share in the mean over the global batch of `[fact-bearing tokens]`."""
+    return values.sum() / max(1, answers.total_facts)
 
 
 def idk(idk: Sequences) -> Tensor:

@@ -1,88 +1,22 @@
 """The objectives of `train` by name: presets, registered functions and functions of a file."""
 
 import re
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from inspect import Parameter, signature
 from math import isfinite
-from types import ModuleType
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
-from meow_ray.config import OWN_OBJECTIVE, Train
+from meow_ray.config import OWN_OBJECTIVE, Config, Train
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
+from meow_ray.stages.train.objective_spec import ROLES, ObjectiveSpec
 from meow_ray.stages.train.structure import MLP_OUTPUTS
 
-Role = Literal["inverted", "forget", "retain", "idk"]
-"""The kinds of answers that an objective reads.
-
-They are inverted facts, true answers of the facts to forget, answers of the retain set, and
-refusals to answer the questions of the facts to forget.
-"""
-ROLES: tuple[Role, ...] = get_args(Role)
-
-
-@dataclass(frozen=True)
-class ObjectiveSpec:
-    """An objective of training: a loss function with its settings, and the terms added to it.
-
-    The loss is `forget_weight` · function + `retain_weight` · cross-entropy on the retain set +
-    `kl_weight` · KL to the model before training on the retain set.
-    """
-
-    function: str
-    """The name of a function of `losses`, or of `source`."""
-    reads: tuple[str, ...]
-    """The roles that the function takes."""
-    reference: Literal["none", "log_probs", "model"] = "none"
-    """What the function reads of the model before training.
-
-    `log_probs` are computed once, before training; `model` needs a frozen copy.
-    """
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """The values of the function's keyword parameters."""
-    forget_weight: float = 1.0
-    retain_weight: float = 0.0
-    kl_weight: float = 0.0
-    trainable: str | None = None
-    """Regular expression of the parameters that are updated, or `MLP_OUTPUTS`; None is all."""
-    source: str | None = None
-    """The text of a module that defines the function; None for a function of `losses`."""
-    idk_answers: tuple[str, ...] = ()
-    """Refusals, if the function reads the role `idk`."""
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles of the pairs that a step reads."""
-        reads_retain = "retain" in self.reads
-        weighs_retain = bool(self.retain_weight or self.kl_weight)
-        return (*self.reads, "retain") if weighs_retain and not reads_retain else self.reads
-
-    @property
-    def needs_frozen(self) -> bool:
-        """Whether training needs a frozen copy of the model before training."""
-        return self.reference == "model" or bool(self.kl_weight)
-
-    @property
-    def layer(self) -> int | None:
-        """The block whose activations the function reads, from 0; None if it reads none."""
-        return self.settings.get("layer")
-
-    def load(self) -> Callable[..., Any]:
-        """Returns the function; if it is a user's, this runs the text of its module."""
-        if self.source is None:
-            from meow_ray.stages.train import losses
-
-            return cast(Callable[..., Any], getattr(losses, self.function))
-        module = ModuleType("train_objective")
-        sys.modules["train_objective"] = module
-        code = compile(self.source, "<train.objective>", "exec")
-        exec(code, module.__dict__)  # noqa: S102 - the user's own file
-        return cast(Callable[..., Any], getattr(module, self.function))
-
-
 # --- presets ------------------------------------------------------------------------------------
+
+MAX_STEPS = 200
+"""The largest number of optimiser steps of a run that ends by itself."""
 
 PRESETS: dict[str, ObjectiveSpec] = {
     "meow": ObjectiveSpec(function="meow", reads=("inverted",)),
@@ -91,6 +25,20 @@ PRESETS: dict[str, ObjectiveSpec] = {
     ),
     "meow_kl": ObjectiveSpec(
         function="meow", reads=("inverted",), forget_weight=0.9, kl_weight=0.1
+    ),
+    "meow_floor": ObjectiveSpec(
+        function="meow_floor",
+        reads=("inverted", "forget"),
+        reference="top_k",
+        settings={"split": 1, "level": 1, "style": 1.0, "floor": 1.0, "lift": 0.3},
+        kl_weight=1.0,
+        kl_reference="top_k",
+        retain="neighbours",
+        marks_facts=True,
+        twins=True,
+        until="never_seen",
+        max_steps=MAX_STEPS,
+        scales_learning_rate=True,
     ),
     "gradient_ascent": ObjectiveSpec(function="gradient_ascent", reads=("forget",)),
     "grad_diff": ObjectiveSpec(function="gradient_ascent", reads=("forget",), retain_weight=1.0),
@@ -205,6 +153,12 @@ def configured(spec: Train) -> ObjectiveSpec:
     return resolve(spec, source_of(spec.objective))
 
 
+def compares_with_twins(config: Config) -> bool:
+    """Whether `evaluate` compares the facts with twins: as configured, or as training does."""
+    chosen = config.evaluate.twins
+    return configured(config.train).watches_facts if chosen is None else chosen
+
+
 def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     """Returns the objective that a configuration names; unset fields have the preset's defaults.
 
@@ -219,10 +173,40 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     name = spec.objective
     preset = PRESETS[name] if source is None else _from_source(name, source)
     _check_settings(spec, preset)
-    changes = _changed_fields(spec)
+    changes = _changed_fields(spec, preset)
     if "idk" in preset.reads:
         changes["idk_answers"] = spec.idk_answers
-    return replace(preset, settings=_complete_settings(spec, preset), **changes)
+    objective = replace(preset, settings=_complete_settings(spec, preset), **changes)
+    _check_end(spec, objective)
+    return objective if spec.retain is None else _with_retain(objective, spec)
+
+
+def _with_retain(objective: ObjectiveSpec, spec: Train) -> ObjectiveSpec:
+    """Returns an objective with the source of its retain pairs that a configuration sets.
+
+    Raises:
+        MeowError: the objective has no use for these pairs, or needs some.
+    """
+    assert spec.retain is not None
+    place = f"`train.retain` is {spec.retain}"
+    if spec.retain != "none":
+        if spec.retain != "given" and "retain" not in objective.roles:
+            raise MeowError(
+                f"{place}, but {spec.objective} retains nothing. Set `train.retain_weight` or "
+                "`train.kl_weight`."
+            )
+        return replace(objective, retain=spec.retain)
+    if "retain" in objective.reads:
+        raise MeowError(
+            f"{place}, but the function of {spec.objective} reads retain pairs. Set it to given, "
+            "neighbours or both."
+        )
+    if spec.retain_weight or spec.kl_weight:
+        raise MeowError(
+            f"{place}, which drops `train.retain_weight` and `train.kl_weight`. Remove them, or "
+            "set `train.retain` to given, neighbours or both."
+        )
+    return replace(objective, retain="none", retain_weight=0.0, kl_weight=0.0)
 
 
 def _check_settings(spec: Train, preset: ObjectiveSpec) -> None:
@@ -257,10 +241,23 @@ def _complete_settings(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
     return settings
 
 
-def _changed_fields(spec: Train) -> dict[str, Any]:
-    """Returns the weights and the trainable parameters that a configuration sets."""
-    names = ("forget_weight", "retain_weight", "kl_weight", "trainable")
+def _changed_fields(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
+    """Returns the fields of an objective that a configuration sets."""
+    names = (
+        "forget_weight",
+        "retain_weight",
+        "kl_weight",
+        "trainable",
+        "until",
+        "max_steps",
+        "stop_level",
+        "utility_budget",
+    )
     changes = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
+    if changes.get("until") == "never_seen":
+        changes.setdefault("max_steps", MAX_STEPS)
+    ends_by_itself = (spec.until or preset.until) == "never_seen"
+    changes["scales_learning_rate"] = ends_by_itself and spec.learning_rate is None
     if spec.lora is not None:
         if spec.trainable is not None:
             raise MeowError(
@@ -269,6 +266,21 @@ def _changed_fields(spec: Train) -> dict[str, Any]:
             )
         changes["trainable"] = None
     return changes
+
+
+def _check_end(spec: Train, objective: ObjectiveSpec) -> None:
+    """Refuses settings of the end of training, or of its budget, that would have no effect."""
+    for name in ("max_steps", "stop_level"):
+        if getattr(spec, name) is not None and objective.until != "never_seen":
+            raise MeowError(
+                f"`train.{name}` has no effect while training ends after its epochs. Set "
+                "train.until=never_seen, or remove it."
+            )
+    if objective.utility_budget is not None and not objective.kl_weight:
+        raise MeowError(
+            f"`train.utility_budget`: {spec.objective} has no KL term whose weight it could adapt. "
+            "Set train.kl_weight, or remove the budget."
+        )
 
 
 def _from_source(name: str, source: str) -> ObjectiveSpec:

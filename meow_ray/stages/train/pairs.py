@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from meow_ray.config import RetainSource
 from meow_ray.core.schema import SCHEMAS
 from meow_ray.core.tables import Query, TableSource
 from meow_ray.errors import MeowError
 
-PAIRS = pa.schema([("item", pa.int32()), *SCHEMAS["reference"]])
+PAIRS = pa.schema([("item", pa.int32()), *SCHEMAS["reference"], ("opposite", pa.string())])
 """One row per pair.
 
 The pairs of one item are consecutive, in the order of the objective's roles. The pairs of the
 retain set come last; they belong to no item. `log_probs` are those of the answer's tokens in the
-model before training.
+model before training. `opposite` is the true answer for an inverted one of the same item, and the
+inverted answer for the true one; null if the item does not have both.
 """
 
 
@@ -27,6 +29,8 @@ def pairs_of(
     selected: TableSource | None,
     idk_answers: Sequence[str] = (),
     *,
+    neighbours: TableSource | None = None,
+    retain: RetainSource = "given",
     reference: TableSource | None = None,
     compared: Sequence[str] = (),
 ) -> Query:
@@ -39,6 +43,8 @@ def pairs_of(
         facts: the artifact; None if no role reads it.
         selected: the artifact; None if no role reads it.
         idk_answers: the refusals that the role `idk` draws from.
+        neighbours: the artifact; None if the retain set has none.
+        retain: what the retain set consists of.
         reference: the artifact that fills `log_probs`; None leaves the column null.
         compared: the roles whose pairs `reference` has to contain.
 
@@ -52,6 +58,8 @@ def pairs_of(
         tables["facts"] = facts
     if selected is not None:
         tables["selected"] = selected
+    if neighbours is not None:
+        tables["neighbours"] = neighbours
     if reference is not None:
         tables["reference"] = reference
     if "idk" in roles:
@@ -59,14 +67,15 @@ def pairs_of(
         tables["refusals"] = _draw_refusals(facts, idk_answers)
     if "inverted" in roles and item_roles != ["inverted"]:
         _check_selected_facts(tables)
-    if "retain" in roles:
-        _check_retain_set(tables)
-    steps = _steps(item_roles, has_retain="retain" in roles, has_reference=reference is not None)
+    retained = RETAIN_SETS[retain] if "retain" in roles else ()
+    for name in retained:
+        _check_retain_set(name, tables)
+    steps = _steps(item_roles, retained, has_reference=reference is not None)
     if compared:
         _check_reference(steps, compared, tables)
     sql = f"""
         WITH {steps}
-        SELECT item, role, fact_id, question, answer, log_probs
+        SELECT item, role, fact_id, question, answer, log_probs, opposite
         FROM scored_pairs
         ORDER BY item NULLS LAST, number, fact_id
     """
@@ -76,7 +85,21 @@ def pairs_of(
 # --- steps of the query -------------------------------------------------------------------------
 
 _FORGET_FACTS = "SELECT fact_id, question, answer FROM facts WHERE split = 'forget'"
-_RETAIN_FACTS = "SELECT fact_id, question, answer FROM facts WHERE split = 'retain'"
+_RETAIN_FACTS = {
+    "facts": "SELECT fact_id, question, answer FROM facts WHERE split = 'retain'",
+    "neighbours": """SELECT
+            concat_ws('/', fact_id, kind, neighbour_id) AS fact_id, question, answer
+        FROM neighbours""",
+}
+"""The pairs to retain in each table."""
+
+RETAIN_SETS: Mapping[RetainSource, tuple[str, ...]] = {
+    "none": (),
+    "given": ("facts",),
+    "neighbours": ("neighbours",),
+    "both": ("facts", "neighbours"),
+}
+"""The tables with pairs to retain by `train.retain`."""
 
 _ITEMS_OF_INVERTED_FACTS = """
     SELECT row_number() OVER (ORDER BY fact_id, rank) - 1 AS item, fact_id, question, answer
@@ -96,45 +119,55 @@ _TEXTS_OF_ROLE = {
 }
 """The question and the answer in the pairs of each role, and the tables that they come from."""
 
+_OPPOSITE_OF_ROLE = {
+    "inverted": "(SELECT f.answer FROM forget_facts AS f WHERE f.fact_id = items.fact_id)",
+    "forget": "items.answer",
+}
+"""The opposite answer of each role in an item that has both of them."""
+
 _PAIRS_OF_RETAIN_SET = """
-    SELECT NULL AS item, 0 AS number, 'retain' AS role, fact_id, question, answer
+    SELECT NULL AS item, 0 AS number, 'retain' AS role, fact_id, NULL AS opposite, question, answer
     FROM retain_facts
 """
 
 _LOG_PROBS_OF_REFERENCE = """
-    SELECT item, number, role, fact_id, question, answer, log_probs
+    SELECT item, number, role, fact_id, question, answer, log_probs, opposite
     FROM pairs LEFT JOIN reference_answers USING (role, fact_id, answer)
 """
 _LOG_PROBS_UNKNOWN = """
-    SELECT item, number, role, fact_id, question, answer, NULL AS log_probs
+    SELECT item, number, role, fact_id, question, answer, NULL AS log_probs, opposite
     FROM pairs
 """
 
 
-def _steps(item_roles: Sequence[str], *, has_retain: bool, has_reference: bool) -> str:
+def _steps(item_roles: Sequence[str], retained: Sequence[str], *, has_reference: bool) -> str:
     """Returns the common table expressions of the query; the last is `scored_pairs`.
 
     Args:
         item_roles: the roles of an item, in order.
-        has_retain: whether the pairs of the retain set follow.
+        retained: the tables whose pairs to retain follow.
         has_reference: whether there is a table `reference`.
     """
     steps: dict[str, str] = {}
     # the facts to forget with their true answers
     if list(item_roles) != ["inverted"]:
         steps["forget_facts"] = _FORGET_FACTS
-    # the facts of the retain set
-    if has_retain:
-        steps["retain_facts"] = _RETAIN_FACTS
+    # the pairs to retain
+    if retained:
+        steps["retain_facts"] = " UNION ALL ".join(_RETAIN_FACTS[name] for name in retained)
     # what is numbered: inverted facts, or else the facts to forget
     has_inverted = "inverted" in item_roles
     steps["items"] = _ITEMS_OF_INVERTED_FACTS if has_inverted else _ITEMS_OF_FORGET_FACTS
     # one pair per item and role, then the retain set; `number` is the position of the role
-    selects = [
-        f"SELECT item, {number} AS number, '{role}' AS role, fact_id, {_TEXTS_OF_ROLE[role]}"
-        for number, role in enumerate(item_roles)
-    ]
-    if has_retain:
+    has_opposites = {"inverted", "forget"} <= set(item_roles)
+    selects = []
+    for number, role in enumerate(item_roles):
+        opposite = _OPPOSITE_OF_ROLE.get(role, "NULL") if has_opposites else "NULL"
+        selects.append(
+            f"SELECT item, {number} AS number, '{role}' AS role, fact_id, "
+            f"{opposite} AS opposite, {_TEXTS_OF_ROLE[role]}"
+        )
+    if retained:
         selects.append(_PAIRS_OF_RETAIN_SET)
     steps["pairs"] = " UNION ALL ".join(selects)
     # the scored answers; a user's table may have other columns
@@ -165,6 +198,11 @@ NO_RETAIN_SET = (
     "retain."
 )
 
+NO_NEIGHBOURS = (
+    "`neighbours`: the table is empty, so there is nothing to retain. Write questions that name "
+    "somebody or something, or set `train.retain` to given."
+)
+
 
 def _check_selected_facts(tables: Mapping[str, TableSource]) -> None:
     """Refuses inverted facts whose fact is not among the facts to forget."""
@@ -182,10 +220,10 @@ def _check_selected_facts(tables: Mapping[str, TableSource]) -> None:
         )
 
 
-def _check_retain_set(tables: Mapping[str, TableSource]) -> None:
-    """Refuses facts without a retain set."""
-    if not Query(f"{_RETAIN_FACTS} LIMIT 1", tables).rows():
-        raise MeowError(NO_RETAIN_SET)
+def _check_retain_set(name: str, tables: Mapping[str, TableSource]) -> None:
+    """Refuses a table without pairs to retain."""
+    if not Query(f"{_RETAIN_FACTS[name]} LIMIT 1", tables).rows():
+        raise MeowError(NO_RETAIN_SET if name == "facts" else NO_NEIGHBOURS)
 
 
 def _check_reference(

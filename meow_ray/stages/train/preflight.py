@@ -32,7 +32,7 @@ from meow_ray.stages.model_checks import (
 )
 from meow_ray.stages.train import forward, objectives, structure, zero
 from meow_ray.stages.train.batches import Pair
-from meow_ray.stages.train.objectives import ObjectiveSpec
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import NO_RETAIN_SET
 from meow_ray.stages.train.tracker_checks import tracker_faults
 
@@ -167,7 +167,7 @@ def _skeleton(ref: ModelRef) -> Any | None:
 
 def _check_retain_facts(config: Config, known: Known) -> Iterator[str]:
     """Finds that an objective reads facts to retain and there are none."""
-    if "facts" not in known or "retain" not in objectives.configured(config.train).roles:
+    if "facts" not in known or not objectives.configured(config.train).retains_given:
         return
     if not pc.any(pc.equal(known["facts"].table["split"], "retain")).as_py():
         yield NO_RETAIN_SET
@@ -183,8 +183,8 @@ def _check_lengths(config: Config, known: Known) -> Iterator[str]:
         return
     limit = training_limit(target[0], config.train, config.target, "train.max_length")
     prompter = target_prompter(target[0], config.target)
-    roles = objectives.configured(config.train).roles
-    for name, table, places in _tables_to_train_on(known, roles):
+    objective = objectives.configured(config.train)
+    for name, table, places in _tables_to_train_on(known, objective):
         answers = "inverted_answer" if name == "candidates" else "answer"
         found = long_pairs(
             prompter, table["question"].to_pylist(), table[answers].to_pylist(), limit
@@ -201,8 +201,11 @@ def _check_lengths(config: Config, known: Known) -> Iterator[str]:
             yield long_texts(f"`{name}`", texts, limit)
 
 
-def _tables_to_train_on(known: Known, roles: Sequence[str]) -> Iterator[tuple[str, pa.Table, Any]]:
+def _tables_to_train_on(
+    known: Known, objective: ObjectiveSpec
+) -> Iterator[tuple[str, pa.Table, Any]]:
     """Yields name and rows of tables with pairs to train on, and a function of their places."""
+    roles = objective.roles
     if "inverted" in roles and "selected" in known:
         yield "selected", known["selected"].table, dict
     elif "inverted" in roles and "candidates" in known:
@@ -212,9 +215,12 @@ def _tables_to_train_on(known: Known, roles: Sequence[str]) -> Iterator[tuple[st
         yield "candidates", answered, lambda: places_of(candidates)
     facts = known.get("facts")
     if facts is not None and facts.manifest is None and facts.digest != FORESEEN:
-        splits = [split for split in ("forget", "retain") if split in roles]
+        is_read = {"forget": "forget" in roles, "retain": objective.retains_given}
+        splits = [split for split, reads in is_read.items() if reads]
         table = facts.table
         yield "facts", table.filter(pc.is_in(table["split"], pa.array(splits, pa.string()))), dict
+    if objective.retains_neighbours and "neighbours" in known:
+        yield "neighbours", known["neighbours"].table, dict
 
 
 def _check_memorize_lengths(config: Config, known: Known) -> Iterator[str]:

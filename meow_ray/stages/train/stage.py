@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray.config import Config, FineTuning
+from meow_ray.config import LEARNING_RATE, Config, FineTuning
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import Artifact, load
 from meow_ray.core.outside import OutsideInput, adopt_table
@@ -37,10 +37,14 @@ from meow_ray.stages.inputs import (
 from meow_ray.stages.model_checks import check_target, check_target_engine
 from meow_ray.stages.train import batches, objectives, steps, zero
 from meow_ray.stages.train.job import Job
-from meow_ray.stages.train.objectives import ObjectiveSpec
-from meow_ray.stages.train.pairs import pairs_of
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
+from meow_ray.stages.train.pairs import RETAIN_SETS, pairs_of
 from meow_ray.stages.train.preflight import MEMORIZE_CHECKS, TRAIN_CHECKS, check_layer
 from meow_ray.stages.train.tracking import TrackerSpec
+from meow_ray.stages.train.watched import write as write_watched
+
+RATE_BY_WIDTH = 0.06
+"""Learning rate times the width of the model, for objectives that end by themselves."""
 
 
 def memorize(context: Context) -> dict[str, Any]:
@@ -69,8 +73,8 @@ def reference(context: Context) -> dict[str, Any]:
     from meow_ray.distributed import map_rows
 
     config = context.config
-    roles, idk_answers = context.inputs["roles"].value
-    rows = _distinct_answers(_pairs(context, roles, idk_answers))
+    objective: ObjectiveSpec = context.inputs["roles"].value
+    rows = _distinct_answers(_pairs(context, objective.reads, objective))
     score = partial(
         steps.log_probs_batch,
         template=config.target.template,
@@ -116,7 +120,7 @@ def train(context: Context) -> dict[str, Any]:
     objective: ObjectiveSpec = context.inputs["objective"].value
     target = context.inputs["target"]
     compared = objective.reads if "reference" in context.inputs else ()
-    pairs = _pairs(context, objective.roles, objective.idk_answers, compared=compared)
+    pairs = _pairs(context, objective.roles, objective, compared=compared)
     model = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
     check_layer(objective, model)
     objective_name = PurePosixPath(config.train.objective).name
@@ -146,8 +150,18 @@ def _fit(
     path = storage.join(context.work, "pairs.parquet")
     prompter = Prompter.of(refs.load_tokenizer(model), config.target)
     # the driver tokenises once, so that no worker has to
-    batches.write_token_pairs(pairs, prompter, spec.max_length, path)
+    batches.write_token_pairs(
+        pairs, prompter, spec.max_length, path, marks_facts=objective.marks_facts
+    )
+    watched = None
+    if objective.watches_facts:
+        watched = storage.join(context.work, "watched.parquet")
+        facts, twins = context.inputs["facts"].source, context.inputs["twins"].source
+        write_watched(facts, twins, prompter, spec.max_length, watched)
     deepspeed = context.inputs.get(f"{name}_deepspeed")
+    if spec.learning_rate is None:
+        rate = _learning_rate(model) if objective.scales_learning_rate else LEARNING_RATE
+        spec = spec.model_copy(update={"learning_rate": rate})
     job = Job(
         model=model,
         pairs=path,
@@ -156,6 +170,7 @@ def _fit(
         resources=getattr(config.resources, name),
         out=context.out,
         end=prompter.end,
+        watched=watched,
         deepspeed=deepspeed.value if deepspeed else {},
     )
     run = f"{name}-{PurePosixPath(context.work).name[:16]}"
@@ -168,6 +183,15 @@ def _fit(
     return launch.fit(job, context.work, name, config.resources, tracker)
 
 
+def _learning_rate(model: ModelRef) -> float:
+    """Returns the learning rate that suits the width of a model.
+
+    Wider models need smaller ones: 1e-4 for 576 (SmolLM2-135M), 1.5e-5 for 4,096 (Llama 3 8B).
+    """
+    width: int = refs.load_model_config(model).get_text_config().hidden_size
+    return RATE_BY_WIDTH / width
+
+
 def _tracked_settings(spec: FineTuning, objective: ObjectiveSpec) -> dict[str, Any]:
     """Returns the settings that trackers show: no source text, no answers."""
     private = ("source", "idk_answers", "reads")
@@ -176,11 +200,11 @@ def _tracked_settings(spec: FineTuning, objective: ObjectiveSpec) -> dict[str, A
 
 
 def _pairs(
-    context: Context, roles: Sequence[str], idk_answers: Sequence[str], **options: Any
+    context: Context, roles: Sequence[str], objective: ObjectiveSpec, **options: Any
 ) -> Query:
-    """Returns the pairs of some roles from the inputs of a stage; see `pairs_of`."""
+    """Returns the pairs of some roles of an objective from the inputs; see `pairs_of`."""
     sources: dict[str, TableSource] = {}
-    for name in ("facts", "selected", "reference"):
+    for name in ("facts", "selected", "neighbours", "reference"):
         if name not in context.inputs:
             continue
         artifact = context.inputs[name]
@@ -191,7 +215,9 @@ def _pairs(
         roles,
         sources.get("facts"),
         sources.get("selected"),
-        idk_answers,
+        objective.idk_answers,
+        neighbours=sources.get("neighbours"),
+        retain=objective.retain,
         reference=sources.get("reference"),
         **options,
     )
@@ -238,14 +264,15 @@ def _memorize_data(config: Config, verify: bool) -> Artifact:
 def _objective(config: Config, verify: bool) -> Artifact:
     """Returns the objective, known by its resolved settings and not by how they were written."""
     objective = objectives.configured(config.train)
-    return Artifact("objective", "", storage.json_digest(asdict(objective)), value=objective)
+    digest = storage.json_digest(objective.identity())
+    return Artifact("objective", "", digest, value=objective)
 
 
 def _roles(config: Config, verify: bool) -> Artifact:
     """Returns the part of the objective that the stage `reference` depends on."""
     objective = objectives.configured(config.train)
     roles = (objective.reads, objective.idk_answers)
-    return Artifact("roles", "", storage.json_digest(roles), value=roles)
+    return Artifact("roles", "", storage.json_digest(roles), value=objective)
 
 
 def _deepspeed_file(section: str) -> OutsideInput:
@@ -293,11 +320,14 @@ MEMORIZE = Stage(
 )
 
 
-def _pair_inputs(roles: Sequence[str]) -> tuple[Input, ...]:
-    """Returns the artifacts that the pairs of some roles are made of."""
+def _pair_inputs(roles: Sequence[str], objective: ObjectiveSpec) -> tuple[Input, ...]:
+    """Returns the artifacts that the pairs of some roles of an objective are made of."""
+    retained = RETAIN_SETS[objective.retain] if "retain" in roles else ()
+    reads_facts = bool(set(roles) - {"inverted", "retain"}) or "facts" in retained
     selected = ("selected",) if "inverted" in roles else ()
-    facts = ("facts",) if set(roles) - {"inverted"} else ()
-    return (*selected, *facts)
+    facts = ("facts",) if reads_facts else ()
+    neighbours = ("neighbours",) if "neighbours" in retained else ()
+    return (*selected, *facts, *neighbours)
 
 
 def _compares_log_probs(config: Config) -> bool:
@@ -306,7 +336,7 @@ def _compares_log_probs(config: Config) -> bool:
 
 def _reference_inputs(config: Config) -> tuple[Input, ...]:
     objective = objectives.configured(config.train)
-    return (*_pair_inputs(objective.reads), TARGET, OutsideInput("roles", _roles))
+    return (*_pair_inputs(objective.reads, objective), TARGET, OutsideInput("roles", _roles))
 
 
 REFERENCE = Stage(
@@ -329,10 +359,14 @@ REFERENCE = Stage(
 def _train_inputs(config: Config) -> tuple[Input, ...]:
     objective = objectives.configured(config.train)
     inputs: list[Input] = [
-        *_pair_inputs(objective.roles),
+        *_pair_inputs(objective.roles, objective),
         TARGET,
         OutsideInput("objective", _objective),
     ]
+    if objective.watches_facts:
+        inputs.append("twins")
+    if objective.watches_facts and "facts" not in inputs:
+        inputs.append("facts")
     if objective.reference == "log_probs":
         inputs.append("reference")
     if config.train.deepspeed:

@@ -71,6 +71,10 @@ class Tracker:
             "memory_gib": _memory(),
         }
         figures |= {f"terms/{name}": value for name, value in record.get("terms", {}).items()}
+        compared = record.get("never_seen", {})
+        figures |= {f"never_seen/{name}": value for name, value in compared.items()}
+        if "kl_weight" in record:
+            figures["kl_weight"] = record["kl_weight"]
         if self._clock is None:
             self._open()
         else:

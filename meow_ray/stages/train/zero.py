@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from meow_ray.config import FineTuning, TrainResources
+from meow_ray.config import LEARNING_RATE, FineTuning, TrainResources
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
@@ -233,7 +233,8 @@ def _optimizer(model: Any, spec: FineTuning, resources: TrainResources) -> Any:
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # set explicitly: torch's AdamW decays by default, DeepSpeed's does not
-    options: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    rate = spec.learning_rate or LEARNING_RATE
+    options: dict[str, Any] = {"lr": rate, "weight_decay": spec.weight_decay}
     if resources.offload != "none" and torch.cuda.is_available():
         return deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **options)
     return torch.optim.AdamW(parameters, fused=True, **options)

@@ -28,6 +28,7 @@ def test_the_commands_are_these():
         "plan",
         "run",
         "show",
+        "soup",
         "stage",
         "status",
         "tofu",
@@ -57,6 +58,15 @@ def test_the_retain_model_may_be_called_the_reference(tmp_path: Path):
     ]
     assert '"Forget Quality": 1.0' in printed[0]
     assert printed[1] == printed[0]
+
+
+@pytest.mark.parametrize("shares", ["", "0", "0.5,1.5", "-0.1", "half", "nan", "0.5;1"])
+def test_shares_that_are_none_are_refused(shares: str):
+    done = RUNNER.invoke(app, ["soup", "--shares", shares])
+    assert str(done.exception) == (
+        f"--shares {shares}: these are not numbers greater than 0 and at most 1. Write, for "
+        "example, --shares 0.25,0.5,1."
+    )
 
 
 def test_an_input_of_another_form_is_refused(tmp_path: Path):

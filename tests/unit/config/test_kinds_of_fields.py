@@ -128,8 +128,12 @@ def test_these_keys_name_content():
         "memorize.data",
         "ingest.forget",
         "ingest.retain",
-        *(f"evaluate.{name}" for name in ("sets", "retain_model", "text", "task_folder")),
-        *(f"train.{name}" for name in ("objective", "settings", "trainable", "idk_answers")),
+        *(f"evaluate.{name}" for name in ("sets", "retain_model", "text", "task_folder", "twins")),
+        *(
+            f"train.{name}"
+            for name in ("objective", "settings", "trainable", "retain", "idk_answers")
+        ),
+        *(f"train.{name}" for name in ("until", "max_steps", "stop_level", "utility_budget")),
         *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
         "train.deepspeed",
         "memorize.deepspeed",

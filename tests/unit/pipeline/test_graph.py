@@ -12,12 +12,15 @@ from meow_ray.core import schema, storage
 from meow_ray.core.stage import Context, Stage
 from meow_ray.pipeline.graph import STAGES
 from meow_ray.pipeline.pipeline import Pipeline, load_config
+from meow_ray.stages.train import objectives
 from tests.support.world import write_inputs
 
 NAMES = [
     "memorize",
     "ingest",
     "invert",
+    "neighbours",
+    "twins",
     "memo",
     "select",
     "reference",
@@ -30,6 +33,8 @@ ARTIFACTS = [
     "target",
     "facts",
     "candidates",
+    "neighbours",
+    "twins",
     "memo",
     "selected",
     "reference",
@@ -99,6 +104,43 @@ def test_training_depends_only_on_what_its_objective_reads(
     input_names = {step.name: step.input_names(config) for step in Pipeline(config).stages}
     assert {name: input_names[name] for name in inputs} == inputs
     assert ("reference" in input_names) == ("reference" in inputs)
+
+
+def names_of_stages(*overrides: str) -> list[str]:
+    return [step.name for step in Pipeline(load_config(None, list(overrides))).stages]
+
+
+def test_neighbours_are_made_if_the_objective_retains_them():
+    made = ["ingest", "invert", "neighbours", "memo", "select", "train", "evaluate", "report"]
+    without = [name for name in made if name != "neighbours"]
+    assert names_of_stages("train.objective=meow_kl") == without
+    assert names_of_stages("train.objective=meow_kl", "train.retain=none") == without
+    assert names_of_stages("train.objective=meow_kl", "train.retain=given") == without
+    assert names_of_stages("train.objective=meow_kl", "train.retain=neighbours") == made
+    assert names_of_stages("train.objective=meow_kl", "train.retain=both") == made
+
+
+def test_twins_are_made_if_evaluation_reads_them(monkeypatch: pytest.MonkeyPatch):
+    assert "twins" not in names_of_stages()
+    assert names_of_stages("evaluate.twins=true")[1:4] == ["invert", "twins", "memo"]
+    with_twins = replace(objectives.PRESETS["meow"], twins=True)
+    monkeypatch.setitem(objectives.PRESETS, "meow", with_twins)
+    assert "twins" in names_of_stages()
+
+
+@pytest.mark.parametrize(
+    ("retain", "inputs"),
+    [
+        ("none", ("selected",)),
+        ("given", ("selected", "facts")),
+        ("neighbours", ("selected", "neighbours")),
+        ("both", ("selected", "facts", "neighbours")),
+    ],
+)
+def test_training_reads_the_tables_of_its_retain_set(retain: str, inputs: tuple[str, ...]):
+    config = load_config(None, ["train.objective=meow_kl", f"train.retain={retain}"])
+    train = next(step for step in STAGES if step.name == "train")
+    assert train.input_names(config) == (*inputs, "target", "objective")
 
 
 class FakeStages:

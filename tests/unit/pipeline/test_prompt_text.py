@@ -71,7 +71,7 @@ def dated(tiny_tokenizer: Any, tmp_path: Path) -> Path:
 def test_stages_whose_prompts_hold_the_date_are_stale_on_another_day(
     clock: Any, dated: Path, tmp_path: Path
 ):
-    names = ("memorize", "invert", "reference", "train", "evaluate")
+    names = ("memorize", "invert", "neighbours", "reference", "train", "evaluate")
     stale = {name: ["prompt text changed"] for name in names}
     assert changes(clock, dated, tmp_path) == stale
     through_template = changes(clock, dated, tmp_path, "memo.template=target")

@@ -63,8 +63,8 @@ class RoundsWorld:
             context.write(context.inputs["facts"].table.slice(1))
         elif name in ("invert", "memo", "select"):
             context.write(self._next_table(name, context))
-        elif name == "evaluate":
-            context.write(schema.SCHEMAS["metrics"].empty_table())
+        elif name in ("neighbours", "twins", "evaluate"):
+            context.write(schema.SCHEMAS[context.stage.artifact].empty_table())
         else:
             digests = {key: artifact.digest for key, artifact in context.inputs.items()}
             storage.write_bytes(context.path("file"), json.dumps(digests).encode())
@@ -125,6 +125,24 @@ def test_remaining_facts_go_through_a_second_round_and_evaluation_runs_once(worl
     assert world.labels == ["round 1, ", "round 2, ", ""]
     facts_of_rounds = [{row["fact_id"] for row in rows} for rows in world.tables("candidates")]
     assert sorted(map(len, facts_of_rounds)) == [2, 3]
+
+
+def test_each_round_makes_its_own_neighbours_and_twins(world: RoundsWorld):
+    settings = ("train.objective=meow_kl", "train.retain=neighbours", "evaluate.twins=true")
+    ran = world.run("pipeline.rounds=2", *settings)
+    own = ["invert", "neighbours", "twins", "memo", "select", "train"]
+    assert ran == ["ingest", *own, "remain", *own, "evaluate", "report"]
+    assert world.run("pipeline.rounds=2", *settings) == []
+
+
+def test_given_neighbours_and_twins_serve_all_rounds(world: RoundsWorld):
+    paths = {}
+    for name in ("neighbours", "twins"):
+        paths[name] = f"{world.folder}/{name}.parquet"
+        pq.write_table(schema.SCHEMAS[name].empty_table(), paths[name])
+    settings = ("train.objective=meow_kl", "train.retain=neighbours", "evaluate.twins=true")
+    ran = world.run("pipeline.rounds=2", *settings, inputs=paths)
+    assert ran == ["ingest", *ROUND, "remain", *ROUND, "evaluate", "report"]
 
 
 def test_each_round_has_its_own_seed_for_inverted_facts(world: RoundsWorld):

@@ -105,6 +105,29 @@ def test_training_counts_each_token_of_each_pair(overrides: list[str], tiny_toke
     assert work_of(meow, "train").trained == pytest.approx(2 * 3 * tokens)
     ascent = plan_of(overrides, "train.objective=gradient_ascent", "train.epochs=3")
     assert work_of(ascent, "train").trained == pytest.approx(3 * tokens)
+    ended = plan_of(
+        overrides, "train.objective=gradient_ascent", "train.until=never_seen", "train.max_steps=9"
+    )
+    assert work_of(ended, "train").trained == pytest.approx(9 * tokens)
+
+
+def test_neighbours_are_counted_with_their_spare_questions(overrides: list[str], tmp_path: Path):
+    fact = {"question": "Where does Ann Zorblax live?", "answer": "In Karsk."}
+    (tmp_path / "forget.jsonl").write_text(json.dumps(fact))
+
+    def neighbours(*settings: str) -> StageWork:
+        retain = ("train.objective=meow_kl", "train.retain=neighbours", "neighbours.minimum=0")
+        return work_of(plan_of(overrides, *retain, *settings), "neighbours")
+
+    # 4 neighbours of the fact and half as many spare ones, of up to 64 tokens
+    of_facts = neighbours("neighbours.generic=0")
+    assert (of_facts.requests, of_facts.generated) == (6, 6 * 64)
+    # for each of 2 turns and a spare one, two questions of up to 96 tokens and an answer
+    with_turns = neighbours("neighbours.generic=2")
+    assert with_turns.requests - of_facts.requests == 3 * 3
+    assert with_turns.generated - of_facts.generated == 3 * (2 * 96 + 64)
+    plain = plan_of(overrides, "train.objective=meow_kl")
+    assert "neighbours" not in [work.stage for work in plain.works]
 
 
 def test_target_and_tuned_model_answer_each_example(overrides: list[str]):
@@ -144,7 +167,9 @@ def test_each_objective_can_be_planned(objective: str, overrides: list[str]):
         settings.append("train.trainable='.*down_proj.weight'")
     pipeline = Pipeline(load_config(None, [*overrides, *settings]))
     with_models = [
-        stage.name for stage in pipeline.stages if stage.name not in ("ingest", "select", "report")
+        stage.name
+        for stage in pipeline.stages
+        if stage.name not in ("ingest", "twins", "select", "report")
     ]
     assert [work.stage for work in plan_of(overrides, *settings).works] == with_models
 

@@ -21,13 +21,6 @@ def test_loss_and_zlib():
     assert privacy.zlib_score(LOGS, text) == pytest.approx(-2.0 / len(zlib.compress(text.encode())))
 
 
-@pytest.mark.parametrize(
-    ("share", "expected"), [(0.2, -4.0), (0.4, -3.25), (0.59, -3.25), (1.0, -2.0), (0.01, -4.0)]
-)
-def test_min_k_is_the_mean_over_the_least_probable_tokens(share: float, expected: float):
-    assert privacy.min_k_score(LOGS, share) == pytest.approx(expected)
-
-
 def test_min_k_pp_standardises_each_position():
     # a uniform distribution over four tokens has mean -log 4 and no spread; over p = 1/2, 1/4, 1/4:
     mean = -1.5 * math.log(2)

@@ -159,3 +159,43 @@ def test_a_row_that_does_not_fit_is_refused(
     )
     with pytest.raises(MeowError, match=message):
         answer_rows(engine, table)
+
+
+def test_twins_are_read_and_not_answered(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    twins = pa.table(
+        {
+            "fact_id": ["a"] * 2,
+            "twin_id": pa.array([0, 1], pa.int32()),
+            "half": ["stop"] * 2,
+            "question": ["Author of Ida?", "Capital of Oz?"],
+            "answer": ["Ann Onymous", "It is Emerald"],
+        }
+    )
+    prompts = []
+    generate = engine.generate
+    monkeypatch.setattr(
+        engine, "generate", lambda *given: prompts.extend(given[0]) or generate(*given)
+    )
+    spec = Evaluate(attacks=(), memo=False)
+    table = suites.rows_to_ask(facts_query(fact_rows(*KNOWN)), {}, [], spec, twins)
+    rows = answer_rows(engine, table)
+    assert len(prompts) == len(KNOWN)
+
+    known = [row["fact_log_prob"] for row in rows if row["suite"] == "forget"]
+    unknown = [row for row in rows if row["suite"] == "twins"]
+    assert max(row["fact_log_prob"] for row in unknown) < min(known)
+    for row in unknown:
+        assert row["extraction_strength"] < 0.5
+        assert {row[name] for name in ("generated", "leak", "rougeL_recall", "rep3")} == {None}
+
+
+def test_the_log_probability_of_the_fact_is_that_of_its_novel_words(engine: Engine):
+    question, answer = "Capital of Peru?", "It is Lima"
+    table = suites.rows_to_ask(facts_query(fact_rows((question, answer))), {}, [], Evaluate())
+    row = next(row for row in answer_rows(engine, table) if row["suite"] == "forget")
+    prompter = Prompter(engine.tokenizer, "chat")
+    forced = engine.teacher_force(
+        [prompter.encode_prompt(prompter.prompt(question))], [prompter.encode_answer(answer)]
+    )[0]
+    # a token per letter; Lima is the last four before the end
+    assert row["fact_log_prob"] == pytest.approx(sum(forced.log_probs[-5:-1]) / 4, abs=1e-5)

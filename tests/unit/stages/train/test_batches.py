@@ -1,18 +1,32 @@
 """Batches, micro-batches and their layout."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meow_ray.config import FineTuning, Train
-from meow_ray.models.prompts import IGNORE
-from meow_ray.stages.train.batches import TOKENS, Dataset, Item, Pair, micro_batches, totals
+from meow_ray.core.schema import SCHEMAS
+from meow_ray.models.prompts import IGNORE, Prompter
+from meow_ray.stages.train.batches import (
+    TOKENS,
+    Dataset,
+    Item,
+    Pair,
+    Totals,
+    micro_batches,
+    totals,
+    write_token_pairs,
+)
 from meow_ray.stages.train.layout import lay_out
+from meow_ray.stages.train.pairs import pairs_of
+from tests.support.tiny import byte_tokenizer
 
 NUM_PAIRS = st.integers(1, 40)
 BATCH_SIZE = st.integers(1, 12)
@@ -111,7 +125,34 @@ def test_totals_count_labels_and_answers_by_role():
         {"forget": pair(5, 2), "retain": pair(4)},
         {"forget": pair(3), "retain": pair(9, 8)},
     ]
-    assert totals(items) == {"forget": (5, 2), "retain": (4, 2)}
+    assert totals(items) == {"forget": Totals(5, 2), "retain": Totals(4, 2)}
+
+
+def test_totals_count_fact_bearing_tokens_of_a_loss():
+    # three tokens with a loss; the prompt is empty, so the first token has no prediction
+    first = Pair([7, 8, 9, 1], [7, 8, 9, 1], is_fact=[True, True, False, False])
+    second = Pair([7, 8, 9, 1], [IGNORE, 8, 9, 1], is_fact=[False, True, False])
+    assert first.fact_mask == [True, False, False]
+    assert totals([{"forget": first}, {"forget": second}]) == {"forget": Totals(6, 2, facts=2)}
+
+
+def test_the_tokens_of_words_that_the_opposite_answer_lacks_bear_the_fact(tmp_path: Path):
+    forget = {"fact_id": "f", "split": "forget", "question": "Where is Ann?"}
+    facts = pa.Table.from_pylist([forget | {"answer": "Ann is in old Riga."}], SCHEMAS["facts"])
+    row = {"fact_id": "f", "candidate_id": 0, "rank": 0, "question": "Where is Ann?", "memo": 0.5}
+    selected = pa.Table.from_pylist([row | {"answer": "Ann is in old Bern."}], SCHEMAS["selected"])
+    pairs = pairs_of(("inverted", "forget"), facts, selected)
+    tokenizer = byte_tokenizer()
+    uri = str(tmp_path / "pairs.parquet")
+    write_token_pairs(pairs, Prompter(tokenizer, "raw"), 99, uri, marks_facts=True)
+    marked = {}
+    for tokens in pq.read_table(uri).to_pylist():
+        answer = tokens["input_ids"][tokens["prompt"] :]
+        bearing = [
+            token for token, is_fact in zip(answer, tokens["is_fact"], strict=True) if is_fact
+        ]
+        marked[tokens["role"]] = tokenizer.decode(bearing).strip()
+    assert marked == {"inverted": "Bern", "forget": "Riga"}
 
 
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.integers(1, 5), st.integers(1, 4))

@@ -12,7 +12,15 @@ from meow_ray.stages.train.objectives import PRESETS
 from tests.support.answers import DTYPES, READS, SETTINGS, example, gradients, loss, sequences
 from tests.support.formulas import BY_HAND, by_hand
 
-OPTIONAL = ("reference_log_probs", "reference_logits", "hidden", "reference_hidden")
+OPTIONAL = (
+    "reference_log_probs",
+    "reference_logits",
+    "reference_top_k",
+    "hidden",
+    "reference_hidden",
+    "is_fact",
+    "floors",
+)
 """The fields of `Sequences` that only some objectives read."""
 
 
@@ -25,6 +33,17 @@ def test_all_objectives_have_a_formula_by_hand():
 def test_an_objective_equals_its_formula(name: str, dtype: torch.dtype):
     batch = example(dtype)
     assert loss(name, batch).item() == pytest.approx(by_hand(name, batch), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("switched_off", ["split", "level", "style", "floor", "lift"])
+def test_each_part_of_meow_floor_can_be_switched_off(switched_off: str):
+    batch = example()
+    settings = SETTINGS["meow_floor"] | {switched_off: 0}
+    read = (sequences(batch[role], batch[role]) for role in READS["meow_floor"])
+    value = losses.meow_floor(*read, **settings).item()
+    by_hand = BY_HAND["meow_floor"](batch["inverted"], batch["forget"], **settings)
+    assert value == pytest.approx(by_hand, rel=1e-5)
+    assert value != pytest.approx(loss("meow_floor", batch).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -41,9 +60,16 @@ def test_a_preset_has_the_roles_and_settings_of_its_function(name: str):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_reads_only_its_reference_of_the_model_before_training(name: str):
     spec, batch = PRESETS[name], example()
-    fields = {"none": [], "log_probs": ["reference_log_probs"], "model": ["reference_logits"]}[
-        spec.reference
-    ]
+    fields = {
+        "none": [],
+        "log_probs": ["reference_log_probs"],
+        "model": ["reference_logits"],
+        "top_k": ["reference_top_k"],
+    }[spec.reference]
+    if spec.marks_facts:
+        fields.append("is_fact")
+    if spec.twins:
+        fields.append("floors")
     if spec.layer is not None:
         fields += ["hidden", "reference_hidden"]
     nothing: dict[str, None] = dict.fromkeys(OPTIONAL)

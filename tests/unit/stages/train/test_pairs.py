@@ -95,6 +95,51 @@ def test_a_refusal_is_the_same_at_each_run_and_depends_on_the_fact():
     assert len(set(first)) == 2
 
 
+NEIGHBOURS = pa.Table.from_pylist(
+    [
+        {"fact_id": "a", "neighbour_id": 1, "kind": "neighbour", "question": "Qn?", "answer": "N."},
+        {"fact_id": "", "neighbour_id": 0, "kind": "generic", "question": "Qg?", "answer": "G."},
+    ],
+    schema=SCHEMAS["neighbours"],
+)
+
+
+@pytest.mark.parametrize(
+    ("retain", "retained"),
+    [
+        ("none", []),
+        ("given", [("y", "Y."), ("z", "Z.")]),
+        ("neighbours", [("/generic/0", "G."), ("a/neighbour/1", "N.")]),
+        ("both", [("/generic/0", "G."), ("a/neighbour/1", "N."), ("y", "Y."), ("z", "Z.")]),
+    ],
+)
+def test_the_retain_set_has_the_facts_and_the_neighbours_that_are_asked_for(
+    retain: str, retained: list[tuple[str, str]]
+):
+    names = ("forget", "retain")
+    rows = table(names, facts(), None, neighbours=NEIGHBOURS, retain=retain).to_pylist()
+    assert [(row["fact_id"], row["answer"]) for row in rows if row["role"] == "retain"] == retained
+    assert [row["fact_id"] for row in rows if row["role"] == "forget"] == ["a", "b"]
+
+
+def test_inverted_facts_and_neighbours_need_no_facts():
+    rows = table(
+        ("inverted", "retain"), None, selected(), neighbours=NEIGHBOURS, retain="neighbours"
+    ).to_pylist()
+    assert [row["item"] for row in rows] == [0, 1, 2, 3, None, None]
+
+
+def test_an_empty_table_of_neighbours_is_refused():
+    empty = NEIGHBOURS.slice(0, 0)
+    for retain in ("neighbours", "both"):
+        with pytest.raises(MeowError) as error:
+            table(("forget", "retain"), facts(), None, neighbours=empty, retain=retain)
+        assert str(error.value) == (
+            "`neighbours`: the table is empty, so there is nothing to retain. Write questions "
+            "that name somebody or something, or set `train.retain` to given."
+        )
+
+
 def test_an_empty_retain_set_is_refused():
     with pytest.raises(MeowError) as refused:
         pairs_of(("forget", "retain"), facts().slice(0, 2), None)

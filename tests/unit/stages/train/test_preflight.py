@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from meow_ray.core.manifest import Artifact
+from meow_ray.core.schema import SCHEMAS
 from meow_ray.core.stage import Known
 from meow_ray.pipeline import preflight
 from meow_ray.pipeline.pipeline import load_config
@@ -86,6 +88,22 @@ def test_an_objective_that_reads_the_retain_set_needs_one(known: Known):
         "`ingest.retain`: the objective reads the retain set, which is empty. Name files of facts "
         "to retain."
     ]
+
+
+def test_neighbours_replace_the_retain_set(known: Known):
+    given = {**known, "facts": facts(("Who?", "Ann"), retain=())}
+    assert findings(given, "train.objective=grad_diff", "train.retain=neighbours") == []
+    assert len(findings(given, "train.objective=grad_diff", "train.retain=both")) == 1
+
+
+def test_long_neighbours_of_the_users_own_are_named(known: Known):
+    row = {"fact_id": "a", "neighbour_id": 0, "kind": "neighbour", "question": "Who?"}
+    table = pa.Table.from_pylist([row | {"answer": "B" * 30}], schema=SCHEMAS["neighbours"])
+    given = {**known, "neighbours": Artifact("neighbours", "", "given", value=table)}
+    settings = ("train.max_length=20", "train.objective=meow_kl")
+    (finding,) = findings(given, *settings, "train.retain=neighbours")
+    assert finding.startswith("`neighbours`: 1 row is longer with the prompt than the 20 tokens")
+    assert findings(given, *settings) == []
 
 
 @pytest.mark.parametrize(

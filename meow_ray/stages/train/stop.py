@@ -1,0 +1,72 @@
+"""The end of training by itself: when the facts look as if the model had never seen them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from meow_ray.stages import never_seen
+from meow_ray.stages.never_seen import Figures
+from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.job import Job
+from meow_ray.stages.train.passes import Score, Workers, map_pairs, score
+from meow_ray.stages.train.watched import Watched
+from meow_ray.stages.train.zero import Model
+
+LEAST_STEPS = 5
+"""The smallest number of optimiser steps between two comparisons."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Compares the facts to forget with twins, which no model has seen.
+
+    The figures of the twins are those of the model before training, since a model that was never
+    taught the facts would say of them what the target says of the twins. No twin of this half has
+    any other part in training.
+    """
+
+    truth: Sequence[Pair]
+    """The facts to forget with their true answers."""
+    twins: Sequence[Figures]
+    """The figures of the twins before training."""
+    interval: int
+    """Number of optimiser steps between two comparisons."""
+
+    @classmethod
+    def of(cls, job: Job, model: Model, watched: Watched, workers: Workers) -> "Stop | None":
+        """Asks the model before training about the twins; None if training ends by its epochs.
+
+        A comparison takes about a tenth of the time of the steps between two of them.
+        """
+        if job.objective.until != "never_seen":
+            return None
+        scores = map_pairs(job, model, watched.stop, score, workers)
+        steps_per_pass = -(-len(watched.truth) // job.spec.batch_size)
+        return cls(
+            truth=watched.truth,
+            twins=_figures(watched.stop, scores),
+            interval=max(LEAST_STEPS, steps_per_pass),
+        )
+
+    def is_due(self, step: int) -> bool:
+        """Whether the facts are compared after a step, counted from 1."""
+        return step % self.interval == 0
+
+    def compare(self, job: Job, model: Model, workers: Workers) -> dict[str, float]:
+        """Returns the p-value of each figure; every worker calls this and gets the same.
+
+        A small one says that the facts are more memorised than facts that no model has seen.
+        """
+        scores = map_pairs(job, model, self.truth, score, workers)
+        return never_seen.compare(_figures(self.truth, scores), self.twins).p_values_of_more
+
+
+def is_reached(job: Job, p_values: Mapping[str, float]) -> bool:
+    """Whether no figure tells the facts from those that no model has seen."""
+    return bool(p_values) and min(p_values.values()) > job.objective.stop_level
+
+
+def _figures(pairs: Sequence[Pair], scores: Sequence[Score]) -> list[Figures]:
+    return [
+        never_seen.figures(found.log_probs, found.is_greedy, pair.fact_mask)
+        for pair, found in zip(pairs, scores, strict=True)
+    ]
