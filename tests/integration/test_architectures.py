@@ -143,7 +143,11 @@ def test_the_export_has_the_files_and_tensors_of_its_source(finished: Finished):
     files = {path.name: path.read_bytes() for path in export.iterdir()}
     assert files.keys() == source_files.keys() | {HISTORY_FILE}
     changed = [name for name, content in source_files.items() if files[name] != content]
-    assert changed == ["model.safetensors"]
+    assert set(changed) == {"model.safetensors", "generation_config.json"}
+    # generation also stops where the chat template ends a turn, as training has taught
+    before, after = (json.loads(f["generation_config.json"]) for f in (source_files, files))
+    end_of_turn = byte_tokenizer().convert_tokens_to_ids("<|end|>")
+    assert after == before | {"eos_token_id": [before["eos_token_id"], end_of_turn]}
 
 
 @pytest.mark.parametrize("model", ["before", "after"])
