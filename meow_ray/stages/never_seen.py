@@ -7,7 +7,7 @@ facts as if it had never seen them. The comparison needs no model that never saw
 called reference-free. Training stops by it, and `evaluate` reports it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -147,6 +147,11 @@ def compare(facts: Sequence[Figures], twins: Sequence[Figures]) -> Comparison:
         raise ValueError("a figure is NaN or infinite")
     columns = zip(Figures._fields, inside.T, outside.T, strict=True)
     return Comparison(**{name: _difference(ours, others) for name, ours, others in columns})
+
+
+def looks_never_seen(p_values: Mapping[str, float], level: float) -> bool:
+    """Whether no figure tells the facts from the twins: all p-values exceed a level."""
+    return bool(p_values) and min(p_values.values()) > level
 
 
 def _difference(facts: Array, twins: Array) -> Difference:

@@ -126,10 +126,10 @@ def test_the_model_of_the_smallest_share_that_passes_is_written(
 
 def test_the_p_values_are_compared_with_the_stop_level(found: Result):
     curve = json.loads((folder_of(found) / "soup.json").read_text())
-    assert curve["stop_level"] == 0.1
+    assert curve["stop_level"] == 0.01
     for point in curve["points"]:
         assert point["p_values"].keys() == set(FIGURES)
-        assert point["looks_never_seen"] == (min(point["p_values"].values()) > 0.1)
+        assert point["looks_never_seen"] == (min(point["p_values"].values()) > 0.01)
     # a target that says all 4 facts, and none of the 20 twins: 1 of 24! / (4! 20!) orders
     assert curve["points"][0]["p_values"]["fact_log_prob"] == pytest.approx(1 / 10626)
 

@@ -89,7 +89,7 @@ class EvaluateSteps:
     def finish(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
         """Adds the figures that compare the replies with the true answers."""
         rows = batch.to_pylist()
-        asked = [number for number, row in enumerate(rows) if row["asked"]]
+        asked = _asked(rows)
         scores = metrics.score_replies(
             [rows[number] for number in asked], TEXT, self.definitions.rougeL_recall
         )
@@ -107,7 +107,7 @@ class EvaluateSteps:
         values: Sequence[dict[str, Any]],
     ) -> None:
         """Adds the greedy reply to the `values` of rows that are asked."""
-        asked = [number for number, row in enumerate(rows) if row["asked"]]
+        asked = _asked(rows)
         samplings = self._samplings(rows, answers)
         replies = engine.generate(
             [prompts[number] for number in asked], [samplings[number] for number in asked]
@@ -250,6 +250,11 @@ def _check_lengths(
                 f"({length} tokens; the model reads {max_model_len - 1}). Shorten it, or raise "
                 "`target.max_model_len`."
             )
+
+
+def _asked(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Returns the numbers of the rows that get a reply."""
+    return [number for number, row in enumerate(rows) if row["asked"]]
 
 
 def _append_columns(

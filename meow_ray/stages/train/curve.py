@@ -72,7 +72,7 @@ def point(share: float, model: Answers, target: Answers, stop_level: float) -> P
     return Point(
         share=share,
         p_values=p_values,
-        looks_never_seen=min(p_values.values()) > stop_level,
+        looks_never_seen=never_seen.looks_never_seen(p_values, stop_level),
         retained_probability=model.probability,
     )
 

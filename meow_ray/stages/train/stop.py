@@ -62,7 +62,7 @@ class Stop:
 
 def is_reached(job: Job, p_values: Mapping[str, float]) -> bool:
     """Whether no figure tells the facts from those that no model has seen."""
-    return bool(p_values) and min(p_values.values()) > job.objective.stop_level
+    return never_seen.looks_never_seen(p_values, job.objective.stop_level)
 
 
 def _figures(pairs: Sequence[Pair], scores: Sequence[Score]) -> list[Figures]:

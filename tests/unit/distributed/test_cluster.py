@@ -14,7 +14,11 @@ from meow_ray.errors import MeowError
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Nothing runs on this machine; returns the path at which `ray start` would say otherwise."""
+    import ray
+
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # an earlier test file of this process may have joined a cluster
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster, "CURRENT_CLUSTER", tmp_path / "ray_current_cluster")
     monkeypatch.setattr(cluster, "ANSWER_TIMEOUT", 1)
     return tmp_path / "ray_current_cluster"
