@@ -20,6 +20,7 @@ from meow_ray.stages.twins.making import (
     make_twins,
     twins_per_half,
 )
+from meow_ray.stages.twins.preflight import CHECKS
 
 _FACTS_WITH_CANDIDATES = """
     WITH forget_facts AS (
@@ -105,5 +106,6 @@ TWINS = Stage(
     run=_twins,
     schema=SCHEMAS["twins"],
     key=KEYS["twins"],
+    checks=CHECKS,
     adopt=adopt_table,
 )

@@ -1,0 +1,37 @@
+"""What the stage `twins` would refuse after inversion is found before the run."""
+
+from meow_ray.core.manifest import Artifact
+from meow_ray.pipeline import preflight
+from meow_ray.pipeline.pipeline import load_config
+from meow_ray.stages.ingest.facts import FactRow, valid_facts
+from meow_ray.stages.twins.stage import TWINS
+
+
+def findings(questions: list[str], *overrides: str) -> list[str]:
+    forget = [
+        FactRow("forget.jsonl", number, question, f"It is number {number}.")
+        for number, question in enumerate(questions, start=1)
+    ]
+    kept = [FactRow("retain.jsonl", 1, "Where was Ilse Vantrooy born?", "In Lisbon.")]
+    facts = Artifact("facts", "", "given", value=valid_facts(forget, kept))
+    return preflight.findings(load_config(None, list(overrides)), [TWINS], {"facts": facts})
+
+
+def test_questions_that_name_nobody_are_refused():
+    assert findings(["What is the code?", "Which door is it?"]) == [
+        "`twins`: none of the 2 questions to forget names somebody or something, so no facts about "
+        "others can be made of them. Write questions that name whom or what they ask about, give "
+        "--input twins=URI, or do without twins (train.objective=meow evaluate.twins=false)."
+    ]
+
+
+def test_one_question_with_a_name_is_enough():
+    assert findings(["What is the code?", "Where does Ilse Vantrooy live?"]) == []
+
+
+def test_a_single_inverted_fact_per_fact_is_refused():
+    assert findings(["Where does Ilse Vantrooy live?"], "invert.num_candidates=1") == [
+        "`invert.num_candidates`: the twins need at least 2 inverted facts per fact (1). Set "
+        "invert.num_candidates=2 or more, give --input twins=URI, or do without twins "
+        "(train.objective=meow evaluate.twins=false)."
+    ]
