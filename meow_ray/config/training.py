@@ -86,8 +86,9 @@ class Train(FineTuning):
     """
 
     objective: str = content(
-        "meow",
-        "objective to minimise: a name such as meow, npo or dpo, or your own as FILE.py:FUNCTION",
+        "meow_floor",
+        "objective to minimise: a name such as meow_floor, meow or npo, or your own as "
+        "FILE.py:FUNCTION",
     )
     settings: dict[str, int | float] = content({}, "settings of the objective, such as beta")
     forget_weight: float | None = content(

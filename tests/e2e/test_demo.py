@@ -51,7 +51,7 @@ target: {{engine: transformers, template: chat}}
 ingest: {{forget: {folder}/forget.jsonl, retain: {folder}/retain.jsonl}}
 memo: {{max_new_tokens: 12, stride: 9}}
 select: {{top_k: 2}}
-train: {{epochs: 3, batch_size: 2, learning_rate: 1.0e-3}}
+train: {{objective: meow, epochs: 3, batch_size: 2, learning_rate: 1.0e-3}}
 evaluate: {{max_new_tokens: 12, bootstrap_resamples: 50}}
 """
     )
@@ -178,6 +178,25 @@ def test_a_changed_byte_of_the_data_makes_its_stages_stale(
     states = changed.states()
     assert states["ingest"] == "stale"
     assert states["memorize"] == "cached"
+
+
+def test_the_default_objective_makes_its_data_and_compares_with_facts_never_seen(
+    finished: Program,
+) -> None:
+    default = ("train.objective=meow_floor", "train.max_steps=5")
+    printed = finished.run("meow.py", candidates_of(finished), "--json", *default).stdout
+    ran = [
+        event["stage"]
+        for event in map(json.loads, printed.splitlines())
+        if event["event"] == "finished"
+    ]
+    assert ran == ["neighbours", "twins", "train", "evaluate", "report"]
+    again = Program(finished.config, finished.root, list(default))
+    rows = again.table("metrics").to_pylist()
+    assert {"never_seen", "twins"} <= {row["suite"] for row in rows}
+    manifest = again.artifact("model").manifest
+    assert manifest is not None
+    assert manifest.summary["steps"] == 5
 
 
 def test_one_stage_runs_on_a_given_table(program: Program, tmp_path: Path) -> None:

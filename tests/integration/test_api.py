@@ -47,7 +47,7 @@ invert:
   max_new_tokens: 8
   skip_rules: [{", ".join(RULES)}]
 memo: {{max_new_tokens: 12}}
-train: {{batch_size: 2, epochs: 2}}
+train: {{objective: meow, batch_size: 2, epochs: 2}}
 evaluate: {{max_new_tokens: 12, bootstrap_resamples: 50}}
 resources: {{train: {{num_workers: 1}}}}
 storage: {{root: runs/mine}}

@@ -43,7 +43,7 @@ CONFIG = """
 target: {engine: transformers, template: chat}
 ingest: {forget: forget.jsonl, retain: retain.jsonl}
 memo: {template: target, max_new_tokens: 64}
-train: {epochs: 4, batch_size: 4, learning_rate: 1.0e-3}
+train: {objective: meow, epochs: 4, batch_size: 4, learning_rate: 1.0e-3}
 evaluate: {bootstrap_resamples: 50, attacks: []}
 """
 MEMORIZE = """

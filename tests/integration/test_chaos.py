@@ -128,7 +128,7 @@ def _settings(facts: Path, model: str) -> dict[str, Any]:
             "skip_rules": [*RULES],
         },
         "memo": {"max_new_tokens": 8, "stride": 7},
-        "train": {"epochs": 8, "batch_size": 4, "learning_rate": 1e-3},
+        "train": {"objective": "meow", "epochs": 8, "batch_size": 4, "learning_rate": 1e-3},
         "evaluate": {"max_new_tokens": 8, "attacks": [], "bootstrap_resamples": 100},
         "resources.train": {"num_workers": 2, "max_failures": 99},
         **{f"resources.{name}": engine_resources for name in ("invert", "memo", "evaluate")},

@@ -29,6 +29,7 @@ def overrides(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
         f"target.model={tiny_model}",
         "target.engine=transformers",
         "target.template=raw",
+        "train.objective=meow",
         "train.batch_size=4",
         "evaluate.attacks=[affirmative]",
         f"storage.root={folder}/runs",

@@ -49,6 +49,7 @@ class Training:
             f"--input=selected={selected}",
             f"target.model={model}",
             f"storage.root={self.root}",
+            "train.objective=meow",
             f"train.epochs={EPOCHS}",
             "train.batch_size=4",
             "train.learning_rate=1e-3",

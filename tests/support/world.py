@@ -24,7 +24,7 @@ Run = Callable[[Context], dict[str, Any]]
 def write_inputs(folder: Path) -> list[str]:
     """Writes two models without weights and one fact to forget; returns overrides that name them.
 
-    The overrides name the storage root as well.
+    The overrides name the storage root as well, and the objective with the fewest stages.
     """
     for name in ("target", "generator"):
         storage.write_bytes(str(folder / name / "config.json"), b"{}")
@@ -35,6 +35,7 @@ def write_inputs(folder: Path) -> list[str]:
         f"invert.model={folder}/generator",
         f"ingest.forget={folder}/forget.jsonl",
         f"storage.root={folder}/root",
+        "train.objective=meow",
     ]
 
 

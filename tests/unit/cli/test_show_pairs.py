@@ -50,5 +50,6 @@ def test_figures_and_reasons_of_twins_are_shown_without_text(options: list[str])
 
 
 def test_a_stage_that_the_configuration_does_not_have_is_named(options: list[str]):
+    arguments = ["show", "neighbours", "train.objective=meow", *options]
     with pytest.raises(MeowError, match="meow show neighbours: the stage has not run"):
-        CliRunner().invoke(app, ["show", "neighbours", *options], catch_exceptions=False)
+        CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -91,6 +91,7 @@ def test_stages_with_actors_or_workers_name_their_resources():
     assert sections == {
         "memorize": "memorize",
         "invert": "invert",
+        "paraphrases": "invert",
         "neighbours": "memo",
         "memo": "memo",
         "reference": "memo",

@@ -113,6 +113,13 @@ def names_of_stages(*overrides: str) -> list[str]:
     return [step.name for step in Pipeline(load_config(None, list(overrides))).stages]
 
 
+def test_the_default_objective_makes_its_own_neighbours_and_twins():
+    made = ["neighbours", "twins"]
+    assert names_of_stages() == [
+        *("ingest", "invert", *made, "memo", "select", "train", "evaluate", "report")
+    ]
+
+
 def test_neighbours_are_made_if_the_objective_retains_them():
     made = ["ingest", "invert", "neighbours", "memo", "select", "train", "evaluate", "report"]
     without = [name for name in made if name != "neighbours"]
@@ -124,7 +131,7 @@ def test_neighbours_are_made_if_the_objective_retains_them():
 
 
 def test_questions_are_reworded_if_training_asks_for_it():
-    reworded = names_of_stages("train.paraphrases=2")
+    reworded = names_of_stages("train.objective=meow", "train.paraphrases=2")
     assert reworded[1:4] == ["invert", "paraphrases", "memo"]
     assert "paraphrases" not in names_of_stages("train.paraphrases=0")
     config = load_config(None, ["train.objective=altpo", "train.paraphrases=2"])
@@ -141,11 +148,12 @@ def test_frames_alone_do_not_depend_on_the_generator():
 
 
 def test_twins_are_made_if_evaluation_reads_them(monkeypatch: pytest.MonkeyPatch):
-    assert "twins" not in names_of_stages()
-    assert names_of_stages("evaluate.twins=true")[1:4] == ["invert", "twins", "memo"]
+    assert "twins" not in names_of_stages("train.objective=meow")
+    with_evaluation = names_of_stages("train.objective=meow", "evaluate.twins=true")
+    assert with_evaluation[1:4] == ["invert", "twins", "memo"]
     with_twins = replace(objectives.PRESETS["meow"], twins=True)
     monkeypatch.setitem(objectives.PRESETS, "meow", with_twins)
-    assert "twins" in names_of_stages()
+    assert "twins" in names_of_stages("train.objective=meow")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ TABLE = pa.table({"fact_id": ["a"]})
 def refusal(root: Path, *names: str, overrides: tuple[str, ...] = ()) -> str:
     """Returns the error of a pipeline that was given some artifacts and has run no stage."""
     given = {name: Artifact(name, "", f"digest of {name}", value=TABLE) for name in names}
-    config = load_config(None, [f"storage.root={root}", "ingest.forget=x.jsonl", *overrides])
+    settings = [f"storage.root={root}", "ingest.forget=x.jsonl", "train.objective=meow"]
+    config = load_config(None, [*settings, *overrides])
     with pytest.raises(MeowError) as caught:
         soup.find(Pipeline(config, given=given))
     return str(caught.value)

@@ -72,6 +72,7 @@ def test_json_has_a_row_per_method_stage_and_offload(meow_plan: Command):
 
 def test_the_table_marks_the_configured_row(meow_plan: Command):
     printed = meow_plan(
+        "train.objective=meow",
         "train.lora={rank: 8}",
         "resources.train.offload=cpu",
         "resources.train.zero_stage=3",

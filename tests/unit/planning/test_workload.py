@@ -43,6 +43,7 @@ def overrides(tiny_model: Path, tmp_path: Path) -> list[str]:
         "invert.style=prefill",
         "evaluate.attacks=[affirmative]",
         f"storage.root={tmp_path}/runs",
+        "train.objective=meow",
     ]
 
 

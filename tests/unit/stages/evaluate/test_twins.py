@@ -64,10 +64,10 @@ def test_a_table_without_the_stop_half_is_refused_before_a_run():
 
 
 def test_the_stage_reads_twins_only_if_asked_to():
-    default = load_config(None, [])
-    config = load_config(None, ["evaluate.twins=true"])
-    assert "twins" not in EVALUATE.input_names(default)
-    assert EVALUATE.input_names(config) == (*EVALUATE.input_names(default), "twins")
+    without = load_config(None, ["train.objective=meow"])
+    config = load_config(None, ["train.objective=meow", "evaluate.twins=true"])
+    assert "twins" not in EVALUATE.input_names(without)
+    assert EVALUATE.input_names(config) == (*EVALUATE.input_names(without), "twins")
     assert "twins" not in EVALUATE_ALONE.input_names(config)
 
 

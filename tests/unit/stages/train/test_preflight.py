@@ -74,7 +74,8 @@ def test_long_candidates_are_named_by_line_with_the_length_to_set(known: Known, 
 def test_facts_of_the_users_own_are_read_by_the_roles_of_the_objective(known: Known):
     table = facts(("Who?", "A" * 30), retain=(("When?", "B" * 60),))
     given = {**known, "facts": table}
-    assert findings(given, "train.max_length=20") == []  # meow trains on inverted facts
+    inverted_alone = ("train.objective=meow", "train.max_length=20")
+    assert findings(given, *inverted_alone) == []
     (npo,) = findings(given, "train.max_length=20", "train.objective=npo")
     assert npo.startswith("`facts`: 1 row is longer with the prompt than the 20 tokens")
     (both,) = findings(given, "train.max_length=20", "train.objective=grad_diff")
