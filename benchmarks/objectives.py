@@ -2,9 +2,9 @@
 
 Run `python -m benchmarks.objectives run`, then `python -m benchmarks.objectives table`.
 
-All runs have the settings of the demo: the same learning rate, epochs and batches. They show that
-each objective works from end to end, and its effect with these settings. They do not rank the
-objectives: that takes a grid of settings for each (`python -m benchmarks.tofu`).
+All runs have the same learning rate, batches and, unless training ends by itself, epochs. They
+show that each objective works from end to end, and its effect with these settings. They do not rank
+the objectives: that takes a grid of settings for each (`python -m benchmarks.tofu`).
 """
 
 import time
@@ -22,6 +22,8 @@ from meow_ray.pipeline.rounds import parts_of_run
 from meow_ray.stages.train.objectives import PRESETS
 
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"
+SETTINGS = ("train.learning_rate=3e-4", "train.epochs=4", "train.batch_size=12")
+"""What the runs have in common beside the settings of the demo."""
 ROUNDS = 2
 THRESHOLD = 0.5
 """Facts with a higher MEMO go into the next round. The value was fixed before the first run."""
@@ -85,8 +87,9 @@ def _cells(figures: dict[str, float]) -> list[str]:
 
 def _all_overrides() -> dict[str, list[str]]:
     """Returns the overrides of the demo's configuration for each run, by the name of the run."""
-    overrides = {name: [f"train.objective={name}"] for name in PRESETS}
+    overrides = {name: [*SETTINGS, f"train.objective={name}"] for name in PRESETS}
     overrides[f"meow, {ROUNDS} rounds"] = [
+        *SETTINGS,
         "train.objective=meow",
         f"pipeline.rounds={ROUNDS}",
         f"pipeline.threshold={THRESHOLD}",
