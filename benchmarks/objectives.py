@@ -2,9 +2,10 @@
 
 Run `python -m benchmarks.objectives run`, then `python -m benchmarks.objectives table`.
 
-All runs have the same learning rate, batches and, unless training ends by itself, epochs. They
-show that each objective works from end to end, and its effect with these settings. They do not rank
-the objectives: that takes a grid of settings for each (`python -m benchmarks.tofu`).
+All runs have the same learning rate, epochs and batches, except that of `meow_floor`, which ends by
+itself and has its defaults. They show that each objective works from end to end, and its effect
+with these settings. They do not rank the objectives: that takes a grid of settings for each
+(`python -m benchmarks.tofu`).
 """
 
 import time
@@ -88,6 +89,7 @@ def _cells(figures: dict[str, float]) -> list[str]:
 def _all_overrides() -> dict[str, list[str]]:
     """Returns the overrides of the demo's configuration for each run, by the name of the run."""
     overrides = {name: [*SETTINGS, f"train.objective={name}"] for name in PRESETS}
+    overrides["meow_floor"] = ["train.objective=meow_floor"]
     overrides[f"meow, {ROUNDS} rounds"] = [
         *SETTINGS,
         "train.objective=meow",

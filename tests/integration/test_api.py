@@ -72,7 +72,7 @@ def quiet(event: Any) -> None:
 def test_the_snippet_of_the_readme_prints_the_figures_of_the_command_line(folder: Path):
     (snippet,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     printed = run_python(folder, "-c", snippet)
-    overrides = ("train.epochs=3", "storage.root=runs/other")
+    overrides = ("select.top_k=2", "storage.root=runs/other")
     run_python(folder, PROJECT / "pipelines/meow.py", "--config=mine.yaml", *overrides)
     metrics = Program(folder / "mine.yaml", folder / "runs/other").table("metrics")
     assert str(metrics.to_pandas()) in printed

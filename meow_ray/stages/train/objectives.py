@@ -277,6 +277,11 @@ def _check_end(spec: Train, objective: ObjectiveSpec) -> None:
                 f"`train.{name}` has no effect while training ends after its epochs. Set "
                 "train.until=never_seen, or remove it."
             )
+    if "epochs" in spec.model_fields_set and objective.until == "never_seen":
+        raise MeowError(
+            "`train.epochs` has no effect while training ends by itself. Set train.until=epochs, "
+            "or remove it; train.max_steps limits the steps."
+        )
     if objective.utility_budget is not None and not objective.kl_weight:
         raise MeowError(
             f"`train.utility_budget`: {spec.objective} has no KL term whose weight it could adapt. "

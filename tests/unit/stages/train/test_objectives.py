@@ -119,6 +119,17 @@ def test_an_unknown_setting_is_refused_with_the_known_ones(name: str, setting: s
     assert str(refused.value) == f"`train.settings.{setting}`: {name} has no such setting. {advice}"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "name"),
+    [("epochs", 3, "meow_floor"), ("max_steps", 9, "meow"), ("stop_level", 0.1, "meow")],
+)
+def test_a_setting_of_the_other_end_of_training_is_refused(field: str, value: float, name: str):
+    with pytest.raises(MeowError, match=rf"`train\.{field}` has no effect while training ends"):
+        preset(name, **{field: value})
+    other_end = {"meow_floor": "epochs", "meow": "never_seen"}[name]
+    assert preset(name, **{field: value}, until=other_end).until == other_end
+
+
 @pytest.mark.parametrize(("name", "setting"), [("rmu", "layer"), ("ceu", "skip_tokens")])
 def test_a_fraction_is_refused_for_a_setting_that_counts(name: str, setting: str):
     with pytest.raises(MeowError) as refused:
