@@ -123,6 +123,12 @@ class Train(FineTuning):
         gt=0,
         lt=1,
     )
+    cooldown: float | None = content(
+        None,
+        "steps after the facts look never seen, in which the learning rate falls to 0, as a share "
+        "of the steps before; null is the default of the objective",
+        ge=0,
+    )
     utility_budget: float | None = content(
         None,
         "KL divergence on the retain set, in nats per token, to which the weight of that term is "

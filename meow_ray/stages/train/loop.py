@@ -17,7 +17,7 @@ from meow_ray.stages.train.export import export_model
 from meow_ray.stages.train.forward import check_packing, weighted_terms
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.passes import Workers, read_before
-from meow_ray.stages.train.stop import Stop, is_reached
+from meow_ray.stages.train.stop import CoolDown, Stop
 from meow_ray.stages.train.watched import Watched
 from meow_ray.stages.train.zero import Model
 
@@ -89,17 +89,21 @@ def run(job: Job, hooks: Hooks) -> None:
         if is_converted:
             _barrier()
             shutil.rmtree(resume, ignore_errors=True)
-    is_forgotten = False
-    while step < num_steps and not is_forgotten:
+    cool_down = CoolDown.of(job, history)
+    end = min(num_steps, cool_down.end) if cool_down else num_steps
+    while step < end:
+        if cool_down is not None:
+            _scale_learning_rate(model, cool_down.share(step))
         kl_weight = _kl_weight(job, history)
         record = _step(job, hooks, model, objective, data, step, before, kl_weight)
         step += 1
-        if stop is not None and (stop.is_due(step) or step == num_steps):
+        if stop is not None and (stop.is_due(step) or step == end):
             record["never_seen"] = stop.compare(job, model, workers)
-            is_forgotten = is_reached(job, record["never_seen"])
         history.append(record)
         hooks.progress(record)
-        if _saves_after(step, job, data, num_steps) and not is_forgotten:
+        cool_down = CoolDown.of(job, history)
+        end = min(num_steps, cool_down.end) if cool_down else num_steps
+        if _saves_after(step, job, data, end):
             state = {"meow_step": step, "meow_history": history}
             with TemporaryDirectory() as folder:
                 checkpoints.save(model.engine, Path(folder), state, cut)
@@ -162,6 +166,12 @@ def _step(
     if job.objective.utility_budget is not None:
         record["kl_weight"] = kl_weight
     return record
+
+
+def _scale_learning_rate(model: Model, share: float) -> None:
+    """Lowers the learning rate of the next step only; the schedule sets that of the step after."""
+    for group in model.engine.optimizer.param_groups:
+        group["lr"] *= share
 
 
 def _kl_weight(job: Job, history: History) -> float:

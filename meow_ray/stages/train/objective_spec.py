@@ -67,6 +67,8 @@ class ObjectiveSpec:
     """The largest number of optimiser steps with `never_seen`; 0 otherwise."""
     stop_level: float = field(default=0.01, metadata=NEWER)
     """The p-value that the comparisons with facts never seen have to exceed; see `stop`."""
+    cooldown: float = field(default=0.0, metadata=NEWER)
+    """Steps after the facts look never seen, as a share of those before; see `stop.CoolDown`."""
     scales_learning_rate: bool = field(default=False, metadata=NEWER)
     """Whether the learning rate depends on the width of the model, since none is configured."""
     utility_budget: float | None = field(default=None, metadata=NEWER)

@@ -38,6 +38,7 @@ PRESETS: dict[str, ObjectiveSpec] = {
         twins=True,
         until="never_seen",
         max_steps=MAX_STEPS,
+        cooldown=1.0,
         scales_learning_rate=True,
     ),
     "gradient_ascent": ObjectiveSpec(function="gradient_ascent", reads=("forget",)),
@@ -251,6 +252,7 @@ def _changed_fields(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
         "until",
         "max_steps",
         "stop_level",
+        "cooldown",
         "utility_budget",
         "paraphrases",
     )
@@ -271,7 +273,7 @@ def _changed_fields(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
 
 def _check_end(spec: Train, objective: ObjectiveSpec) -> None:
     """Refuses settings of the end of training, or of its budget, that would have no effect."""
-    for name in ("max_steps", "stop_level"):
+    for name in ("max_steps", "stop_level", "cooldown"):
         if getattr(spec, name) is not None and objective.until != "never_seen":
             raise MeowError(
                 f"`train.{name}` has no effect while training ends after its epochs. Set "

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
+from typing import Any
 
 from meow_ray.stages import never_seen
 from meow_ray.stages.never_seen import Figures
@@ -58,6 +60,38 @@ class Stop:
         """
         scores = map_pairs(job, model, self.truth, score, workers)
         return never_seen.compare(_figures(self.truth, scores), self.twins).p_values_of_more
+
+
+@dataclass(frozen=True)
+class CoolDown:
+    """The steps after the facts look never seen, in which the learning rate falls to 0.
+
+    The facts are then already forgotten. The smaller steps repair what the large ones damaged:
+    neighbours, and true answers that fell below their floors.
+    """
+
+    start: int
+    """The number of steps before it."""
+    length: int
+    """Its number of steps."""
+
+    @classmethod
+    def of(cls, job: Job, history: Sequence[Mapping[str, Any]]) -> "CoolDown | None":
+        """Returns the cool-down of a run with these records; None before its start."""
+        for record in history:
+            if "never_seen" in record and is_reached(job, record["never_seen"]):
+                start = record["step"]
+                return cls(start, ceil(start * job.objective.cooldown))
+        return None
+
+    @property
+    def end(self) -> int:
+        """The number of steps of the run."""
+        return self.start + self.length
+
+    def share(self, step: int) -> float:
+        """Returns the share of the learning rate that a step takes, counted from 0."""
+        return (self.end - step) / (self.length + 1)
 
 
 def is_reached(job: Job, p_values: Mapping[str, float]) -> bool:
