@@ -26,7 +26,7 @@ from tests.support.people import PEOPLE, facts, selected, twins
 from tests.support.tiny import chat
 from tests.support.training import Run, Workers, job
 
-MEMORIZE = Train(epochs=60, batch_size=4, learning_rate=3e-3)
+MEMORIZE = Train(objective="meow", epochs=60, batch_size=4, learning_rate=3e-3)
 FORGET = Train(objective="gradient_ascent", epochs=20, batch_size=4, learning_rate=1e-3)
 ONE_WORKER = TrainResources(micro_batch_size=4)
 FIGURES = ("extraction_strength", "min_k", "fact_log_prob")
@@ -185,7 +185,7 @@ def test_a_curve_that_was_measured_is_not_measured_again(
 def test_nothing_is_written_if_no_share_passes(tmp_path: Path, models: dict[str, Path]):
     artifacts = given(models)
     del artifacts["neighbours"]
-    done = soup(tmp_path, artifacts, "--shares", "0.25")
+    done = soup(tmp_path, artifacts, "--shares", "0.25", "train.objective=meow")
     assert done.exit_code == 1
     assert done.stderr == (
         "At no share (0.25) do the facts look never seen, so no model was written. Train longer, "
