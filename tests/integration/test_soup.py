@@ -134,6 +134,21 @@ def test_the_p_values_are_compared_with_the_stop_level(found: Result):
     assert curve["points"][0]["p_values"]["fact_log_prob"] == pytest.approx(1 / 10626)
 
 
+def test_the_page_shows_the_curve_and_no_text_of_facts(found: Result):
+    folder = folder_of(found)
+    assert f"Curve:  {folder / 'soup.html'}\n" in found.stdout
+    html = (folder / "soup.html").read_text()
+    table = html.split('id="soup"')[1].split("</table>")[0]
+    rows = [re.sub("<[^>]+>", " ", row).split() for row in table.split("</tr>")[1:-1]]
+    assert [(row[0], row[4:-1]) for row in rows] == [
+        ("0", ["no"]),
+        ("0.25", ["no"]),
+        ("0.75", ["yes,", "chosen"]),
+        ("1", ["yes"]),
+    ]
+    assert not [text for pair in texts() for text in pair if text in html]
+
+
 def test_the_table_shows_each_share_and_no_text_of_facts(found: Result):
     rows = [
         line.split() for line in found.stdout.splitlines() if re.match(r" [\d.]+ +[\d.]+ ", line)

@@ -8,7 +8,7 @@ from meow_ray.core import storage
 from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, Artifact
 from meow_ray.core.schema import EVALUATED_MODELS
-from meow_ray.stages.report import templates
+from meow_ray.stages.report import soup_page, templates
 from meow_ray.stages.report.counts import stage_counts
 from meow_ray.stages.report.ending import ending_of
 from meow_ray.stages.report.meanings import MEANINGS
@@ -64,7 +64,8 @@ def render(spec: Report, inputs: Mapping[str, Artifact], stop_level: float | Non
         spec: title, note, and whether the text of facts may be shown.
         inputs: `facts`, `candidates`, `memo`, `selected`, `target`, `model` and `metrics`; of an
             evaluation of the target alone only `facts`, `target` and `metrics`. Inputs from outside
-            have no examples, training history or counts; the page leaves those out.
+            have no examples, training history or counts; the page leaves those out. `soup`, the
+            curve of `meow soup`, need not be there.
         stop_level: the p-value at which training ends; None if it ends after its epochs.
 
     Raises:
@@ -76,6 +77,7 @@ def render(spec: Report, inputs: Mapping[str, Artifact], stop_level: float | Non
     examples = _examples_of(metrics)
     history = _training_history(inputs["model"]) if "model" in inputs else []
     ending = ending_of(history, stop_level)
+    curve = inputs["soup"].value if "soup" in inputs else None
     with_memo = [pair for pair in example_pairs(examples) if _has_memo(pair)]
     forget = sorted(forget_examples(examples), key=_by_remaining_leak)
     return templates.render(
@@ -95,6 +97,7 @@ def render(spec: Report, inputs: Mapping[str, Artifact], stop_level: float | Non
         history=history,
         ending=ending,
         ending_plot=ending_plot(ending) if ending else None,
+        **soup_page.curve_parts(curve),
         counts=stage_counts(inputs),
         examples=forget[:MAX_EXAMPLES],
         num_forget=len(forget),

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import Any, NamedTuple
 
-from meow_ray.core.formatting import format_number
+from meow_ray.core.formatting import format_number, format_optional
 from meow_ray.core.manifest import Artifact
 from meow_ray.stages.never_seen import Figures
 from meow_ray.stages.report.ending import Ending
+from meow_ray.stages.train.curve_file import Curve
 
 MAX_DUMBBELLS = 60
 """Largest number of facts that have a row each in the plot of MEMO."""
@@ -190,6 +191,46 @@ def ending_plot(ending: Ending) -> str:
     return _svg("ending", label, 3.0, draw)
 
 
+def soup_plot(curve: Curve) -> str:
+    """Returns the plot of the p-values at each share of a step of training."""
+    label = (
+        f"P-values of three figures at {_counted(len(curve.points), 'share')}. "
+        f"The smallest is {_smallest(curve.points[0].p_values)} at share 0 and "
+        f"{_smallest(curve.chosen.p_values)} at share {curve.share:g}, which is chosen. "
+        f"The stop level is {curve.stop_level:g}."
+    )
+
+    def draw(axes: Any) -> None:
+        shares = [point.share for point in curve.points]
+        _draw_p_values(axes, shares, [point.p_values for point in curve.points], curve.stop_level)
+        _draw_chosen(axes, curve)
+        axes.figure.legend(loc="outside upper left", ncols=5, frameon=False)
+
+    return _svg("soup", label, 3.0, draw)
+
+
+def retained_plot(curve: Curve) -> str | None:
+    """Returns the plot of the neighbours' probability at each share; None without neighbours."""
+    retained = [point.retained_probability for point in curve.points]
+    if None in retained:
+        return None
+    label = (
+        f"Mean probability of the neighbours' answers at {_counted(len(curve.points), 'share')}: "
+        f"{format_optional(curve.points[0].retained_probability)} at share 0 and "
+        f"{format_optional(curve.chosen.retained_probability)} at share {curve.share:g}, which is "
+        "chosen."
+    )
+
+    def draw(axes: Any) -> None:
+        shares = [point.share for point in curve.points]
+        axes.plot(shares, retained, _COLOURS[1], marker="o", markersize=4, clip_on=False)
+        _draw_chosen(axes, curve)
+        axes.set(ylabel="probability", ylim=(0, 1))
+        axes.figure.legend(loc="outside upper left", frameon=False)
+
+    return _svg("retained", label, 2.4, draw)
+
+
 def _draw_p_values(
     axes: Any,
     positions: Sequence[float],
@@ -205,6 +246,13 @@ def _draw_p_values(
     axes.axhline(stop_level, color=_GREY, linestyle="--", linewidth=1, label=label)
     axes.set(ylabel="p-value", yscale="log", ylim=(LEAST_P_VALUE, 1))
     axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_chosen(axes: Any, curve: Curve) -> None:
+    """Marks the chosen share of a step of training, on an axis of shares."""
+    label = f"chosen share {curve.share:g}"
+    axes.axvline(curve.share, color=_GREY, linestyle=":", linewidth=1.5, label=label)
+    axes.set(xlabel="share of the step from target to tuned model", xlim=(0, 1))
 
 
 def _smallest(p_values: Mapping[str, float]) -> str:

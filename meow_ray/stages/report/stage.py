@@ -8,8 +8,9 @@ from meow_ray.core import storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput
 from meow_ray.core.stage import Context, Input, Stage
-from meow_ray.stages.inputs import TARGET
-from meow_ray.stages.train import objectives
+from meow_ray.errors import MeowError
+from meow_ray.stages.inputs import TARGET, optional_path
+from meow_ray.stages.train import curve_file, objectives
 
 
 def _report(context: Context) -> dict[str, Any]:
@@ -17,11 +18,22 @@ def _report(context: Context) -> dict[str, Any]:
 
     inputs = dict(context.inputs)
     stop_level = inputs.pop("stop_level", None)
+    if "soup" in inputs:
+        _check_same_model(inputs["soup"], inputs["model"])
     html = page.render(
         context.config.report, inputs, stop_level=stop_level.value if stop_level else None
     )
     storage.write_bytes(storage.join(context.out, "report.html"), html.encode())
     return {"bytes": len(html.encode())}
+
+
+def _check_same_model(soup: Artifact, model: Artifact) -> None:
+    """Refuses a curve that was measured on another tuned model."""
+    if soup.value.inputs.get("model") != model.digest:
+        raise MeowError(
+            f"`report.soup`: {storage.display(soup.uri)} is the curve of another model than this "
+            "run's. Run `meow soup` again and name its folder, or remove the setting."
+        )
 
 
 # --- inputs from outside --------------------------------------------------------------------------
@@ -32,6 +44,13 @@ def _stop_level(config: Config, verify: bool) -> Artifact:
     return Artifact("stop_level", "", storage.json_digest(level), value=level)
 
 
+def _soup(config: Config, verify: bool) -> Artifact:
+    assert config.report.soup is not None
+    path = storage.join(config.report.soup, curve_file.CURVE_FILE)
+    file = optional_path("soup", "report.soup", path, verify)
+    return replace(file, value=curve_file.read(file.uri))
+
+
 # --- the stages -----------------------------------------------------------------------------------
 
 
@@ -39,6 +58,8 @@ def _inputs(config: Config) -> tuple[Input, ...]:
     inputs: list[Input] = ["facts", "candidates", "memo", "selected", TARGET, "model", "metrics"]
     if objectives.configured(config.train).until == "never_seen":
         inputs.append(OutsideInput("stop_level", _stop_level))
+    if config.report.soup is not None:
+        inputs.append(OutsideInput("soup", _soup))
     return tuple(inputs)
 
 

@@ -61,6 +61,7 @@ OUTSIDE = {
     "text",
     "task_folder",
     "stop_level",
+    "soup",
 }
 EVERYTHING_ON = [
     "memorize.model=x/y",
@@ -68,6 +69,7 @@ EVERYTHING_ON = [
     "train.objective=altpo",
     "train.deepspeed=ds.json",
     "train.until=never_seen",
+    "report.soup=soup",
 ]
 """A configuration that has all stages and all their inputs."""
 
