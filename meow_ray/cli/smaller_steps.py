@@ -59,6 +59,7 @@ def soup(
             file=sys.stderr,
         )
         raise typer.Exit(NONE_PASSES)
+    print(f"Curve:  {storage.display(storage.join(found.uri, soups.PAGE_FILE))}")
     print(f"Model:  {storage.display(found.uri)} (share {found.share:g})")
 
 

@@ -120,3 +120,6 @@ class Report(Section):
     title: str = field("MEOW unlearning report", "heading of the page")
     show_text: bool = field(False, "show questions and answers of the forget set on the page")
     note: str = field("", "sentence below the heading")
+    soup: str | None = content(
+        None, "folder that `meow soup` wrote, whose curve the page shows; null shows none"
+    )

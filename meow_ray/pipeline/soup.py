@@ -1,7 +1,7 @@
 """The smallest step from the target to the tuned model at which the facts look never seen."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from meow_ray.core import storage
@@ -10,13 +10,14 @@ from meow_ray.distributed import cluster, map_rows, placement, progress, shared_
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.stages import inputs
-from meow_ray.stages.train import curve, objectives
+from meow_ray.stages.train import curve, curve_file, objectives
 from meow_ray.stages.train.curve import TARGET_SHARE, Answers, Point, Step
+from meow_ray.stages.train.curve_file import CURVE_FILE, Curve
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """The shares of the step of training that are tried."""
-CURVE_FILE = "soup.json"
-"""The curve, next to the weights."""
+PAGE_FILE = "soup.html"
+"""The page of the curve, next to `CURVE_FILE`."""
 _VERSION = 1
 """Raised whenever the same models and tables give another curve or other weights."""
 _SECTION = "evaluate"
@@ -68,13 +69,14 @@ def find(pipeline: Pipeline, shares: Sequence[float] = SHARES, out: str | None =
         return Soup(points, share=None, uri=None)
     storage.remove(uri)  # what a killed call may have left
     _call(pipeline, curve.write, step, passing[0], uri)
-    record = {
-        "share": passing[0],
-        "stop_level": _stop_level(pipeline),
-        "points": [asdict(point) for point in points],
-        "inputs": {name: artifact.digest for name, artifact in found.items()},
-    }
-    storage.write_json(storage.join(uri, CURVE_FILE), record)
+    measured = Curve(
+        share=passing[0],
+        stop_level=_stop_level(pipeline),
+        points=points,
+        inputs={name: artifact.digest for name, artifact in found.items()},
+    )
+    _write_page(measured, uri)
+    curve_file.write(measured, uri)  # last: where it exists, nothing is measured again
     return Soup(points, share=passing[0], uri=uri)
 
 
@@ -109,8 +111,14 @@ def _call(pipeline: Pipeline, function: Any, *arguments: Any) -> Any:
 
 def _read(uri: str) -> Soup:
     """Returns what an earlier call has written."""
-    record = storage.read_json(storage.join(uri, CURVE_FILE))
-    return Soup([Point(**point) for point in record["points"]], share=record["share"], uri=uri)
+    measured = curve_file.read(storage.join(uri, CURVE_FILE))
+    return Soup(measured.points, share=measured.share, uri=uri)
+
+
+def _write_page(measured: Curve, uri: str) -> None:
+    from meow_ray.stages.report import soup_page
+
+    storage.write_bytes(storage.join(uri, PAGE_FILE), soup_page.render(measured).encode())
 
 
 def _stop_level(pipeline: Pipeline) -> float:

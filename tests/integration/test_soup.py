@@ -26,7 +26,7 @@ from tests.support.people import PEOPLE, facts, selected, twins
 from tests.support.tiny import chat
 from tests.support.training import Run, Workers, job
 
-MEMORIZE = Train(epochs=60, batch_size=4, learning_rate=3e-3)
+MEMORIZE = Train(objective="meow", epochs=60, batch_size=4, learning_rate=3e-3)
 FORGET = Train(objective="gradient_ascent", epochs=20, batch_size=4, learning_rate=1e-3)
 ONE_WORKER = TrainResources(micro_batch_size=4)
 FIGURES = ("extraction_strength", "min_k", "fact_log_prob")
@@ -134,6 +134,21 @@ def test_the_p_values_are_compared_with_the_stop_level(found: Result):
     assert curve["points"][0]["p_values"]["fact_log_prob"] == pytest.approx(1 / 10626)
 
 
+def test_the_page_shows_the_curve_and_no_text_of_facts(found: Result):
+    folder = folder_of(found)
+    assert f"Curve:  {folder / 'soup.html'}\n" in found.stdout
+    html = (folder / "soup.html").read_text()
+    table = html.split('id="soup"')[1].split("</table>")[0]
+    rows = [re.sub("<[^>]+>", " ", row).split() for row in table.split("</tr>")[1:-1]]
+    assert [(row[0], row[4:-1]) for row in rows] == [
+        ("0", ["no"]),
+        ("0.25", ["no"]),
+        ("0.75", ["yes,", "chosen"]),
+        ("1", ["yes"]),
+    ]
+    assert not [text for pair in texts() for text in pair if text in html]
+
+
 def test_the_table_shows_each_share_and_no_text_of_facts(found: Result):
     rows = [
         line.split() for line in found.stdout.splitlines() if re.match(r" [\d.]+ +[\d.]+ ", line)
@@ -185,7 +200,7 @@ def test_a_curve_that_was_measured_is_not_measured_again(
 def test_nothing_is_written_if_no_share_passes(tmp_path: Path, models: dict[str, Path]):
     artifacts = given(models)
     del artifacts["neighbours"]
-    done = soup(tmp_path, artifacts, "--shares", "0.25")
+    done = soup(tmp_path, artifacts, "--shares", "0.25", "train.objective=meow")
     assert done.exit_code == 1
     assert done.stderr == (
         "At no share (0.25) do the facts look never seen, so no model was written. Train longer, "

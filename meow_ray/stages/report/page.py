@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from meow_ray.config import Report
 from meow_ray.core import storage
-from meow_ray.core.formatting import format_number, format_optional
+from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, Artifact
 from meow_ray.core.schema import EVALUATED_MODELS
+from meow_ray.stages.report import soup_page, templates
 from meow_ray.stages.report.counts import stage_counts
+from meow_ray.stages.report.ending import ending_of
 from meow_ray.stages.report.meanings import MEANINGS
 from meow_ray.stages.report.plots import (
     MAX_DUMBBELLS,
@@ -18,6 +18,7 @@ from meow_ray.stages.report.plots import (
     ExamplePair,
     count_of_facts,
     distribution_plot,
+    ending_plot,
     loss_plot,
     memo_plot,
     rank_in,
@@ -56,14 +57,16 @@ class ForgetExample(NamedTuple):
         return self.after or self.before
 
 
-def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
+def render(spec: Report, inputs: Mapping[str, Artifact], stop_level: float | None = None) -> str:
     """Returns the page as HTML that loads nothing; the same inputs give the same page.
 
     Args:
         spec: title, note, and whether the text of facts may be shown.
         inputs: `facts`, `candidates`, `memo`, `selected`, `target`, `model` and `metrics`; of an
             evaluation of the target alone only `facts`, `target` and `metrics`. Inputs from outside
-            have no examples, training history or counts; the page leaves those out.
+            have no examples, training history or counts; the page leaves those out. `soup`, the
+            curve of `meow soup`, need not be there.
+        stop_level: the p-value at which training ends; None if it ends after its epochs.
 
     Raises:
         MeowError: an artifact cannot be read.
@@ -73,10 +76,12 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
     measured = {row.metric for row in rows}
     examples = _examples_of(metrics)
     history = _training_history(inputs["model"]) if "model" in inputs else []
+    ending = ending_of(history, stop_level)
+    curve = inputs["soup"].value if "soup" in inputs else None
     with_memo = [pair for pair in example_pairs(examples) if _has_memo(pair)]
     forget = sorted(forget_examples(examples), key=_by_remaining_leak)
-    template = _environment().get_template("report.html.j2")
-    return template.render(
+    return templates.render(
+        "report.html.j2",
         spec=spec,
         outcome=outcome(rows),
         meanings={name: meaning for name, meaning in MEANINGS.items() if name in measured},
@@ -90,24 +95,15 @@ def render(spec: Report, inputs: Mapping[str, Artifact]) -> str:
         distribution_plot=distribution_plot(inputs["memo"]) if "memo" in inputs else None,
         loss_plot=loss_plot(history) if history else None,
         history=history,
+        ending=ending,
+        ending_plot=ending_plot(ending) if ending else None,
+        **soup_page.curve_parts(curve),
         counts=stage_counts(inputs),
         examples=forget[:MAX_EXAMPLES],
         num_forget=len(forget),
         inputs=inputs,
         versions=metrics.manifest.versions if metrics.manifest else {},
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("meow_ray.stages.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": format_optional, "display": storage.display}
-    return environment
 
 
 # --- what the page shows --------------------------------------------------------------------------

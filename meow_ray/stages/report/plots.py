@@ -1,17 +1,24 @@
 """The plots of the report, as SVG."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import Any, NamedTuple
 
+from meow_ray.core.formatting import format_number, format_optional
 from meow_ray.core.manifest import Artifact
+from meow_ray.stages.never_seen import Figures
+from meow_ray.stages.report.ending import Ending
+from meow_ray.stages.train.curve_file import Curve
 
 MAX_DUMBBELLS = 60
 """Largest number of facts that have a row each in the plot of MEMO."""
 
 SUITE_ORDER = ("forget", "retain", "tofu", "never_seen", "twins", "composite", "membership")
 """The suites that come first, in this order."""
+
+LEAST_P_VALUE = 1e-6
+"""Smaller p-values are drawn at this one, the lower edge of their plots."""
 
 # after Okabe and Ito: the colour-blind can tell them apart
 _COLOURS = ("#d55e00", "#2b83c6", "#009e73", "#b6649a")
@@ -30,7 +37,11 @@ class ExamplePair(NamedTuple):
 
 def count_of_facts(count: int) -> str:
     """Returns `1 fact` or `7 facts`."""
-    return "1 fact" if count == 1 else f"{count} facts"
+    return _counted(count, "fact")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def rank_in(name: str, order: Sequence[str]) -> int:
@@ -154,6 +165,101 @@ def loss_plot(history: Sequence[dict[str, float]]) -> str:
         axes.xaxis.get_major_locator().set_params(integer=True)
 
     return _svg("loss", f"Training loss over {len(history)} steps", 3.0, draw)
+
+
+# --- comparisons with facts never seen ------------------------------------------------------------
+
+
+def ending_plot(ending: Ending) -> str:
+    """Returns the plot of the p-values at each comparison of a training that ends by itself."""
+    first, last = ending.comparisons[0], ending.last
+    label = (
+        f"P-values of three figures at {_counted(len(ending.comparisons), 'comparison')}. "
+        f"The smallest is {_smallest(first.p_values)} after step {first.step} and "
+        f"{_smallest(last.p_values)} after step {last.step}. The stop level is "
+        f"{ending.stop_level:g}."
+    )
+
+    def draw(axes: Any) -> None:
+        steps = [comparison.step for comparison in ending.comparisons]
+        p_values = [comparison.p_values for comparison in ending.comparisons]
+        _draw_p_values(axes, steps, p_values, ending.stop_level)
+        axes.set(xlabel="optimiser step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.figure.legend(loc="outside upper left", ncols=4, frameon=False)
+
+    return _svg("ending", label, 3.0, draw)
+
+
+def soup_plot(curve: Curve) -> str:
+    """Returns the plot of the p-values at each share of a step of training."""
+    label = (
+        f"P-values of three figures at {_counted(len(curve.points), 'share')}. "
+        f"The smallest is {_smallest(curve.points[0].p_values)} at share 0 and "
+        f"{_smallest(curve.chosen.p_values)} at share {curve.share:g}, which is chosen. "
+        f"The stop level is {curve.stop_level:g}."
+    )
+
+    def draw(axes: Any) -> None:
+        shares = [point.share for point in curve.points]
+        _draw_p_values(axes, shares, [point.p_values for point in curve.points], curve.stop_level)
+        _draw_chosen(axes, curve)
+        axes.figure.legend(loc="outside upper left", ncols=5, frameon=False)
+
+    return _svg("soup", label, 3.0, draw)
+
+
+def retained_plot(curve: Curve) -> str | None:
+    """Returns the plot of the neighbours' probability at each share; None without neighbours."""
+    retained = [point.retained_probability for point in curve.points]
+    if None in retained:
+        return None
+    label = (
+        f"Mean probability of the neighbours' answers at {_counted(len(curve.points), 'share')}: "
+        f"{format_optional(curve.points[0].retained_probability)} at share 0 and "
+        f"{format_optional(curve.chosen.retained_probability)} at share {curve.share:g}, which is "
+        "chosen."
+    )
+
+    def draw(axes: Any) -> None:
+        shares = [point.share for point in curve.points]
+        axes.plot(shares, retained, _COLOURS[1], marker="o", markersize=4, clip_on=False)
+        _draw_chosen(axes, curve)
+        axes.set(ylabel="probability", ylim=(0, 1))
+        axes.figure.legend(loc="outside upper left", frameon=False)
+
+    return _svg("retained", label, 2.4, draw)
+
+
+def _draw_p_values(
+    axes: Any,
+    positions: Sequence[float],
+    p_values: Sequence[Mapping[str, float]],
+    stop_level: float,
+) -> None:
+    """Draws one line per figure on a logarithmic scale, and a line at the stop level."""
+    for name, colour, marker in zip(Figures._fields, _COLOURS, _MARKERS, strict=False):
+        shown = [max(of_figure[name], LEAST_P_VALUE) for of_figure in p_values]
+        style = {"color": colour, "marker": marker, "markersize": 4, "clip_on": False}
+        axes.plot(positions, shown, label=name, **style)
+    label = f"stop level {stop_level:g}"
+    axes.axhline(stop_level, color=_GREY, linestyle="--", linewidth=1, label=label)
+    axes.set(ylabel="p-value", yscale="log", ylim=(LEAST_P_VALUE, 1))
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_chosen(axes: Any, curve: Curve) -> None:
+    """Marks the chosen share of a step of training, on an axis of shares."""
+    label = f"chosen share {curve.share:g}"
+    axes.axvline(curve.share, color=_GREY, linestyle=":", linewidth=1.5, label=label)
+    axes.set(xlabel="share of the step from target to tuned model", xlim=(0, 1))
+
+
+def _smallest(p_values: Mapping[str, float]) -> str:
+    return format_number(min(p_values.values()))
+
+
+# --- SVG ------------------------------------------------------------------------------------------
 
 
 def _svg(name: str, label: str, height: float, draw: Callable[[Any], None]) -> str:

@@ -149,8 +149,8 @@ def _read_neighbours(step: Step, prompter: Prompter, folder: Path) -> list[Pair]
 
 _NEIGHBOURS = f"""
     SELECT
-        NULL::INTEGER AS item, 'retain' AS role, fact_id, question, answer,
-        NULL::DOUBLE[] AS log_probs, NULL::VARCHAR AS opposite
+        NULL::INTEGER AS item, 0 AS wording, 'retain' AS role, fact_id, question, answer,
+        NULL::DOUBLE[] AS log_probs, NULL::VARCHAR AS opposite, question AS original
     FROM neighbours
     ORDER BY md5(concat_ws('/', fact_id, neighbour_id))
     LIMIT {watched.WATCHED_FACTS}

@@ -128,6 +128,7 @@ def test_these_keys_name_content():
         "memorize.data",
         "ingest.forget",
         "ingest.retain",
+        "report.soup",
         *(f"evaluate.{name}" for name in ("sets", "retain_model", "text", "task_folder", "twins")),
         *(
             f"train.{name}"

@@ -60,12 +60,16 @@ OUTSIDE = {
     "retain_model",
     "text",
     "task_folder",
+    "stop_level",
+    "soup",
 }
 EVERYTHING_ON = [
     "memorize.model=x/y",
     "memorize.deepspeed=ds.json",
     "train.objective=altpo",
     "train.deepspeed=ds.json",
+    "train.until=never_seen",
+    "report.soup=soup",
 ]
 """A configuration that has all stages and all their inputs."""
 
