@@ -19,7 +19,7 @@ from meow_ray.stages.train import zero
 from meow_ray.stages.train.objectives import PRESETS
 from tests.support.training import Run, Workers, job, reference_of
 
-SPEC = Train(epochs=3, batch_size=4, learning_rate=1e-3, num_batch=None)
+SPEC = Train(objective="meow", epochs=3, batch_size=4, learning_rate=1e-3, num_batch=None)
 STEPS_PER_EPOCH = 3
 TOLERANCE = 1e-4
 """Relative tolerance of the loss at each step in float32."""

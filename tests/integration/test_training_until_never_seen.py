@@ -1,5 +1,7 @@
 """Training that ends by itself: a model memorises facts, then forgets them."""
 
+import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from meow_ray.stages.train.stop import LEAST_STEPS
 from tests.support.people import facts, selected, twins
 from tests.support.training import Run, Workers, job
 
-MEMORIZE = Train(epochs=60, batch_size=4, learning_rate=3e-3)
+MEMORIZE = Train(objective="meow", epochs=60, batch_size=4, learning_rate=3e-3)
 FORGET = Train(
     objective="meow_floor",
     settings={"level": 0, "lift": 0},
     stop_level=0.1,
+    cooldown=0,
     kl_weight=0,
     batch_size=4,
     learning_rate=1e-3,
@@ -55,6 +58,7 @@ def histories(
     stopped = run("stopped", **unreachable)
     runs = {
         "by itself": run("by itself", max_steps=100),
+        "cooled": run("cooled", max_steps=100, cooldown=0.5),
         "whole": run("whole", **unreachable),
         "stopped": Run(stopped.job, stopped.checkpoints, stop_at=20),
         "resumed": Run(run("again", **unreachable).job, folder / "again", folder / "stopped/20"),
@@ -75,6 +79,18 @@ def test_training_ends_when_the_facts_look_never_seen(histories: dict[str, Any])
     assert min(by_step[last].values()) > 0.1
     assert all(min(by_step[step].values()) <= 0.1 for step in by_step if step < last)
     assert min(by_step[LEAST_STEPS].values()) < 0.05
+
+
+def test_the_learning_rate_falls_to_0_after_the_facts_look_never_seen(histories: dict[str, Any]):
+    start = len(histories["by itself"])
+    cooled = histories["cooled"]
+    assert len(cooled) == start + math.ceil(start / 2)
+    for record, expected in zip(cooled, histories["by itself"], strict=False):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    rates = [record["learning_rate"] for record in cooled[start:]]
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
+    assert rates[-1] < 0.2 * rates[0]
+    assert "never_seen" in cooled[-1]
 
 
 def test_training_that_does_not_reach_the_level_takes_all_its_steps(histories: dict[str, Any]):

@@ -141,7 +141,10 @@ def test_these_keys_name_content():
                 "idk_answers",
             )
         ),
-        *(f"train.{name}" for name in ("until", "max_steps", "stop_level", "utility_budget")),
+        *(
+            f"train.{name}"
+            for name in ("until", "max_steps", "stop_level", "cooldown", "utility_budget")
+        ),
         *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
         "train.deepspeed",
         "memorize.deepspeed",

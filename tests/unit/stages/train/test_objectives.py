@@ -121,7 +121,12 @@ def test_an_unknown_setting_is_refused_with_the_known_ones(name: str, setting: s
 
 @pytest.mark.parametrize(
     ("field", "value", "name"),
-    [("epochs", 3, "meow_floor"), ("max_steps", 9, "meow"), ("stop_level", 0.1, "meow")],
+    [
+        ("epochs", 3, "meow_floor"),
+        ("max_steps", 9, "meow"),
+        ("stop_level", 0.1, "meow"),
+        ("cooldown", 0.5, "meow"),
+    ],
 )
 def test_a_setting_of_the_other_end_of_training_is_refused(field: str, value: float, name: str):
     with pytest.raises(MeowError, match=rf"`train\.{field}` has no effect while training ends"):
