@@ -361,7 +361,8 @@ def methods(curves: Curves) -> dict[str, list[list[dict[str, Any]]]]:
 def _objective_spec(name: str) -> Train:
     spec = SPEC.model_copy(update={"objective": name, "epochs": 1, "learning_rate": 1e-4})
     if PRESETS[name].until == "never_seen":
-        return spec.model_copy(update={"max_steps": 6})
+        rest = spec.model_dump(exclude={"epochs"}, exclude_unset=True)
+        return Train(**rest | {"max_steps": 6})
     if name != "rmu":
         return spec
     return spec.model_copy(update={"settings": {"layer": 0}, "trainable": ".*"})
