@@ -90,25 +90,28 @@ def run(job: Job, hooks: Hooks) -> None:
             _barrier()
             shutil.rmtree(resume, ignore_errors=True)
     cool_down = CoolDown.of(job, history)
-    end = min(num_steps, cool_down.end) if cool_down else num_steps
-    while step < end:
+    while step < _end(cool_down, num_steps):
         if cool_down is not None:
             _scale_learning_rate(model, cool_down.share(step))
         kl_weight = _kl_weight(job, history)
         record = _step(job, hooks, model, objective, data, step, before, kl_weight)
         step += 1
-        if stop is not None and (stop.is_due(step) or step == end):
+        if stop is not None and (stop.is_due(step) or step == _end(cool_down, num_steps)):
             record["never_seen"] = stop.compare(job, model, workers)
         history.append(record)
         hooks.progress(record)
         cool_down = CoolDown.of(job, history)
-        end = min(num_steps, cool_down.end) if cool_down else num_steps
-        if _saves_after(step, job, data, end):
+        if _saves_after(step, job, data, _end(cool_down, num_steps)):
             state = {"meow_step": step, "meow_history": history}
             with TemporaryDirectory() as folder:
                 checkpoints.save(model.engine, Path(folder), state, cut)
                 hooks.save(Path(folder), {"step": step, "loss": record["loss"]})
     export_model(job, model.engine, hooks.rank, history)
+
+
+def _end(cool_down: CoolDown | None, num_steps: int) -> int:
+    """Returns the number of steps of the run, as far as it is known."""
+    return num_steps if cool_down is None else min(num_steps, cool_down.end)
 
 
 # --- a step ---------------------------------------------------------------------------------------
