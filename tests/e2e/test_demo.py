@@ -183,18 +183,20 @@ def test_a_changed_byte_of_the_data_makes_its_stages_stale(
 def test_the_default_objective_makes_its_data_and_compares_with_facts_never_seen(
     finished: Program,
 ) -> None:
-    default = ("train.objective=meow_floor", "train.max_steps=5")
-    printed = finished.run("meow.py", candidates_of(finished), "--json", *default).stdout
+    config = finished.config.with_name("default.yaml")
+    own = "objective: meow, epochs: 3, "
+    config.write_text(finished.config.read_text().replace(own, "max_steps: 5, "))
+    default = Program(config, finished.root)
+    printed = default.run("meow.py", candidates_of(finished), "--json").stdout
     ran = [
         event["stage"]
         for event in map(json.loads, printed.splitlines())
         if event["event"] == "finished"
     ]
     assert ran == ["neighbours", "twins", "train", "evaluate", "report"]
-    again = Program(finished.config, finished.root, list(default))
-    rows = again.table("metrics").to_pylist()
+    rows = default.table("metrics").to_pylist()
     assert {"never_seen", "twins"} <= {row["suite"] for row in rows}
-    manifest = again.artifact("model").manifest
+    manifest = default.artifact("model").manifest
     assert manifest is not None
     assert manifest.summary["steps"] == 5
 

@@ -12,6 +12,7 @@ def uncached_run(model: Path, folder: Path, *overrides: str) -> Program:
     config = folder / "config.yaml"
     config.write_text(
         f"target: {{model: {model}}}\ninvert: {{model: {model}}}\ningest: {{forget: {forget}}}\n"
+        "train: {objective: meow}\n"
     )
     return Program(config, folder / "root", list(overrides))
 

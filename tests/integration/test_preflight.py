@@ -42,6 +42,7 @@ def overrides(
         f"invert.model={tiny_model}",
         f"ingest.forget={forget}",
         f"evaluate.sets.holdout={holdout}",
+        "train.objective=meow",
         "train.lora.layers=[query]",
         "tracking.wandb=project",
         f"storage.root={tmp_path}/root",
@@ -106,7 +107,8 @@ def test_a_whole_configuration_has_no_mistakes(
     tmp_path: Path,
 ):
     cured = [text for text in overrides if not text.startswith(("evaluate", "train", "tracking"))]
-    command = ["meow", "config", "--check", *cured, "train.max_length=715"]
+    settings = ("train.objective=meow", "train.max_length=715")
+    command = ["meow", "config", "--check", *cured, *settings]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as stop:
         main.main()

@@ -189,7 +189,7 @@ def program(tiny_model: Path, tmp_path: Path) -> Program:
         "target": {"model": str(tiny_model), "engine": "transformers"},
         "ingest": {"forget": str(forget)},
         "invert": {"model": str(tiny_model), "engine": "transformers"},
-        "train": {"batch_size": 1, "epochs": 1},
+        "train": {"objective": "meow", "batch_size": 1, "epochs": 1},
         "tracking": {"tensorboard": False},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))

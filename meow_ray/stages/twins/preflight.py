@@ -34,9 +34,17 @@ def _check_entities(config: Config, known: Known) -> Iterator[str]:
 
 
 def _check_candidates(config: Config, known: Known) -> Iterator[str]:
-    """Finds that too few inverted facts are asked for."""
+    """Finds that too few inverted facts are given or asked for."""
     number = config.invert.num_candidates
-    if "candidates" not in known and number < FEWEST_CANDIDATES:
+    if "candidates" in known:
+        ids = known["candidates"].table["candidate_id"].to_pylist()
+        if ids and max(ids) < FEWEST_CANDIDATES - 1:
+            yield (
+                f"`candidates`: the twins need at least {FEWEST_CANDIDATES} inverted facts of a "
+                "fact, and no fact has as many. Add some, give --input twins=URI, or "
+                f"{WITHOUT_TWINS}."
+            )
+    elif number < FEWEST_CANDIDATES:
         yield (
             f"`invert.num_candidates`: the twins need at least {FEWEST_CANDIDATES} inverted facts "
             f"per fact ({number}). Set invert.num_candidates={FEWEST_CANDIDATES} or more, give "
