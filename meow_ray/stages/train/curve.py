@@ -19,6 +19,7 @@ from meow_ray.stages import never_seen
 from meow_ray.stages.never_seen import Figures
 from meow_ray.stages.train import batches, soup, watched
 from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.pairs import WITHOUT_ITEM
 from meow_ray.stages.train.watched import Watched
 
 TARGET_SHARE = 0.0
@@ -149,8 +150,7 @@ def _read_neighbours(step: Step, prompter: Prompter, folder: Path) -> list[Pair]
 
 _NEIGHBOURS = f"""
     SELECT
-        NULL::INTEGER AS item, 0 AS wording, 'retain' AS role, fact_id, question, answer,
-        NULL::DOUBLE[] AS log_probs, NULL::VARCHAR AS opposite, question AS original
+        {WITHOUT_ITEM}, 'retain' AS role, fact_id, question, answer
     FROM neighbours
     ORDER BY md5(concat_ws('/', fact_id, neighbour_id))
     LIMIT {watched.WATCHED_FACTS}

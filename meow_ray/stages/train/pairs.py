@@ -31,6 +31,12 @@ model before training. `opposite` is the true answer for an inverted one of the 
 inverted answer for the true one; null if the item does not have both.
 """
 
+WITHOUT_ITEM = (
+    "NULL::INTEGER AS item, 0 AS wording, NULL::DOUBLE[] AS log_probs, "
+    "NULL::VARCHAR AS opposite, question AS original"
+)
+"""SQL of the columns of `PAIRS` that say nothing of a pair outside an item."""
+
 
 def pairs_of(
     roles: Sequence[str],

@@ -11,6 +11,7 @@ from meow_ray.core.tables import Query, TableSource
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.train import batches
 from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.pairs import WITHOUT_ITEM
 
 WATCHED_FACTS = 400
 """The largest number of facts, and of twins of the half `stop`, whose figures are taken."""
@@ -92,8 +93,7 @@ _PAIRS = f"""
         SELECT 'stop', fact_id, twin_id, question, answer FROM stop_twins
     )
     SELECT
-        NULL::INTEGER AS item, 0 AS wording, role, fact_id, question, answer,
-        NULL::DOUBLE[] AS log_probs, NULL::VARCHAR AS opposite, question AS original
+        {WITHOUT_ITEM}, role, fact_id, question, answer
     FROM watched
     ORDER BY role, fact_id, twin_id
 """
