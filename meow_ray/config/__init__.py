@@ -1,5 +1,6 @@
 """The configuration: all sections and fields, with defaults, meanings, units and bounds."""
 
+from meow_ray.config.auditing import ATTACKS, Attacker, Audit, Relearn
 from meow_ray.config.config import Config, PipelineSection, Storage, Tracking
 from meow_ray.config.evaluation import Evaluate, LmEval, Report
 from meow_ray.config.resources import (
@@ -32,9 +33,12 @@ from meow_ray.config.training import (
 )
 
 __all__ = [
+    "ATTACKS",
     "LEARNING_RATE",
     "NODE_LABELS",
     "OWN_OBJECTIVE",
+    "Attacker",
+    "Audit",
     "Config",
     "Dtype",
     "EngineResources",
@@ -54,6 +58,7 @@ __all__ = [
     "PipelineSection",
     "Report",
     "Resources",
+    "Relearn",
     "RetainSource",
     "Select",
     "Source",

@@ -2,6 +2,7 @@
 
 from pydantic import model_validator
 
+from meow_ray.config.auditing import Audit
 from meow_ray.config.evaluation import Evaluate, Report
 from meow_ray.config.fields import Section, field
 from meow_ray.config.resources import Resources
@@ -11,7 +12,7 @@ from meow_ray.config.training import Memorize, Train
 
 
 class PipelineSection(Section):
-    """Rounds of forgetting."""
+    """Rounds of forgetting, and whether the result is audited."""
 
     rounds: int = field(
         1,
@@ -22,6 +23,7 @@ class PipelineSection(Section):
     threshold: float = field(
         0.5, "facts with a higher MEMO in the tuned model take part in the next round", ge=0, le=1
     )
+    audit: bool = field(False, "attack the tuned model after `evaluate`; see the section `audit`")
 
 
 class Tracking(Section):
@@ -57,6 +59,7 @@ class Config(Section):
     select: Select = Select()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    audit: Audit = Audit()
     report: Report = Report()
     pipeline: PipelineSection = PipelineSection()
     tracking: Tracking = Tracking()

@@ -143,3 +143,4 @@ class Resources(Section):
     memo: EngineResources = EngineResources(batch_size=16)
     train: TrainResources = TrainResources()
     evaluate: EngineResources = EngineResources()
+    audit: EngineResources = EngineResources()

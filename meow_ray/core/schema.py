@@ -93,6 +93,20 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("num_examples", pa.int32()),
         ]
     ),
+    "audit": pa.schema(
+        [
+            ("attack", pa.string()),
+            ("variant", pa.string()),
+            ("tier", pa.string()),
+            ("model", pa.string()),
+            ("group", pa.string()),
+            ("fact_id", pa.string()),
+            ("attempts", pa.int32()),
+            ("score", pa.float64()),
+            ("extracted", pa.bool_()),
+            ("reply", pa.string()),
+        ]
+    ),
 }
 """The columns of each artifact that is a table. A table may have other columns after these."""
 
@@ -112,6 +126,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "selected": ("fact_id", "rank"),
     "reference": ("role", "fact_id", "question", "answer"),
     "metrics": ("suite", "metric", "model"),
+    "audit": ("attack", "variant", "model", "group", "fact_id"),
 }
 """The columns that identify a row of each artifact that is a table."""
 
@@ -201,6 +216,52 @@ SHORTFALL_SCHEMA = pa.schema(
     [("fact_id", pa.string()), ("num_candidates", pa.int32()), ("reasons", pa.string())]
 )
 """Facts with too few candidates, and the reasons why their other proposals were refused."""
+
+AUDIT_SUMMARY_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("attack", "variant", "tier")),
+        ("num_facts", pa.int32()),
+        ("num_controls", pa.int32()),
+        *(
+            (name, pa.float64())
+            for name in (
+                "before",
+                "after",
+                "never_taught",
+                "excess",
+                "excess_low",
+                "excess_high",
+                "margin",
+                "false_alarms",
+            )
+        ),
+        ("verdict", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+"""One row per attack and variant. `before`, `after` and `never_taught` are shares of facts that the
+attack extracts; `excess` is `after` less `never_taught`, with its 95 % interval. `false_alarms` is
+the share of extracted facts in the half of the controls that did not set the threshold."""
+
+VERDICTS_SCHEMA = pa.schema(
+    [
+        ("fact_id", pa.string()),
+        ("tier", pa.string()),
+        ("verdict", pa.string()),
+        ("attack", pa.string()),
+        ("variant", pa.string()),
+        ("share_of_before", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
+"""One row per fact and tier: the verdict, and the attack that got most from the tuned model.
+`share_of_before` is the part of what that attack gets from the original model beyond facts never
+taught."""
+
+REPLIES_SCHEMA = pa.schema(
+    [("reply", pa.string()), ("prompt", pa.string()), ("text", pa.string())]
+)
+"""The evidence of an audit: the best reply of each row that has one. It holds text of facts."""
 
 
 ROW = "row_id"

@@ -1,0 +1,1 @@
+"""The stage `audit`: attacks on the tuned model, with controls."""

@@ -1,0 +1,1 @@
+"""The attacks of the stage `audit`, one module for each kind."""
