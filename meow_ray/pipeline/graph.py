@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from meow_ray.config import Config
 from meow_ray.core.stage import Stage
-from meow_ray.stages.audit.controls import audit_reads_twins
+from meow_ray.stages.audit.hints import audit_reads_twins
 from meow_ray.stages.audit.stage import AUDIT
 from meow_ray.stages.evaluate.stage import EVALUATE, EVALUATE_ALONE
 from meow_ray.stages.ingest.stage import INGEST, INGEST_ALONE

@@ -19,7 +19,7 @@ from meow_ray.core.schema import (
 from meow_ray.core.stage import Context, Input, Stage
 from meow_ray.core.tables import Query
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.audit import controls, own, registry
+from meow_ray.stages.audit import hints, own, registry
 from meow_ray.stages.audit.attack import Subject
 from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_rows
 from meow_ray.stages.audit.subjects import subjects_of
@@ -47,7 +47,7 @@ def _audit(context: Context) -> dict[str, Any]:
 
     cluster.connect()
     audit = _audit_context(context)
-    shortage = controls.shortage(audit.subjects, "retain_model" in audit.models, audit.spec)
+    shortage = hints.shortage(audit.subjects, "retain_model" in audit.models, audit.spec)
     if shortage:
         progress.warn("audit", shortage)
     rows = sorted(_all_rows(audit), key=_key)
@@ -207,7 +207,7 @@ def _inputs(config: Config) -> tuple[Input, ...]:
         TARGET,
         RETAIN_MODEL,
         "model",
-        "twins" if controls.can_make_twins(config) else controls.GIVEN_TWINS,
+        "twins" if hints.can_make_twins(config) else hints.GIVEN_TWINS,
         *paraphrases,
         own.OWN_ATTACKS,
     )
