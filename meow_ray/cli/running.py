@@ -27,7 +27,7 @@ from meow_ray.cli.options import (
 from meow_ray.config import Config
 from meow_ray.core import lease, storage
 from meow_ray.core.manifest import MAIN, Artifact, leftovers
-from meow_ray.core.stage import State
+from meow_ray.core.stage import Stage, State
 from meow_ray.distributed import cluster, progress, shared_root
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.api import Run
@@ -156,14 +156,17 @@ def audit(
     given = named_inputs(inputs)
     options = {"verify": verify, **pipeline_options(context)}
     parts: Iterable[Part]
-    if "model" in given or "model" in options.get("given", {}):
-        pipeline = Pipeline(settings, given, **options | {"stages": STAGES_TO_AUDIT})
-        parts = [_part(pipeline)]
+    if "model" in given:
+        options["stages"] = STAGES_TO_AUDIT
+    pipeline = Pipeline(settings, given, **options)
+    if "model" in given:
+        chosen = _needed_for("audit", pipeline)
+        parts = [Part("", pipeline, chosen, chosen)]
     elif settings.pipeline.rounds > 1:
         parts = parts_of_run(settings, given, **options)
     else:
-        parts = [_part(Pipeline(settings, given, **options), until="audit")]
-    hint = hints.hint(settings, [*given, *options.get("given", {})])
+        parts = [_part(pipeline, until="audit")]
+    hint = hints.hint(settings, [*given, *pipeline.producers])
     if hint:
         progress.warn("audit", hint)
     if dry_run:
@@ -251,6 +254,15 @@ def _part(
     """Returns the stages that a command chooses, as a part that checks them all before it."""
     chosen = pipeline.selection(only, start, until)
     return Part("", pipeline, chosen, chosen)
+
+
+def _needed_for(artifact: str, pipeline: Pipeline) -> list[Stage]:
+    """Returns the stages that an artifact depends on, in order, and the stage that makes it."""
+    wanted = {artifact}
+    for step in reversed(pipeline.stages):
+        if step.artifact in wanted and step.artifact in pipeline.producers:
+            wanted.update(step.input_names(pipeline.config))
+    return [step for step in pipeline.producers.values() if step.artifact in wanted]
 
 
 def _around_audit(part: Part) -> Iterator[tuple[Part, bool]]:
