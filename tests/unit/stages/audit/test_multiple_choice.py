@@ -1,4 +1,4 @@
-"""Multiple choice: options, weights by hand, and wrong answers of facts and twins."""
+"""Multiple choice: options, and the score by hand."""
 
 import math
 
@@ -7,12 +7,9 @@ import pytest
 from meow_ray.config import Audit
 from meow_ray.stages.audit.attack import Answered, Question, Subject
 from meow_ray.stages.audit.attacks.multiple_choice import (
-    NUM_WRONG,
     ask,
     preference,
     score,
-    twin_wrong_answers,
-    wrong_answers,
 )
 
 QUESTION = "Where was Ilse Vantrooy born?"
@@ -58,30 +55,3 @@ def test_no_preference_is_a_half_whatever_the_number_of_options():
     assert preference(-5.0, [-5.0]) == preference(-5.0, [-5.0] * 4) == 0.5
     assert preference(-2000.0, [-2000.0]) == 0.5
     assert preference(-2000.0, [0.0]) == 0
-
-
-def test_wrong_answers_come_from_the_first_source_that_has_any():
-    assert wrong_answers("In Oslo", ["In Rome"], ["In Bern"]) == ("In Rome",)
-    assert wrong_answers("In Oslo", ["in oslo."], ["In Bern", "In Bern", "In Rome"]) == (
-        "In Bern",
-        "In Rome",
-    )
-    assert wrong_answers("In Oslo", others=["A long answer about it", "In Kyiv"])[0] == "In Kyiv"
-    assert wrong_answers("In Oslo", ["In Oslo"]) == ()
-    assert len(wrong_answers("x", inverted=list("abcdefgh"))) == NUM_WRONG
-
-
-def test_the_wrong_answers_of_a_twin_are_about_the_twin():
-    inverted = [
-        "Ilse Vantrooy was born in Rome.",
-        "Ms Vantrooy was born in Bern.",
-        "In Kyiv",
-    ]
-    twin_question = "Where was Amber Collins born?"
-    assert twin_wrong_answers(
-        QUESTION, twin_question, "Amber Collins was born in Rome.", inverted
-    ) == ("Ms Collins was born in Bern.", "In Kyiv")
-
-
-def test_a_twin_whose_question_has_another_form_has_no_wrong_answers():
-    assert twin_wrong_answers(QUESTION, "Where was Amber born?", "In Rome", ["In Bern"]) == ()
