@@ -258,9 +258,7 @@ VERDICTS_SCHEMA = pa.schema(
 `share_of_before` is the part of what that attack gets from the original model beyond facts never
 taught."""
 
-REPLIES_SCHEMA = pa.schema(
-    [("reply", pa.string()), ("prompt", pa.string()), ("text", pa.string())]
-)
+REPLIES_SCHEMA = pa.schema([("reply", pa.string()), ("prompt", pa.string()), ("text", pa.string())])
 """The evidence of an audit: the best reply of each row that has one. It holds text of facts."""
 
 

@@ -20,18 +20,21 @@ COMMANDS = sorted(
 
 def test_the_commands_are_these():
     assert COMMANDS == [
+        "certify",
         "clean",
         "compare",
         "config",
         "evaluate",
         "memorize",
         "plan",
+        "purge",
         "run",
         "show",
         "soup",
         "stage",
         "status",
         "tofu",
+        "verify",
     ]
 
 
