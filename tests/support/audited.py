@@ -163,6 +163,7 @@ class Audited:
     target: str = "target"
     """The model's folder, relative to `folder` or absolute."""
     root: str = "root"
+    """The storage root, relative to `folder` or a URI."""
 
     def overrides(self) -> list[str]:
         """Returns what the configuration sets, after writing the inputs that it names."""
@@ -176,7 +177,7 @@ class Audited:
         return [
             f"target.model={self.folder / self.target}",
             f"ingest.forget={data}",
-            f"storage.root={self.folder / self.root}",
+            f"storage.root={self.root if '://' in self.root else self.folder / self.root}",
         ]
 
     def write_keys(self) -> None:
@@ -208,6 +209,10 @@ class Audited:
     def certify(self, *overrides: str, **options: Any) -> str:
         """Runs the stages and writes the certificate; returns its URI."""
         return write.certify(self.run(*overrides), **options)
+
+    def certify_as_is(self, *overrides: str, **options: Any) -> str:
+        """Writes the certificate of what has run; returns its URI."""
+        return write.certify(self.parts(*overrides), **options)
 
 
 def files(root: str | Path) -> dict[str, bytes]:

@@ -260,6 +260,9 @@ def _earlier(root: Path) -> Path:
     return certified(root).parent / places.earlier_file(0)
 
 
+OTHER_DIGEST = "certificate.json: earlier[0] is not the digest of earlier/000.json."
+
+
 def test_another_digest_of_the_earlier_certificate_is_named(second: Path):
     rewrite(certified(second), lambda c: c["earlier"][0].update(certificate="0" * 64))
     assert (
