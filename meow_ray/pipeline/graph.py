@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from meow_ray.config import Config
 from meow_ray.core.stage import Stage
+from meow_ray.stages.audit.hints import audit_reads_twins
+from meow_ray.stages.audit.stage import AUDIT
 from meow_ray.stages.evaluate.stage import EVALUATE, EVALUATE_ALONE
 from meow_ray.stages.ingest.stage import INGEST, INGEST_ALONE
 from meow_ray.stages.invert.stage import INVERT
@@ -23,7 +25,7 @@ def _reads_neighbours(config: Config) -> bool:
 
 def _reads_twins(config: Config) -> bool:
     trains_with_twins = objectives.configured(config.train).watches_facts
-    return trains_with_twins or objectives.compares_with_twins(config)
+    return trains_with_twins or objectives.compares_with_twins(config) or audit_reads_twins(config)
 
 
 def _num_paraphrases(config: Config) -> int:
@@ -43,8 +45,19 @@ STAGES: tuple[Stage, ...] = (
     TRAIN,
     REMAIN,
     EVALUATE,
+    AUDIT,
     REPORT,
 )
 
 STAGES_ALONE: tuple[Stage, ...] = (MEMORIZE, INGEST_ALONE, EVALUATE_ALONE, REPORT_ALONE)
 """The stages that measure what the target knows, without unlearning."""
+
+STAGES_TO_AUDIT: tuple[Stage, ...] = (
+    MEMORIZE,
+    INGEST,
+    INVERT,
+    paraphrases_stage(_num_paraphrases),
+    replace(TWINS, enabled=audit_reads_twins),
+    AUDIT,
+)
+"""The stages that audit two given models, without unlearning."""

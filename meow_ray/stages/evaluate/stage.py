@@ -191,13 +191,19 @@ def _retain_model(config: Config, verify: bool) -> Artifact:
     return Artifact(name, ref.uri, ref.digest, value=ref)
 
 
+SETS = OutsideInput("sets", _sets)
+"""The sets of `evaluate.sets`."""
+
+RETAIN_MODEL = OutsideInput("retain_model", _retain_model, adopt_model)
+"""The model that never saw the forget set, or its results."""
+
 _INPUTS_ALONE = (
     "facts",
-    OutsideInput("sets", _sets),
+    SETS,
     OutsideInput("text", _text),
     OutsideInput("task_folder", _task_folder),
     TARGET,
-    OutsideInput("retain_model", _retain_model, adopt_model),
+    RETAIN_MODEL,
 )
 """The inputs of an evaluation of the target alone."""
 

@@ -1,12 +1,11 @@
 """What an objective is: a loss function with its settings, and the terms added to it."""
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from types import ModuleType
 from typing import Any, Literal, cast, get_args
 
 from meow_ray.config import RetainSource
+from meow_ray.core import own_code
 
 Role = Literal["inverted", "forget", "retain", "idk"]
 """The kinds of answers that an objective reads.
@@ -137,8 +136,5 @@ class ObjectiveSpec:
             from meow_ray.stages.train import losses
 
             return cast(Callable[..., Any], getattr(losses, self.function))
-        module = ModuleType("train_objective")
-        sys.modules["train_objective"] = module
-        code = compile(self.source, "<train.objective>", "exec")
-        exec(code, module.__dict__)  # noqa: S102 - the user's own file
+        module = own_code.run(self.source, "train_objective", "train.objective")
         return cast(Callable[..., Any], getattr(module, self.function))

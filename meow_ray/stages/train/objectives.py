@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from meow_ray.config import OWN_OBJECTIVE, Config, Train
-from meow_ray.core import storage
+from meow_ray.core import own_code
 from meow_ray.errors import MeowError
 from meow_ray.stages.train.objective_spec import ROLES, ObjectiveSpec
 from meow_ray.stages.train.structure import MLP_OUTPUTS
@@ -131,18 +131,7 @@ def source_of(name: str) -> str | None:
             f"`train.objective`: no objective {name!r}. Choose from {names}, or use "
             "FILE.py:FUNCTION."
         )
-    uri = storage.absolute(name.rpartition(":")[0])
-    if not storage.exists(uri):
-        raise MeowError(
-            f"`train.objective`: there is no file {storage.display(uri)}. Correct the path."
-        )
-    try:
-        return storage.read_bytes(uri).decode()
-    except UnicodeDecodeError:
-        raise MeowError(
-            f"`train.objective`: {storage.display(uri)} is not UTF-8 text. Save it in this "
-            "encoding."
-        ) from None
+    return own_code.read(name, "train.objective")
 
 
 def configured(spec: Train) -> ObjectiveSpec:

@@ -1,0 +1,28 @@
+"""All attacks: those that ask questions, and those that make models or ask in several rounds."""
+
+from meow_ray.stages.audit.attack import Attack
+from meow_ray.stages.audit.attacks import probabilities, sampling, starts, wordings
+from meow_ray.stages.audit.scoring import FurtherRows
+
+_ATTACKS = (
+    wordings.DIRECT,
+    wordings.PARAPHRASE,
+    wordings.CLOZE,
+    wordings.COMPLETION,
+    wordings.FEW_SHOT,
+    wordings.EXPERT_ROLE,
+    wordings.STORY,
+    starts.PREFIX,
+    starts.AFFIRMATIVE_START,
+    probabilities.BEST_PREFIX,
+    sampling.SAMPLING,
+    probabilities.LIKELIHOOD,
+    probabilities.MEMBERSHIP_INFERENCE,
+)
+
+QUESTIONS: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
+"""The attacks that ask questions, by name. The stage asks each model all of them at once."""
+
+FURTHER: dict[str, FurtherRows] = {}
+"""The attacks that make models or ask in several rounds, by name. Each is called once and returns
+its rows for all models."""

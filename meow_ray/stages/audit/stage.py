@@ -1,0 +1,230 @@
+"""The stage `audit`: attacks the tuned model and the controls, and gives verdicts."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from meow_ray.config import Audit, Config
+from meow_ray.core import storage
+from meow_ray.core.outside import adopt_table
+from meow_ray.core.schema import (
+    AUDIT_SUMMARY_SCHEMA,
+    KEYS,
+    REPLIES_SCHEMA,
+    SCHEMAS,
+    VERDICTS_SCHEMA,
+)
+from meow_ray.core.stage import Context, Input, Stage
+from meow_ray.core.tables import Query
+from meow_ray.models.refs import ModelRef
+from meow_ray.stages.audit import hints, own, registry
+from meow_ray.stages.audit.attack import Subject
+from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_rows
+from meow_ray.stages.audit.subjects import subjects_of
+from meow_ray.stages.audit.verdicts import AuditRow, Judgement, judge
+from meow_ray.stages.evaluate.sets import check_sets, read_sets
+from meow_ray.stages.evaluate.stage import RETAIN_MODEL, SETS
+from meow_ray.stages.inputs import COLUMNS, TARGET, model_ref, target_prompt
+from meow_ray.stages.model_checks import check_target, check_target_engine
+from meow_ray.stages.train import objectives
+
+SUMMARY_FILE = "audit_summary.parquet"
+"""Second table of `audit`: one row per attack and variant."""
+VERDICTS_FILE = "verdicts.parquet"
+"""Third table of `audit`: one row per fact and tier."""
+REPLIES_FILE = "replies.parquet"
+"""Fourth table of `audit`: the best replies. It holds text of facts."""
+
+MODELS = ("before", "after", "retain_model")
+"""The models, in the order in which they are asked."""
+
+
+def _audit(context: Context) -> dict[str, Any]:
+    """Runs all attacks on all models, judges, and writes the tables."""
+    from meow_ray.distributed import cluster, progress
+
+    cluster.connect()
+    audit = _audit_context(context)
+    shortage = hints.shortage(audit.subjects, "retain_model" in audit.models, audit.spec)
+    if shortage:
+        progress.warn("audit", shortage)
+    rows = sorted(_all_rows(audit), key=_key)
+    judgement = judge([_judged(row) for row in rows], audit.spec)
+    _write(context, rows, judgement)
+    return _figures(audit, rows, judgement)
+
+
+def _all_rows(audit: AuditContext) -> Iterator[ScoredRow]:
+    """Yields the rows of all attacks of the configuration.
+
+    Attacks that ask questions are asked together, so that each model is loaded once for them.
+    """
+    sources = audit.context.inputs[own.OWN_ATTACKS.name].value
+    asking = [attack for name, attack in registry.QUESTIONS.items() if audit.runs(name)]
+    asking += own.load(sources)
+    for model, ref in audit.models.items():
+        yield from scored_rows(audit, model, ref, asking)
+    for name, further in registry.FURTHER.items():
+        if audit.runs(name):
+            yield from further(audit)
+
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+def _audit_context(context: Context) -> AuditContext:
+    from meow_ray.distributed import placement
+
+    config = context.config
+    on_gpu = placement.gpus_per_actor("audit", config.resources) > 0
+    spec = resolved(config.audit, on_gpu)
+    models = _models(context)
+    return AuditContext(
+        context=context,
+        spec=spec,
+        subjects=_subjects(context, spec, with_twins="retain_model" not in models),
+        models=models,
+        on_gpu=on_gpu,
+    )
+
+
+def resolved(spec: Audit, on_gpu: bool) -> Audit:
+    """Returns the section with numbers in the place of `auto`."""
+    attacker = spec.attacker
+    auto: dict[str, Any] = {}
+    if attacker.prompts == "auto":
+        auto["prompts"] = 24 if on_gpu else 4
+    if attacker.rounds == "auto":
+        auto["rounds"] = 3 if on_gpu else 2
+    changes: dict[str, Any] = {"attacker": attacker.model_copy(update=auto)}
+    if spec.samples == "auto":
+        changes["samples"] = 64 if on_gpu else 16
+    return spec.model_copy(update=changes)
+
+
+def _models(context: Context) -> dict[str, ModelRef]:
+    """Returns the models by name; results of a retain model, read from a file, are no model."""
+    before, after, retain = MODELS
+    models = {
+        before: model_ref(context.inputs["target"]),
+        after: model_ref(context.inputs["model"]),
+    }
+    given = context.inputs[RETAIN_MODEL.name].value
+    if isinstance(given, ModelRef):
+        models[retain] = given
+    return models
+
+
+def _subjects(context: Context, spec: Audit, with_twins: bool) -> list[Subject]:
+    """Returns the facts and, if they are the control, the twins."""
+    inputs = context.inputs
+    facts = inputs["facts"].source
+    sets = read_sets(inputs[SETS.name].value, context.config)
+    check_sets(Query("SELECT * FROM facts", {"facts": facts}), sets)
+    twins = inputs["twins"]
+    has_twins = twins.manifest is not None or twins.value is not None
+    subjects = subjects_of(
+        facts=facts,
+        forget_set=sets.get("forget"),
+        paraphrases=inputs["paraphrases"].source if "paraphrases" in inputs else None,
+        twins=twins.source if has_twins else None,
+        spec=spec,
+    )
+    return [subject for subject in subjects if with_twins or subject.group == "facts"]
+
+
+# --- the tables -----------------------------------------------------------------------------------
+
+
+def _key(row: ScoredRow) -> tuple[str, ...]:
+    return (row.attack, row.variant, row.model, row.group, row.fact_id)
+
+
+def _judged(row: ScoredRow) -> AuditRow:
+    return AuditRow(
+        attack=row.attack,
+        variant=row.variant,
+        tier=row.tier,
+        model=row.model,
+        group=row.group,
+        fact_id=row.fact_id,
+        attempts=row.outcome.attempts,
+        score=row.outcome.score,
+    )
+
+
+def _write(context: Context, rows: Sequence[ScoredRow], judgement: Judgement) -> None:
+    """Writes the rows of `audit`, the summary, the verdicts and the best replies."""
+    written = []
+    replies = []
+    for row in rows:
+        reply = None
+        if row.outcome.reply is not None:
+            reply = storage.json_digest(_key(row))[:16]
+            replies.append({"reply": reply, "prompt": row.prompt, "text": row.outcome.reply})
+        judged = _judged(row)
+        extracted = judgement.extracted(judged)
+        written.append(judged._asdict() | {"extracted": extracted, "reply": reply})
+    context.write(pa.Table.from_pylist(written, schema=SCHEMAS["audit"]))
+    for name, values, schema in (
+        (SUMMARY_FILE, judgement.summary, AUDIT_SUMMARY_SCHEMA),
+        (VERDICTS_FILE, judgement.verdicts, VERDICTS_SCHEMA),
+        (REPLIES_FILE, replies, REPLIES_SCHEMA),
+    ):
+        context.write(pa.Table.from_pylist(list(values), schema=schema), name)
+
+
+def _figures(
+    audit: AuditContext, rows: Sequence[ScoredRow], judgement: Judgement
+) -> dict[str, Any]:
+    """Returns the figures for the manifest."""
+    by_tier: dict[str, Counter[str]] = {}
+    for verdict in judgement.verdicts:
+        by_tier.setdefault(verdict["tier"], Counter())[verdict["verdict"]] += 1
+    groups = Counter(subject.group for subject in audit.subjects)
+    control = "retain_model" if "retain_model" in audit.models else "twins"
+    return {
+        "verdicts": {tier: dict(sorted(counts.items())) for tier, counts in by_tier.items()},
+        "facts": groups["facts"],
+        "twins": groups["twins"],
+        "control": control if control in audit.models or groups["twins"] else None,
+        "attacks": sorted({row.attack for row in rows}),
+        "samples": audit.spec.samples,
+        "not_measured": sum(row.outcome.score is None for row in rows),
+    }
+
+
+# --- the stage ------------------------------------------------------------------------------------
+
+
+def _inputs(config: Config) -> tuple[Input, ...]:
+    paraphrases = ("paraphrases",) if objectives.configured(config.train).paraphrases else ()
+    return (
+        "facts",
+        SETS,
+        TARGET,
+        RETAIN_MODEL,
+        "model",
+        "twins" if hints.can_make_twins(config) else hints.GIVEN_TWINS,
+        *paraphrases,
+        own.OWN_ATTACKS,
+    )
+
+
+AUDIT = Stage(
+    name="audit",
+    artifact="audit",
+    version=1,
+    sections=("audit", "target", *COLUMNS),
+    inputs=_inputs,
+    run=_audit,
+    schema=SCHEMAS["audit"],
+    key=KEYS["audit"],
+    adopt=adopt_table,
+    enabled=lambda config: config.pipeline.audit,
+    resources="audit",
+    checks=(check_target, check_target_engine),
+    prompt=target_prompt,
+)
