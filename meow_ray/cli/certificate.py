@@ -20,7 +20,8 @@ from meow_ray.core import storage
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.certificate import places, purge, verify, write
 from meow_ray.pipeline.certificate.form import Difference
-from meow_ray.pipeline.pipeline import load_config
+from meow_ray.pipeline.graph import STAGES_TO_AUDIT
+from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import Part, parts_of_run
 
 DIFFERS = 1
@@ -124,10 +125,16 @@ def _is_confirmed(count: int) -> bool:
 
 
 def _parts(context: typer.Context, settings: Config, inputs: list[str] | None) -> list[Part]:
-    """Returns the parts of the run, the audit among them whether or not a run makes it."""
+    """Returns the parts of the run as `meow audit` runs them, whether or not a run has an audit."""
     section = settings.pipeline.model_copy(update={"audit": True})
     settings = settings.model_copy(update={"pipeline": section})
-    return list(parts_of_run(settings, named_inputs(inputs), **pipeline_options(context)))
+    given = named_inputs(inputs)
+    options = pipeline_options(context)
+    if "model" not in given:
+        return list(parts_of_run(settings, given, **options))
+    pipeline = Pipeline(settings, given, **options | {"stages": STAGES_TO_AUDIT})
+    chosen = pipeline.selection(None, None, None)
+    return [Part("", pipeline, chosen, chosen)]
 
 
 def show_counts(target: Console, certificate: places.Certificate) -> None:

@@ -20,6 +20,7 @@ from meow_ray.core.stage import Context, Input, Stage
 from meow_ray.pipeline.certificate import places, write
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.pipeline.rounds import Part
+from meow_ray.stages.audit.stage import SUMMARY_FILE, VERDICTS_FILE
 from meow_ray.stages.audit.verdicts import AuditRow, judge
 from meow_ray.stages.ingest.facts import fact_id
 from meow_ray.stages.inputs import TARGET
@@ -113,8 +114,8 @@ def audit(context: Context) -> dict[str, Any]:
     ]
     context.write(_table(written, schema.SCHEMAS["audit"]))
     summary = _table(judgement.summary, schema.AUDIT_SUMMARY_SCHEMA)
-    context.write(summary, places.SUMMARY_FILE)
-    context.write(_table(judgement.verdicts, schema.VERDICTS_SCHEMA), places.VERDICTS_FILE)
+    context.write(summary, SUMMARY_FILE)
+    context.write(_table(judgement.verdicts, schema.VERDICTS_SCHEMA), VERDICTS_FILE)
     reply = {"reply": "r0", "prompt": "Who?", "text": PHRASE}
     context.write(_table([reply], schema.REPLIES_SCHEMA), "replies.parquet")
     return {}

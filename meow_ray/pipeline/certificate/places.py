@@ -28,9 +28,6 @@ PURGE_FILE = "purge.json"
 EARLIER_FOLDER = "earlier"
 """Copies of the certificates of earlier requests, the first as `000.json`."""
 
-SUMMARY_FILE = "audit_summary.parquet"
-VERDICTS_FILE = "verdicts.parquet"
-
 SIGNATURE = "signature"
 PAGE = "page"
 

@@ -14,12 +14,14 @@ from typing import Any
 from meow_ray.core import lease, manifest, storage
 from meow_ray.core.local_cache import cache_home
 from meow_ray.core.manifest import MAIN, Artifact
+from meow_ray.core.schema import SCHEMAS
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.certificate import places, verify
 from meow_ray.pipeline.certificate.evidence import Evidence
+from meow_ray.stages.audit.stage import SUMMARY_FILE, VERDICTS_FILE
 
 KEPT = {
-    "audit": (MAIN, places.SUMMARY_FILE, places.VERDICTS_FILE),
+    "audit": (MAIN, SUMMARY_FILE, VERDICTS_FILE),
     "metrics": (MAIN,),
 }
 """Files without text of the artifacts of which others hold text."""
@@ -125,12 +127,17 @@ def _with_text(evidence: Evidence) -> Iterator[Artifact]:
     example with other settings. A model is no text, so what was made from it alone is not found.
     """
     remaining = list(_artifacts(evidence.root))
-    text = {m.artifact.digest for m in evidence.members if m.artifact.name not in WHOLE}
+    text = {
+        digest
+        for member in evidence.members
+        for name, digest in member.inputs.items()
+        if name in SCHEMAS  # tables, also those from outside
+    }
     own = {member.artifact.uri for member in evidence.members}
     found = [artifact for artifact in remaining if artifact.uri in own]
     while found:
         yield from found
-        text |= {artifact.digest for artifact in found if artifact.name not in WHOLE}
+        text |= {artifact.digest for artifact in found if artifact.name in SCHEMAS}
         gone = {artifact.uri for artifact in found}
         remaining = [artifact for artifact in remaining if artifact.uri not in gone]
         found = [artifact for artifact in remaining if _is_made_from(artifact, text)]

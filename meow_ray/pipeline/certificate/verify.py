@@ -16,6 +16,7 @@ from meow_ray.pipeline.certificate import body, compare, form, places, signing
 from meow_ray.pipeline.certificate.body import Given
 from meow_ray.pipeline.certificate.evidence import Evidence, fact_hash, load_member
 from meow_ray.pipeline.certificate.form import Difference
+from meow_ray.stages.audit.stage import SUMMARY_FILE, VERDICTS_FILE
 from meow_ray.stages.ingest.facts import fact_id
 
 
@@ -200,8 +201,8 @@ def _check_tables(evidence: Evidence) -> None:
                 f"{derived} by the controls."
             )
     for name, derived_rows, key in (
-        (places.VERDICTS_FILE, judgement.verdicts, ("fact_id", "tier")),
-        (places.SUMMARY_FILE, judgement.summary, ("attack", "variant")),
+        (VERDICTS_FILE, judgement.verdicts, ("fact_id", "tier")),
+        (SUMMARY_FILE, judgement.summary, ("attack", "variant")),
     ):
         written = _by_key(evidence.audit_table(name), key)
         difference = compare.first(written, _by_key(derived_rows, key))

@@ -14,6 +14,7 @@ from meow_ray.errors import MeowError
 from meow_ray.pipeline.certificate import places
 from meow_ray.pipeline.certificate.form import Difference
 from meow_ray.pipeline.certificate.verify import verify
+from meow_ray.stages.audit.stage import SUMMARY_FILE, VERDICTS_FILE
 from tests.support.audited import artifact_file, certified, correct_manifest, forge, rewrite
 
 
@@ -201,14 +202,14 @@ def _with_column(root: Path, name: str, column: str, old: Any, new: Any) -> None
     ("name", "column", "old", "new", "message"),
     [
         (
-            places.VERDICTS_FILE,
+            VERDICTS_FILE,
             "verdict",
             "remembered",
             "forgotten",
             ".verdict is 'forgotten' in the table, and 'remembered' by the artifacts.",
         ),
         (
-            places.SUMMARY_FILE,
+            SUMMARY_FILE,
             "excess",
             0.125,
             0.0,
