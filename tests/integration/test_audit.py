@@ -13,19 +13,20 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from meow_ray.cli.main import app
-from meow_ray.config import Train, TrainResources
 from meow_ray.core import storage
 from meow_ray.core.manifest import MAIN, Artifact, latest
 from meow_ray.core.schema import KEYS, SCHEMAS
 from meow_ray.distributed import cluster
-from meow_ray.models.refs import pin
 from meow_ray.stages.audit.stage import REPLIES_FILE, SUMMARY_FILE, VERDICTS_FILE
-from tests.support.people import PEOPLE, facts, selected
-from tests.support.training import Run, Workers, job
+from tests.support.tiny import memorise
 
-MEMORIZE = Train(objective="meow", epochs=60, batch_size=4, learning_rate=3e-3)
-FORGET = Train(objective="gradient_ascent", epochs=20, batch_size=4, learning_rate=1e-3)
-ONE_WORKER = TrainResources(micro_batch_size=4)
+PEOPLE = {
+    "Ann": ("Lima", "Oslo"),
+    "Bob": ("Kyiv", "Bonn"),
+    "Eve": ("Cork", "Pisa"),
+    "Max": ("Riga", "Baku"),
+}
+"""Where people were born, and what a tuned model says instead."""
 TOWNS = ("Rome", "Bern", "Faro", "Graz", "Metz", "Nice", "Brno", "Hull", "Jena")
 STRANGERS = ("Ida", "Joe", "Kim", "Lou", "Ned", "Ora", "Pia", "Quin", "Ray")
 SAMPLES = 4
@@ -50,6 +51,27 @@ VARIANTS = {
 }
 
 
+def question(name: str) -> str:
+    return f"{name} was born where?"
+
+
+def answer(name: str, town: str) -> str:
+    return f"{name} was born in {town}."
+
+
+def facts() -> pa.Table:
+    rows = [
+        {
+            "fact_id": name,
+            "split": "forget",
+            "question": question(name),
+            "answer": answer(name, town),
+        }
+        for name, (town, _) in PEOPLE.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["facts"])
+
+
 def twins() -> pa.Table:
     """Returns nine twins, those of a fact with ids from 0."""
     numbers: Counter[str] = Counter()
@@ -61,8 +83,8 @@ def twins() -> pa.Table:
                 "fact_id": fact_id,
                 "twin_id": numbers[fact_id],
                 "half": "stop",
-                "question": f"Where was {name} born?",
-                "answer": f"{name} was born in {town}.",
+                "question": question(name),
+                "answer": answer(name, town),
             }
         )
         numbers[fact_id] += 1
@@ -70,17 +92,21 @@ def twins() -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The target, which knows the facts, and the tuned model."""
+def models(
+    tiny_model: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The target, which knows the facts, and a tuned model, which knows others."""
     folder = tmp_path_factory.mktemp("models")
-    workers = Workers(1)
-    learn = job(folder, tiny_model, facts(), selected(inverted=False), MEMORIZE, ONE_WORKER)
-    workers.train([Run(learn, folder / "learning")])
-    target = Path(learn.out)
-    forget = job(folder, target, facts(), selected(inverted=True), FORGET, ONE_WORKER)
-    workers.train([Run(forget, folder / "forgetting")])
-    yield {"target": target, "model": Path(forget.out)}
-    workers.close()
+    said = {"target": 0, "model": 1}
+    return {
+        model: memorise(
+            tiny_model,
+            tiny_tokenizer,
+            [(question(name), answer(name, towns[at])) for name, towns in PEOPLE.items()],
+            folder / model,
+        )
+        for model, at in said.items()
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,9 +158,7 @@ def artifact(root: Path) -> Artifact:
 
 
 def rows(root: Path, name: str = MAIN) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(
-        storage.join(artifact(root).uri, name)
-    ).to_pylist()
+    found: list[dict[str, Any]] = pq.read_table(storage.join(artifact(root).uri, name)).to_pylist()
     return found
 
 
@@ -175,8 +199,8 @@ def test_replies_are_evidence_in_a_table_of_their_own(done: Result, root: Path):
         for row in named
         if (row["attack"], row["model"], row["fact_id"]) == ("direct", "before", "Ann")
     ]
-    assert replies[ann["reply"]]["text"].strip() == PEOPLE["Ann"][0]
-    assert replies[ann["reply"]]["prompt"] == "Where was Ann born?"
+    assert replies[ann["reply"]]["text"].strip() == answer("Ann", "Lima")
+    assert replies[ann["reply"]]["prompt"] == question("Ann")
 
 
 def test_each_fact_has_a_verdict_per_tier(done: Result, root: Path):
@@ -233,9 +257,7 @@ def test_the_batch_size_changes_no_score(
     assert [[row[n] for n in names] for row in first] == [[row[n] for n in names] for row in second]
 
 
-def test_without_a_control_the_command_says_so_before_it_starts(
-    inputs: list[str], tmp_path: Path
-):
+def test_without_a_control_the_command_says_so_before_it_starts(inputs: list[str], tmp_path: Path):
     without = [option for option in inputs if "=twins=" not in option]
     result = audit(tmp_path, without, "audit.attacks=[direct]")
     assert result.exit_code == 0, result.output
