@@ -1,4 +1,4 @@
-"""`meow audit`, `meow certify`, `meow verify` and `meow purge` on two given models."""
+"""`meow stage audit`, `meow certify`, `meow verify` and `meow purge` on two given models."""
 
 import shutil
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def test_an_audit_of_given_models_is_certified_verified_and_purged(
 ):
     root = tmp_path / "root"
     options = [*write_inputs(tmp_path, tiny_model), f"storage.root={root}", *SETTINGS]
-    meow("audit", *options)
+    meow("stage", "audit", *options)
     meow("certify", *options)
     certificate = certified(root)
     content = places.read(str(certificate))
