@@ -20,6 +20,7 @@ COMMANDS = sorted(
 
 def test_the_commands_are_these():
     assert COMMANDS == [
+        "audit",
         "certify",
         "clean",
         "compare",
