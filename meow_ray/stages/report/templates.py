@@ -2,18 +2,26 @@
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from meow_ray.core import storage
 from meow_ray.core.formatting import format_optional
 from meow_ray.stages.never_seen import Figures
 from meow_ray.stages.report.plots import LEAST_P_VALUE
 
+OWN = "meow_ray.stages.report"
 
-def render(name: str, **values: Any) -> str:
-    """Returns a template of this folder with values filled in, which are escaped."""
+
+def render(name: str, *, package: str = OWN, **values: Any) -> str:
+    """Returns a template with values filled in, which are escaped.
+
+    Args:
+        name: file of the template.
+        package: the package with the file; the templates of this one may be extended and included.
+        **values: the values.
+    """
     environment = Environment(
-        loader=PackageLoader("meow_ray.stages.report", ""),
+        loader=ChoiceLoader([PackageLoader(place, "") for place in dict.fromkeys((package, OWN))]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

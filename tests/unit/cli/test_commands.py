@@ -20,18 +20,22 @@ COMMANDS = sorted(
 
 def test_the_commands_are_these():
     assert COMMANDS == [
+        "audit",
+        "certify",
         "clean",
         "compare",
         "config",
         "evaluate",
         "memorize",
         "plan",
+        "purge",
         "run",
         "show",
         "soup",
         "stage",
         "status",
         "tofu",
+        "verify",
     ]
 
 
