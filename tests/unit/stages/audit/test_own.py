@@ -54,7 +54,7 @@ def test_a_file_that_cannot_be_used_is_refused(
 def test_a_missing_file_and_a_wrong_form_are_named(tmp_path: Path):
     with pytest.raises(MeowError, match="there is no file"):
         sources(f"{tmp_path}/none.py:ask")
-    with pytest.raises(MeowError, match="not of the form FILE.py:FUNCTION"):
+    with pytest.raises(MeowError, match="not of the form"):
         sources("mine.txt:ask")
 
 
@@ -63,6 +63,6 @@ def test_errors_of_the_function_show_no_text_of_facts(tmp_path: Path, body: str)
     file = tmp_path / "mine.py"
     file.write_text(f"def ask(subject, spec):\n    {body}")
     (attack,) = own.load(sources(f"{file}:ask"))
-    with pytest.raises(MeowError, match="audit.attacks") as error:
+    with pytest.raises(MeowError, match="Correct the function|must return") as error:
         list(attack.ask(FACT, Audit()))
     assert "Secretville" not in str(error.value)
