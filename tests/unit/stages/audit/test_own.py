@@ -63,6 +63,6 @@ def test_errors_of_the_function_show_no_text_of_facts(tmp_path: Path, body: str)
     file = tmp_path / "mine.py"
     file.write_text(f"def ask(subject, spec):\n    {body}")
     (attack,) = own.load(sources(f"{file}:ask"))
-    with pytest.raises(MeowError, match="Correct the function|must return") as error:
+    with pytest.raises(MeowError, match=r"Correct the function|must return") as error:
         list(attack.ask(FACT, Audit()))
     assert "Secretville" not in str(error.value)
