@@ -2,6 +2,7 @@
 
 from meow_ray.stages.audit.attack import Attack
 from meow_ray.stages.audit.attacks import probabilities, sampling, starts, wordings
+from meow_ray.stages.audit.derived import rows
 from meow_ray.stages.audit.scoring import FurtherRows
 
 _ATTACKS = (
@@ -23,6 +24,10 @@ _ATTACKS = (
 QUESTIONS: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
 """The attacks that ask questions, by name. The stage asks each model all of them at once."""
 
-FURTHER: dict[str, FurtherRows] = {}
+FURTHER: dict[str, FurtherRows] = {
+    "quantise": rows.quantise,
+    "prune": rows.prune,
+    "relearn": rows.relearn_rows,
+}
 """The attacks that make models or ask in several rounds, by name. Each is called once and returns
 its rows for all models."""
