@@ -123,7 +123,7 @@ def teach(
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 logits, _ = forward(model, laid_out, keeps_logits, None)
             loss: Any = torch.nn.functional.cross_entropy(logits.float(), laid_out.labels)
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if not torch.isfinite(loss):
                 raise MeowError(
                     f"`audit.relearn.learning_rate`: the loss is NaN or infinite at step {step}. "
