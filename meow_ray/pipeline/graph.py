@@ -28,6 +28,10 @@ def _reads_twins(config: Config) -> bool:
     return trains_with_twins or objectives.compares_with_twins(config) or audit_reads_twins(config)
 
 
+def _never(config: Config) -> bool:
+    return False
+
+
 def _num_paraphrases(config: Config) -> int:
     return objectives.configured(config.train).paraphrases
 
@@ -58,6 +62,7 @@ STAGES_TO_AUDIT: tuple[Stage, ...] = (
     INVERT,
     paraphrases_stage(_num_paraphrases),
     replace(TWINS, enabled=audit_reads_twins),
+    replace(TRAIN, enabled=_never),  # it says how a given model is read
     AUDIT,
 )
 """The stages that audit two given models, without unlearning."""

@@ -40,13 +40,12 @@ def hint(config: Config, given: Sequence[str] = ()) -> str | None:
 
     Args:
         config: the configuration.
-        given: names of the inputs that the user gives.
+        given: names of the inputs that the user gives, and of the artifacts of the pipeline.
     """
     retain = config.evaluate.retain_model
     is_log = retain is not None and PurePosixPath(storage.display(retain)).suffix == ".json"
     has_retain_model = "retain_model" in given or (retain is not None and not is_log)
-    has_twins = can_make_twins(config) or bool({"twins", "candidates"}.intersection(given))
-    return None if has_retain_model or has_twins else NO_CONTROL
+    return None if has_retain_model or "twins" in given else NO_CONTROL
 
 
 def shortage(subjects: Sequence[Subject], has_retain_model: bool, spec: Audit) -> str | None:

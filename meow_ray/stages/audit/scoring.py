@@ -76,7 +76,9 @@ def scored_rows(
     table = questions.as_table(questions.questions_of(attacks, chosen, audit.spec))
     if not table.num_rows:
         return
-    by_key = {(subject.group, subject.fact_id): subject for subject in chosen}
+    by_key: dict[tuple[str, str], Subject] = {
+        (subject.group, subject.fact_id): subject for subject in chosen
+    }
     by_name = {attack.name: attack for attack in attacks}
     answers = asking.ask_once(audit.context, ref, table, section)
     for key, answered in asking.answered(answers):

@@ -91,7 +91,7 @@ arXiv 1709.01604), `zlib` the same divided by the size of the compressed answer 
 arXiv 2012.07805).
 """
 
-BEST_PREFIX = Attack("best_prefix", "static weights", _ask_scored(("",)), score_best_prefix)
+BEST_PREFIX = Attack("best_prefix", "black box", _ask_scored(("",)), score_best_prefix)
 """Gives the model each prefix of the answer, and takes the best one; one forward pass, no reply.
 
 The score is the share of the tokens that carry the fact in the longest run that greedy decoding
