@@ -1,7 +1,16 @@
 """All attacks: those that ask questions, and those that make models or ask in several rounds."""
 
 from meow_ray.stages.audit.attack import Attack
-from meow_ray.stages.audit.attacks import probabilities, sampling, starts, wordings
+from meow_ray.stages.audit.attacks import (
+    attacker,
+    languages,
+    multiple_choice,
+    probabilities,
+    sampling,
+    starts,
+    wordings,
+)
+from meow_ray.stages.audit.depth import depth_rows
 from meow_ray.stages.audit.derived import rows
 from meow_ray.stages.audit.scoring import FurtherRows
 
@@ -13,6 +22,7 @@ _ATTACKS = (
     wordings.FEW_SHOT,
     wordings.EXPERT_ROLE,
     wordings.STORY,
+    multiple_choice.MULTIPLE_CHOICE,
     starts.PREFIX,
     starts.AFFIRMATIVE_START,
     probabilities.BEST_PREFIX,
@@ -25,6 +35,9 @@ QUESTIONS: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
 """The attacks that ask questions, by name. The stage asks each model all of them at once."""
 
 FURTHER: dict[str, FurtherRows] = {
+    "languages": languages.languages_rows,
+    "attacker": attacker.attacker_rows,
+    "depth": depth_rows,
     "quantise": rows.quantise,
     "prune": rows.prune,
     "relearn": rows.relearn_rows,

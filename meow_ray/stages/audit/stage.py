@@ -24,10 +24,12 @@ from meow_ray.stages.audit.attack import Subject
 from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_rows
 from meow_ray.stages.audit.subjects import subjects_of
 from meow_ray.stages.audit.verdicts import AuditRow, Judgement, judge
+from meow_ray.stages.audit.writing import ATTACKER
 from meow_ray.stages.evaluate.sets import check_sets, read_sets
 from meow_ray.stages.evaluate.stage import RETAIN_MODEL, SETS
-from meow_ray.stages.inputs import COLUMNS, TARGET, model_ref, target_prompt
+from meow_ray.stages.inputs import COLUMNS, GENERATOR, TARGET, model_ref, target_prompt
 from meow_ray.stages.model_checks import check_target, check_target_engine
+from meow_ray.stages.paraphrases.stage import OF_GENERATOR
 from meow_ray.stages.train import objectives
 
 SUMMARY_FILE = "audit_summary.parquet"
@@ -210,6 +212,8 @@ def _inputs(config: Config) -> tuple[Input, ...]:
         "twins" if hints.can_make_twins(config) else hints.GIVEN_TWINS,
         *paraphrases,
         own.OWN_ATTACKS,
+        *((ATTACKER,) if "attacker" in config.audit.attacks else ()),
+        *((GENERATOR,) if "languages" in config.audit.attacks else ()),
     )
 
 
@@ -217,7 +221,7 @@ AUDIT = Stage(
     name="audit",
     artifact="audit",
     version=1,
-    sections=("audit", "target", *COLUMNS),
+    sections=("audit", "target", *COLUMNS, *OF_GENERATOR),
     inputs=_inputs,
     run=_audit,
     schema=SCHEMAS["audit"],

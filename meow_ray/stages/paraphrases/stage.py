@@ -143,7 +143,7 @@ def paraphrases_stage(number: Callable[[Config], int]) -> Stage:
         name="paraphrases",
         artifact="paraphrases",
         version=1,
-        sections=("paraphrases", *_OF_GENERATOR),
+        sections=("paraphrases", *OF_GENERATOR),
         inputs=inputs,
         run=_paraphrases,
         schema=SCHEMAS["paraphrases"],
@@ -157,7 +157,7 @@ def paraphrases_stage(number: Callable[[Config], int]) -> Stage:
     )
 
 
-_OF_GENERATOR = tuple(
+OF_GENERATOR = tuple(
     f"invert.{name}"
     for name in (
         "engine",
