@@ -30,6 +30,9 @@ from meow_ray.stages.evaluate.suites import prefix_length
 HALF = 50
 """Per cent of the answer that the second question gives away."""
 
+SLACK = 8
+"""Tokens that a reply may be longer than the longest answer."""
+
 
 class Job(NamedTuple):
     """Models that are derived one after another, without loading the original again."""
@@ -289,16 +292,17 @@ class Bench:
         return results
 
     def _longest_reply(self, engine: Any) -> int:
-        """Returns the limit of replies in tokens: twice the longest answer of any model's subjects.
+        """Returns the limit of replies in tokens: `SLACK` more than the longest answer has.
 
-        Pruned models ramble, and all facts and twins have the same limit.
+        All facts and twins have the same limit. Pruned models never end a reply, so the limit
+        decides what they cost.
         """
         prompter = self._prompter(engine)
         answers = {
             subject.answer for subjects in self.spec.subjects.values() for subject in subjects
         }
         longest = max(len(prompter.encode_answer(answer)) for answer in answers)
-        return min(self.spec.audit.max_new_tokens, 2 * longest)
+        return min(self.spec.audit.max_new_tokens, longest + SLACK)
 
 
 @dataclass(frozen=True)
