@@ -20,7 +20,7 @@ from meow_ray.stages.inputs import engine_spec
 
 FACTS = [Subject(f"f{n}", "facts", f"Who is {n}?", f"The miller {n}") for n in range(3)]
 TWINS = [
-    Subject(f"f{n}#{i}", "twins", f"Who was {n}?", "The baker") for n in range(3) for i in "12"
+    Subject(f"f{n}#{i}", "twins", f"Who was {n}?", "A rich baker") for n in range(3) for i in "12"
 ]
 SPEC = Audit.model_validate(
     {
