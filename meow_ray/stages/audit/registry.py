@@ -11,6 +11,7 @@ from meow_ray.stages.audit.attacks import (
     wordings,
 )
 from meow_ray.stages.audit.depth import depth_rows
+from meow_ray.stages.audit.derived import rows
 from meow_ray.stages.audit.scoring import FurtherRows
 
 _ATTACKS = (
@@ -37,6 +38,9 @@ FURTHER: dict[str, FurtherRows] = {
     "languages": languages.languages_rows,
     "attacker": attacker.attacker_rows,
     "depth": depth_rows,
+    "quantise": rows.quantise,
+    "prune": rows.prune,
+    "relearn": rows.relearn_rows,
 }
 """The attacks that make models or ask in several rounds, by name. Each is called once and returns
 its rows for all models."""

@@ -8,7 +8,7 @@ from meow_ray.config import Audit, Target
 from meow_ray.core.stage import Context
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.audit import asking, questions
-from meow_ray.stages.audit.attack import Attack, Group, Outcome, Subject, Tier
+from meow_ray.stages.audit.attack import Answered, Attack, Group, Outcome, Subject, Tier
 
 
 class ScoredRow(NamedTuple):
@@ -85,16 +85,6 @@ def scored_rows(
         attack = by_name[key.attack]
         subject = by_key[key.group, key.fact_id]
         outcome = attack.score(subject, answered) if answered else Outcome(None, 0)
-        prompt = None
-        if outcome.reply is not None:
-            prompt = next(
-                (
-                    each.asked.question + each.asked.start
-                    for each in answered
-                    if outcome.reply in each.replies
-                ),
-                None,
-            )
         yield ScoredRow(
             attack=key.attack,
             variant=key.variant,
@@ -103,5 +93,13 @@ def scored_rows(
             group=subject.group,
             fact_id=key.fact_id,
             outcome=outcome,
-            prompt=prompt,
+            prompt=prompt_of(outcome, answered),
         )
+
+
+def prompt_of(outcome: Outcome, answered: Iterable[Answered]) -> str | None:
+    """Returns the question, with the start of the reply, that got an outcome's reply."""
+    for each in answered:
+        if outcome.reply is not None and outcome.reply in each.replies:
+            return each.asked.question + each.asked.start
+    return None

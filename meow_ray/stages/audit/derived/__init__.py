@@ -1,0 +1,1 @@
+"""Attacks that derive a model from the weights and ask it: quantised, pruned, taught again."""
