@@ -87,7 +87,7 @@ class TrainResources(Section):
 
     num_workers: Annotated[int, Field(gt=0)] | Literal["auto"] = field(
         "auto",
-        "number of ZeRO workers; auto is one per GPU, or 2 on a cluster without GPUs",
+        "number of ZeRO workers; auto is one per GPU, or one per node on a cluster without GPUs",
         "workers",
     )
     max_workers: int | None = field(
@@ -99,7 +99,12 @@ class TrainResources(Section):
         "workers",
         gt=0,
     )
-    cpus_per_worker: float = field(1.0, "CPUs that Ray reserves per worker", "CPUs", gt=0)
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = field(
+        "auto",
+        "CPUs that Ray reserves per worker, which computes with as many threads if it has no GPU; "
+        "auto is 1 beside a GPU, else as many as the nodes have for each worker",
+        "CPUs",
+    )
     node_labels: dict[str, str] = field(**NODE_LABELS)
     micro_batch_size: int = field(4, "pairs per forward pass of one worker", "pairs", gt=0)
     zero_stage: Literal[1, 2, 3] = field(2, "DeepSpeed ZeRO stage")

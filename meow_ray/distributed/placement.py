@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from meow_ray.config import EngineResources, Resources, TrainResources
@@ -56,13 +56,55 @@ def gpus_per_actor(name: str, resources: Resources) -> int:
 def num_workers(name: str, resources: Resources) -> int:
     """Returns the number of ZeRO workers of a stage.
 
-    `auto` is one worker per GPU; on CPU it is 2, or 1 if the cluster has CPUs for only one.
+    `auto` is one worker per GPU. On CPU it is one worker per node with enough CPUs: one process
+    with all cores of a node takes less time per step than several that share them.
     """
     section: TrainResources = getattr(resources, name)
     nodes = capacity(resources, section.node_labels)
     total_gpus = int(sum(gpus for _, gpus in nodes))
-    total_cpus = sum(cpus for cpus, _ in nodes)
-    return section.workers(total_gpus or min(2, int(total_cpus // section.cpus_per_worker)))
+    if total_gpus:
+        return section.workers(total_gpus)
+    needed = section.cpus_per_worker
+    if needed == "auto":
+        needed = _most_useful_size(nodes)
+    return section.workers(sum(cpus >= needed for cpus, _ in nodes))
+
+
+def cpus_per_worker(name: str, resources: Resources) -> float:
+    """Returns the number of CPUs that Ray reserves for one ZeRO worker of a stage.
+
+    `auto` is 1 beside a GPU. On CPU it is the largest whole number with which the nodes hold all
+    workers, or 1 if no number is small enough.
+    """
+    section: TrainResources = getattr(resources, name)
+    if section.cpus_per_worker != "auto":
+        return section.cpus_per_worker
+    nodes = capacity(resources, section.node_labels)
+    if any(gpus for _, gpus in nodes):
+        return 1
+    if section.num_workers == "auto":
+        largest = _most_useful_size(nodes)
+    else:
+        largest = max((cpus for cpus, _ in nodes), default=1)
+    workers = num_workers(name, resources)
+    sizes = range(int(largest), 0, -1)
+    return next((size for size in sizes if _num_held(nodes, size) >= workers), 1)
+
+
+def _most_useful_size(nodes: Sequence[Node]) -> float:
+    """Returns the CPUs of a worker with which one worker per node computes on most CPUs in all.
+
+    Nodes with fewer CPUs get no worker: all workers of a step wait for the slowest.
+    """
+    sizes = {cpus for cpus, _ in nodes if cpus >= 1}
+    return max(
+        sizes, key=lambda size: (size * sum(cpus >= size for cpus, _ in nodes), size), default=1
+    )
+
+
+def _num_held(nodes: Sequence[Node], size: float) -> int:
+    """Returns how many workers of some CPUs the nodes hold."""
+    return sum(int(cpus // size) for cpus, _ in nodes)
 
 
 def least_workers(name: str, resources: Resources) -> int:
@@ -109,7 +151,7 @@ def _demand(name: str, resources: Resources, on_gpu: bool) -> _Demand:
     if isinstance(section, TrainResources):
         return _Demand(
             count=least_workers(name, resources),
-            cpus=section.cpus_per_worker,
+            cpus=cpus_per_worker(name, resources),
             gpus=int(has_gpus(resources, section.node_labels)),
         )
     return _Demand(

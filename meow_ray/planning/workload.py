@@ -271,7 +271,7 @@ def stage_units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, t
         section = _SECTIONS.get(stage, stage)
         resources: EngineResources | TrainResources = getattr(config.resources, section)
         if isinstance(resources, TrainResources):
-            units[stage] = (resources.workers(gpus or 2), int(gpus > 0))
+            units[stage] = (resources.workers(gpus or 1), int(gpus > 0))
         elif gpus:
             gpus_per_engine = resources.tensor_parallel_size
             units[stage] = (max(1, gpus // gpus_per_engine), gpus_per_engine)

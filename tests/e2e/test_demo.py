@@ -53,6 +53,7 @@ memo: {{max_new_tokens: 12, stride: 9}}
 select: {{top_k: 2}}
 train: {{objective: meow, epochs: 3, batch_size: 2, learning_rate: 1.0e-3}}
 evaluate: {{max_new_tokens: 12, bootstrap_resamples: 50}}
+resources: {{train: {{num_workers: 2}}}}
 """
     )
     return Program(config, folder / "root")

@@ -13,7 +13,7 @@ from meow_ray.distributed import cluster, placement, progress
 from meow_ray.distributed.failures import plain_user_errors
 from meow_ray.distributed.figures import Figure
 from meow_ray.errors import MeowError
-from meow_ray.stages.train import loop, stop, zero
+from meow_ray.stages.train import cpu_speed, loop, stop, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.loop import Hooks
 from meow_ray.stages.train.tracking import Tracker, TrackerSpec
@@ -58,10 +58,11 @@ def fit(
     storage.make_folder(work)
     with progress.show_progress(name, job.num_steps(data)) as board:
         trainer = _trainer(
-            {"job": job, "board": board, "tracker": tracker},
+            {"job": job, "board": board, "tracker": tracker, "on_gpu": on_gpu},
             work,
             resources,
             num_workers=workers,
+            cpus_per_worker=placement.cpus_per_worker(name, all_resources),
             min_workers=placement.least_workers(name, all_resources),
             on_gpu=on_gpu,
         )
@@ -102,12 +103,20 @@ def _not_reached(steps: int) -> str:
     )
 
 
+def _slow_dtype(slowdown: float) -> str:
+    return (
+        f"this CPU multiplies matrices {slowdown:.0f} times slower in bfloat16 than in float32. "
+        "Set train_dtype=float32 unless you need bfloat16."
+    )
+
+
 def _trainer(
     loop_config: dict[str, Any],
     work: str,
     resources: TrainResources,
     *,
     num_workers: int,
+    cpus_per_worker: float,
     min_workers: int,
     on_gpu: bool,
 ) -> Any:
@@ -129,7 +138,7 @@ def _trainer(
     scaling = ScalingConfig(
         num_workers=num_workers if min_workers == num_workers else (min_workers, num_workers),
         use_gpu=on_gpu,
-        resources_per_worker={"CPU": resources.cpus_per_worker, **gpu},
+        resources_per_worker={"CPU": cpus_per_worker, **gpu},
         label_selector=resources.node_labels or None,
     )
     filesystem, path = storage.filesystem(work)
@@ -190,6 +199,10 @@ def _train(config: dict[str, Any]) -> None:
     board = config["board"]
     tracker = Tracker(config["tracker"], say=board.warn.remote)
     is_first = context.get_world_rank() == 0
+    if is_first and config["job"].spec.train_dtype == "bfloat16" and not config["on_gpu"]:
+        slowdown = cpu_speed.bfloat16_slowdown()
+        if slowdown > cpu_speed.NOTABLE:
+            board.warn.remote(_slow_dtype(slowdown))
 
     def save(folder: Path, metrics: dict[str, Any]) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -77,6 +77,32 @@ def test_a_stage_that_never_fits_is_refused_with_demand_and_nodes(
     )
 
 
+@pytest.mark.parametrize(
+    ("nodes", "overrides", "workers", "cpus"),
+    [
+        ("[{cpus: 2, max_nodes: 1}]", [], 1, 2),
+        ("[{cpus: 16, max_nodes: 3}]", [], 3, 16),
+        ("[{cpus: 16, max_nodes: 3}]", ["max_workers=2"], 2, 16),
+        ("[{cpus: 16, max_nodes: 3}]", ["num_workers=2"], 2, 16),
+        ("[{cpus: 2, max_nodes: 1}]", ["num_workers=2"], 2, 1),
+        ("[{cpus: 7, max_nodes: 1}]", ["num_workers=2"], 2, 3),
+        ("[{cpus: 2, max_nodes: 1}]", ["num_workers=3"], 3, 1),
+        ("[{cpus: 2, max_nodes: 1}]", ["cpus_per_worker=1"], 1, 1),
+        ("[{cpus: 0.5, max_nodes: 1}, {cpus: 8, max_nodes: 2}]", [], 2, 8),
+        ("[{cpus: 2, max_nodes: 1}, {cpus: 64, max_nodes: 1}]", [], 1, 64),
+        ("[{cpus: 6, max_nodes: 1}, {cpus: 8, max_nodes: 1}]", [], 2, 6),
+        ("[{cpus: 8, gpus: 2, max_nodes: 2}, {cpus: 64, max_nodes: 1}]", [], 4, 1),
+    ],
+)
+def test_workers_have_all_cores_of_the_nodes_or_a_gpu_each(
+    nodes: str, overrides: list[str], workers: int, cpus: int
+):
+    settings = [f"resources.train.{override}" for override in overrides]
+    resources = load_config(None, [f"resources.autoscaling={nodes}", *settings]).resources
+    assert placement.num_workers("train", resources) == workers
+    assert placement.cpus_per_worker("train", resources) == cpus
+
+
 def test_a_partitioned_engine_needs_one_gpu_for_each_part():
     with pytest.raises(MeowError) as refused:
         require("memo", "resources.memo.tensor_parallel_size=2", "resources.memo.gpus_per_actor=1")

@@ -243,7 +243,7 @@ def test_each_stage_uses_all_gpus(overrides: list[str]):
 def test_without_gpus_each_stage_has_the_configured_units(overrides: list[str]):
     config = load_config(None, [*overrides, "resources.invert.num_actors=[1,3]"])
     units = workload.stage_units(config, ["invert", "train"], 0)
-    assert units == {"invert": (3, 0), "train": (2, 0)}
+    assert units == {"invert": (3, 0), "train": (1, 0)}
 
 
 @pytest.mark.parametrize(
