@@ -30,9 +30,20 @@ def can_make_twins(config: Config) -> bool:
     return config.invert.engine == "openai" or config.invert.model is not None
 
 
+def makes_twins(config: Config) -> bool:
+    """Whether twins are made for an audit; a retain model is a better control and needs none."""
+    return can_make_twins(config) and not _has_retain_model(config)
+
+
 def audit_reads_twins(config: Config) -> bool:
     """Whether a configuration has an audit for which twins are made."""
-    return config.pipeline.audit and can_make_twins(config)
+    return config.pipeline.audit and makes_twins(config)
+
+
+def _has_retain_model(config: Config) -> bool:
+    """Whether the configuration names a retain model, and not only its results."""
+    retain = config.evaluate.retain_model
+    return retain is not None and PurePosixPath(storage.display(retain)).suffix != ".json"
 
 
 def hint(config: Config, given: Sequence[str] = ()) -> str | None:
@@ -42,9 +53,7 @@ def hint(config: Config, given: Sequence[str] = ()) -> str | None:
         config: the configuration.
         given: names of the inputs that the user gives, and of the artifacts of the pipeline.
     """
-    retain = config.evaluate.retain_model
-    is_log = retain is not None and PurePosixPath(storage.display(retain)).suffix == ".json"
-    has_retain_model = "retain_model" in given or (retain is not None and not is_log)
+    has_retain_model = "retain_model" in given or _has_retain_model(config)
     return None if has_retain_model or "twins" in given else NO_CONTROL
 
 

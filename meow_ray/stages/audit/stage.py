@@ -209,7 +209,7 @@ def _inputs(config: Config) -> tuple[Input, ...]:
         TARGET,
         RETAIN_MODEL,
         "model",
-        "twins" if hints.can_make_twins(config) else hints.GIVEN_TWINS,
+        "twins" if hints.makes_twins(config) else hints.GIVEN_TWINS,
         *paraphrases,
         own.OWN_ATTACKS,
         *((ATTACKER,) if "attacker" in config.audit.attacks else ()),

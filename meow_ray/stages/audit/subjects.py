@@ -135,7 +135,7 @@ def _twin(
     twins: Sequence[tuple[str, Pair]],
     wrong: Mapping[str, Sequence[str]],
 ) -> Subject:
-    """Returns a twin of a fact, which has as many wrong answers as the fact where that can be."""
+    """Returns a twin of a fact; its wrong answers are those of the set, or of the other twins."""
 
     def carried(text: str, source: str = fact.question) -> str:
         return carry_over(text, source, pair.question) or text
@@ -143,8 +143,8 @@ def _twin(
     if fact.fact_id in wrong:
         texts = [carried(text) for text in fact.wrong_answers]
     else:
-        texts = [carried(fact.answer)]
-        texts += [carried(other.answer, other.question) for twin, other in twins if twin != name]
+        # not the fact's answer, which `before` has learned: it would make the right one look bad
+        texts = [carried(other.answer, other.question) for twin, other in twins if twin != name]
     rewordings = [carry_over(text, fact.question, pair.question) for text in fact.paraphrases]
     return Subject(
         fact_id=name,

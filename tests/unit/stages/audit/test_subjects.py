@@ -69,9 +69,9 @@ def test_a_twin_has_what_its_fact_has_about_itself():
 def test_without_a_set_the_twins_of_a_fact_give_its_wrong_answers():
     found = subjects(forget_set=None)
     assert found["a"].wrong_answers == ("Ann Lee was born in Rome.", "Ann Lee was born in Bern.")
-    assert found["a#0"].wrong_answers == ("Ida Fox was born in Lima.", "Ida Fox was born in Bern.")
+    assert found["a#0"].wrong_answers == ("Ida Fox was born in Bern.",)
     assert found["b"].wrong_answers == ("Bob Ray was born in Faro.",)
-    assert found["b#0"].wrong_answers == ("Kim Day was born in Kyiv.",)
+    assert found["b#0"].wrong_answers == ()
 
 
 def test_paraphrases_of_the_stage_follow_those_of_the_set():
