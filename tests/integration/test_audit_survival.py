@@ -19,7 +19,7 @@ from tests.support.runs import PROJECT, wait_for
 
 pytestmark = pytest.mark.slow
 
-NUM_FACTS = 10
+NUM_FACTS = 5
 SETTINGS = (
     "target.engine=transformers",
     "audit.attacks=[direct,prefix,sampling]",
@@ -63,6 +63,7 @@ def start(
                 "PYTHONPATH": str(PROJECT),
                 "RAY_AUTH_MODE": "disabled",
                 counting.LOG: str(root / "prompts.log"),
+                counting.PAUSE: "0.2",
             },
             text=True,
             stdout=subprocess.PIPE,
@@ -73,7 +74,7 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=500)
     assert process.returncode == 0, out[-3000:]
     return out
 
@@ -104,7 +105,7 @@ def test_a_killed_driver_goes_on(start: Callable[[Path], subprocess.Popen[str]],
     assert len({prompt.name for prompt in prompts}) == 4 * NUM_FACTS  # sampling asks as direct does
 
     process = start(disturbed)
-    wait_for(process, lambda: len(committed(disturbed)) >= 4, timeout=200)
+    wait_for(process, lambda: len(committed(disturbed)) >= 4, timeout=400)
     process.kill()
     process.wait()
     done = len(committed(disturbed))
