@@ -99,7 +99,8 @@ def check_unique(source: TableSource, key: Sequence[str], where: str) -> None:
     Raises:
         MeowError: a cell of the key is empty, or two rows have the same key.
     """
-    empty_counts = ", ".join(f"count(*) - count({name}) AS {name}" for name in key)
+    quoted = [f'"{name}"' for name in key]  # a name may be a keyword, such as group
+    empty_counts = ", ".join(f"count(*) - count({name}) AS {name}" for name in quoted)
     counts = Query(f"SELECT {empty_counts} FROM t", {"t": source}).rows()[0]
     for name, num_empty in counts.items():
         if num_empty:
@@ -107,7 +108,7 @@ def check_unique(source: TableSource, key: Sequence[str], where: str) -> None:
                 f"{where}: column {name} has empty cells ({num_empty}), but it is part of the key. "
                 "Fill them or remove the rows."
             )
-    names = ", ".join(key)
+    names = ", ".join(quoted)
     duplicates = f"""
         SELECT {names}, count(*) OVER () AS total
         FROM t GROUP BY {names} HAVING count(*) > 1

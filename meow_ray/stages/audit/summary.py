@@ -22,6 +22,17 @@ from meow_ray.stages.audit.intervals import (
     resampling_weights,
 )
 
+SHARES = (
+    "before",
+    "after",
+    "never_taught",
+    "excess",
+    "excess_low",
+    "excess_high",
+    "margin",
+    "false_alarms",
+)
+
 
 def summarise(
     scores: ProbeScores, halves: Mapping[str, int], spec: Audit, model: str = "after"
@@ -32,9 +43,9 @@ def summarise(
     `false_alarms` are the share of controls above the threshold that the other half set.
 
     The verdict is `forgotten` if the upper bound of the excess is at most the margin,
-    `inconclusive` if there are too few controls or if the attack has no power (the excess of
-    `before`, with its interval, is not above the margin), `remembered` if the excess is at least
-    `remembered_above` of that of `before`, and `partly` otherwise.
+    `inconclusive` if fewer than `minimum_controls` facts or controls have a score, or if the attack
+    has no power (the excess of `before`, with its interval, is not above the margin), `remembered`
+    if the excess is at least `remembered_above` of that of `before`, and `partly` otherwise.
 
     Args:
         scores: of the probe.
@@ -49,37 +60,37 @@ def summarise(
         "tier": scores.tier,
         "num_facts": len(scores.sides.get((model, "facts"), {})),
         "num_controls": len(scores.controls),
-        **dict.fromkeys(
-            ("before", "after", "never_taught", "excess", "excess_low", "excess_high", "margin")
-        ),
-        "false_alarms": None,
+        **dict.fromkeys(SHARES),
         "verdict": "inconclusive",
     }
     if not scores.scales:
-        missing = spec.minimum_controls > len(scores.controls)
-        return row | {
-            "reason": f"{len(scores.controls)} facts never taught; "
-            f"a verdict needs {spec.minimum_controls}"
-            if missing
-            else "all facts never taught with a score are in one half"
-        }
+        return row | {"reason": too_few_controls(len(scores.controls), spec.minimum_controls)}
     control = _extracted(scores, scores.control, halves)
-    row["never_taught"] = row["false_alarms"] = float(np.mean([*control.values()]))
+    never_taught = _mean(control)
     sides = {name: _extracted(scores, (name, "facts"), halves) for name in ("before", model)}
-    for column, name in (("before", "before"), ("after", model)):
-        row[column] = float(np.mean([*sides[name].values()])) if sides[name] else None
+    row |= {
+        "before": _mean(sides["before"]),
+        "after": _mean(sides[model]),
+        "never_taught": never_taught,
+        "false_alarms": never_taught,
+    }
     if not sides[model]:
         return row | {"reason": "no reply about a fact could be scored"}
     excesses, margin = _excesses(scores, sides, control, model, spec)
-    ours, before = excesses[model], excesses.get("before")
-    row |= {
-        "excess": ours.value,
-        "excess_low": ours.low,
-        "excess_high": ours.high,
-        "margin": margin,
-    }
-    verdict, reason = attack_verdict(ours, before, margin, spec.remembered_above)
-    return row | {"verdict": verdict, "reason": reason}
+    ours = excesses[model]
+    row |= {"excess": ours.value, "excess_low": ours.low, "excess_high": ours.high}
+    verdict, reason = attack_verdict(ours, excesses.get("before"), margin, spec.remembered_above)
+    if len(sides[model]) < spec.minimum_controls:
+        number, least = len(sides[model]), spec.minimum_controls
+        verdict, reason = "inconclusive", f"{number} facts with a score; a verdict needs {least}"
+    return row | {"margin": margin, "verdict": verdict, "reason": reason}
+
+
+def too_few_controls(number: int, least: int) -> str:
+    """Returns why a probe has no threshold."""
+    if number < least:
+        return f"{number} facts never taught; a verdict needs {least}"
+    return "all facts never taught with a score are in one half"
 
 
 def attack_verdict(
@@ -102,6 +113,10 @@ def attack_verdict(
     if ours.value >= remembered_above * before.value:
         return "remembered", f"the excess is {ours.value / before.value:.0%} of the original's"
     return "partly", "the excess with its interval reaches beyond the margin"
+
+
+def _mean(flags: Mapping[str, float]) -> float | None:
+    return float(np.mean([*flags.values()])) if flags else None
 
 
 def _extracted(scores: ProbeScores, side: Side, halves: Mapping[str, int]) -> dict[str, float]:

@@ -35,7 +35,7 @@ from meow_ray.stages.audit.attack import Tier
 from meow_ray.stages.audit.controls import AuditRow as AuditRow
 from meow_ray.stages.audit.controls import Collected, Probe, ProbeScores, collect
 from meow_ray.stages.audit.limits import Limits
-from meow_ray.stages.audit.summary import summarise
+from meow_ray.stages.audit.summary import summarise, too_few_controls
 
 VERDICTS = ("forgotten", "partly", "remembered", "inconclusive")
 TIERS: tuple[str, ...] = get_args(Tier)
@@ -119,7 +119,9 @@ class Judgement:
         for tier in tiers:
             reach = TIERS[: TIERS.index(tier) + 1]
             within = [reading for reading in readings if reading.tier in reach]
-            result[tier] = _verdict(within, tier, self._lack(within, reach), self.spec)
+            result[tier] = fact_verdict(
+                within, tier, self.spec.remembered_above, self._lack(within, reach)
+            )
         return result
 
     def _lack(self, readings: Sequence["Reading"], reach: Sequence[str]) -> str:
@@ -129,11 +131,7 @@ class Judgement:
         probes = [probe for probe in self.collected.probes.values() if probe.tier in reach]
         most = max((len(probe.controls) for probe in probes), default=0)
         if not any(probe.scales for probe in probes):
-            return (
-                f"{most} facts never taught; a verdict needs {self.spec.minimum_controls}"
-                if most < self.spec.minimum_controls
-                else "the facts never taught are too unevenly scored for a threshold"
-            )
+            return too_few_controls(most, self.spec.minimum_controls)
         return "no attack with controls has a score of this fact"
 
 
@@ -186,8 +184,20 @@ def _readings(
     return result
 
 
-def _verdict(readings: Sequence[Reading], tier: str, lack: str, spec: Audit) -> dict[str, Any]:
-    """Applies the rule to what all probes within a tier's reach say about a fact."""
+def fact_verdict(
+    readings: Sequence[Reading], tier: str, remembered_above: float, lack: str = ""
+) -> dict[str, Any]:
+    """Applies the rule to what all probes within a tier's reach say about a fact.
+
+    Args:
+        readings: one per probe with controls and a score of the fact.
+        tier: the tier that the verdict is about.
+        remembered_above: share of what `before` gives away from which a fact is remembered.
+        lack: why there are no readings, if there are none.
+
+    Returns:
+        Verdict, attack, variant, `share_of_before` and reason, as `VERDICTS_SCHEMA` has them.
+    """
     if not readings:
         return _row("inconclusive", None, lack)
     powered = [reading for reading in readings if reading.has_power]
@@ -195,7 +205,7 @@ def _verdict(readings: Sequence[Reading], tier: str, lack: str, spec: Audit) -> 
     kept = [
         reading
         for reading in above
-        if reading.has_power and (reading.share_of_before or 0) >= spec.remembered_above
+        if reading.has_power and (reading.share_of_before or 0) >= remembered_above
     ]
     if kept:
         best = max(kept, key=_share)

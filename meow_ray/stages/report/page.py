@@ -8,7 +8,8 @@ from meow_ray.core import storage
 from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, Artifact
 from meow_ray.core.schema import EVALUATED_MODELS
-from meow_ray.stages.report import soup_page, templates
+from meow_ray.stages.audit.verdicts import VERDICTS
+from meow_ray.stages.report import audit_part, soup_page, templates
 from meow_ray.stages.report.counts import stage_counts
 from meow_ray.stages.report.ending import ending_of
 from meow_ray.stages.report.meanings import MEANINGS
@@ -65,7 +66,7 @@ def render(spec: Report, inputs: Mapping[str, Artifact], stop_level: float | Non
         inputs: `facts`, `candidates`, `memo`, `selected`, `target`, `model` and `metrics`; of an
             evaluation of the target alone only `facts`, `target` and `metrics`. Inputs from outside
             have no examples, training history or counts; the page leaves those out. `soup`, the
-            curve of `meow soup`, need not be there.
+            curve of `meow soup`, and `audit` need not be there.
         stop_level: the p-value at which training ends; None if it ends after its epochs.
 
     Raises:
@@ -98,6 +99,9 @@ def render(spec: Report, inputs: Mapping[str, Artifact], stop_level: float | Non
         ending=ending,
         ending_plot=ending_plot(ending) if ending else None,
         **soup_page.curve_parts(curve),
+        audit=audit_part.audit_part(inputs.get("audit")),
+        verdict_names=VERDICTS,
+        max_audit_facts=audit_part.MAX_FACTS,
         counts=stage_counts(inputs),
         examples=forget[:MAX_EXAMPLES],
         num_forget=len(forget),

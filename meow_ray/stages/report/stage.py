@@ -56,6 +56,8 @@ def _soup(config: Config, verify: bool) -> Artifact:
 
 def _inputs(config: Config) -> tuple[Input, ...]:
     inputs: list[Input] = ["facts", "candidates", "memo", "selected", TARGET, "model", "metrics"]
+    if config.pipeline.audit:
+        inputs.append("audit")
     if objectives.configured(config.train).until == "never_seen":
         inputs.append(OutsideInput("stop_level", _stop_level))
     if config.report.soup is not None:

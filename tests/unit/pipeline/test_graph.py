@@ -28,6 +28,7 @@ NAMES = [
     "train",
     "remain",
     "evaluate",
+    "audit",
     "report",
 ]
 ARTIFACTS = [
@@ -43,6 +44,7 @@ ARTIFACTS = [
     "model",
     "remaining",
     "metrics",
+    "audit",
     "report",
 ]
 OUTSIDE = {
@@ -62,6 +64,7 @@ OUTSIDE = {
     "task_folder",
     "stop_level",
     "soup",
+    "own_attacks",
 }
 EVERYTHING_ON = [
     "memorize.model=x/y",
