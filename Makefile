@@ -1,4 +1,5 @@
 # make demo   sets up, then makes a small model forget facts about invented people
+# make audit-demo   runs the demo, attacks its model, and writes a certificate
 # make test   sets up, then runs the fast and the end-to-end tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,12 +17,16 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Ray workers are separate processes: let them share compiled bytecode
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow lint setup help
+.PHONY: demo audit-demo test test-slow lint setup help
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
 demo: setup
 	@$(VENV)/bin/python pipelines/meow.py --config pipelines/configs/demo.yaml $(ARGS)
+
+audit-demo: setup
+	@$(VENV)/bin/meow audit --config pipelines/configs/demo.yaml $(ARGS)
+	@$(VENV)/bin/meow certify --config pipelines/configs/demo.yaml
 
 test: setup
 	$(VENV)/bin/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

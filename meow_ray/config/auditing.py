@@ -1,8 +1,8 @@
 """The section `audit`: attacks on the tuned model, with controls."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from meow_ray.config.fields import Section, content, field
 
@@ -31,18 +31,20 @@ ATTACKS = (
 """The attacks of `meow_ray`, in the order in which tables show them."""
 
 
+Budget = Annotated[int, Field(gt=0)] | Literal["auto"]
+"""A number of tries; `auto` depends on whether there are GPUs."""
+
+
 class Attacker(Section):
     """A language model that searches for prompts which make the model say the answer."""
 
     model: str | None = content(
         None, "the attacker: a folder or hub name; null is the original model itself"
     )
-    prompts: int | Literal["auto"] = field(
+    prompts: Budget = field(
         "auto", "prompts tried in each round; auto is 24 on GPU and 4 on CPU", "prompts"
     )
-    rounds: int | Literal["auto"] = field(
-        "auto", "rounds of search; auto is 3 on GPU and 2 on CPU", "rounds"
-    )
+    rounds: Budget = field("auto", "rounds of search; auto is 3 on GPU and 2 on CPU", "rounds")
     alpha: float = field(
         0.5, "weight of the reply's likeness to the answer against the prompt's", ge=0, le=1
     )
@@ -51,7 +53,7 @@ class Attacker(Section):
 class Relearn(Section):
     """Teaches the models a part of the facts again and asks for the others."""
 
-    steps: tuple[int, ...] = field(
+    steps: tuple[Annotated[int, Field(ge=0)], ...] = field(
         (10, 25, 50, 100), "optimiser steps after which the models are asked", "steps", min_length=1
     )
     data: tuple[Literal["facts", "unrelated"], ...] = field(
@@ -70,7 +72,7 @@ class Audit(Section):
     twins: int | None = field(
         None, "twins that are asked as facts never taught; null asks all", "twins", gt=0
     )
-    samples: int | Literal["auto"] = field(
+    samples: Budget = field(
         "auto", "replies sampled per fact; auto is 64 on GPU and 16 on CPU", "samples"
     )
     rewordings: int = field(3, "template rewordings of each question", "questions", ge=0)
@@ -83,7 +85,9 @@ class Audit(Section):
     prune: tuple[Literal["magnitude", "wanda", "gradient"], ...] = field(
         ("magnitude", "wanda", "gradient"), "how the attack prune chooses weights"
     )
-    sparsities: tuple[float, ...] = field((0.1, 0.2, 0.3, 0.5), "shares of weights pruned")
+    sparsities: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = field(
+        (0.1, 0.2, 0.3, 0.5), "shares of weights that the attack prune removes", min_length=1
+    )
     recovery_steps: int = field(
         0, "training steps on unrelated text after pruning; 0 is none", "steps", ge=0
     )
@@ -111,11 +115,4 @@ class Audit(Section):
                     f"no attack {name!r}. Choose from {', '.join(ATTACKS)}, "
                     "or give your own as FILE.py:FUNCTION"
                 )
-        return value
-
-    @field_validator("samples")
-    @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if value != "auto" and int(value) < 1:
-            raise ValueError("must be auto or at least 1")
         return value
