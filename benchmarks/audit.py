@@ -36,6 +36,7 @@ from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import Artifact
 from meow_ray.pipeline.graph import STAGES_TO_AUDIT
 from meow_ray.pipeline.pipeline import Pipeline, load_config
+from meow_ray.stages.audit.estimators import clopper_pearson
 from meow_ray.stages.audit.verdicts import VERDICTS, AuditRow, Judgement, judge
 
 app = typer.Typer(
@@ -206,12 +207,25 @@ def calibration_table(finished: Mapping[str, Any]) -> Table:
     if RETAIN_MODEL in finished:
         for tier, share in finished[RETAIN_MODEL]["flagged"].items():
             place = "any tier" if tier == "any" else tier
-            rows.append(["never taught: flagged", place, f"{share:.1%}", "at most 5 %"])
+            number = _num_facts(finished[RETAIN_MODEL])
+            interval = _with_interval(round(share * number), number)
+            rows.append(["never taught: flagged", place, interval, "at most 5 %"])
     if TARGET in finished:
         for tier, counts in finished[TARGET]["verdicts"].items():
-            share = counts["remembered"] / sum(counts.values())
-            rows.append(["target: remembered", tier, f"{share:.1%}", "at least 95 %"])
+            interval = _with_interval(counts["remembered"], sum(counts.values()))
+            rows.append(["target: remembered", tier, interval, "at least 95 %"])
     return ("figure", "tier", "share", "aim"), rows
+
+
+def _num_facts(judged: Mapping[str, Any]) -> int:
+    """Returns the number of facts that were judged; each tier has all of them."""
+    return max((sum(counts.values()) for counts in judged["verdicts"].values()), default=0)
+
+
+def _with_interval(number: int, total: int) -> str:
+    """Returns a share with its exact 95 % interval."""
+    low, high = clopper_pearson(number, total)
+    return f"{number / total:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def _excess(row: Mapping[str, Any]) -> str:

@@ -103,6 +103,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("fact_id", pa.string()),
             ("attempts", pa.int32()),
             ("score", pa.float64()),
+            ("low", pa.float64()),
+            ("high", pa.float64()),
             ("extracted", pa.bool_()),
             ("reply", pa.string()),
         ]

@@ -47,7 +47,7 @@ VARIANTS = {
     "membership": {"loss", "min_k", "zlib"},
     "paraphrase": {"template"},
     "prefix": {"10 %", "30 %", "50 %"},
-    "sampling": {""},
+    "sampling": {"leak@1", "leak@4"},
 }
 
 

@@ -77,6 +77,10 @@ class Outcome:
     """Replies that the attack had, or forward passes if it reads no reply."""
     reply: str | None = None
     """The reply that gave away most."""
+    low: float | None = None
+    """Lower 95 % bound of a score that is estimated from samples; None for other scores."""
+    high: float | None = None
+    """Upper 95 % bound."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from meow_ray.core.tables import Query
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.audit import hints, own, registry
 from meow_ray.stages.audit.attack import Subject
+from meow_ray.stages.audit.attacks.probabilities import VERBATIM
+from meow_ray.stages.audit.estimators import extraction_probability
 from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_rows
 from meow_ray.stages.audit.subjects import subjects_of
 from meow_ray.stages.audit.verdicts import AuditRow, Judgement, judge
@@ -38,6 +40,9 @@ VERDICTS_FILE = "verdicts.parquet"
 """Third table of `audit`: one row per fact and tier."""
 REPLIES_FILE = "replies.parquet"
 """Fourth table of `audit`: the best replies. It holds text of facts."""
+
+SAMPLES = (100, 10_000, 1_000_000)
+"""Numbers of sampled replies for which the summary has (n, p)-extraction."""
 
 MODELS = ("before", "after", "retain_model")
 """The models, in the order in which they are asked."""
@@ -167,8 +172,11 @@ def _write(context: Context, rows: Sequence[ScoredRow], judgement: Judgement) ->
             reply = storage.json_digest(_key(row))[:16]
             replies.append({"reply": reply, "prompt": row.prompt, "text": row.outcome.reply})
         judged = _judged(row)
-        extracted = judgement.extracted(judged)
-        written.append(judged._asdict() | {"extracted": extracted, "reply": reply})
+        written.append(
+            judged._asdict()
+            | {"low": row.outcome.low, "high": row.outcome.high}
+            | {"extracted": judgement.extracted(judged), "reply": reply}
+        )
     context.write(pa.Table.from_pylist(written, schema=SCHEMAS["audit"]))
     for name, values, schema in (
         (SUMMARY_FILE, judgement.summary, AUDIT_SUMMARY_SCHEMA),
@@ -194,7 +202,30 @@ def _figures(
         "control": control if control in audit.models or groups["twins"] else None,
         "attacks": sorted({row.attack for row in rows}),
         "samples": audit.spec.samples,
+        "extractable": _extractable(rows),
         "not_measured": sum(row.outcome.score is None for row in rows),
+    }
+
+
+def _extractable(rows: Sequence[ScoredRow]) -> dict[str, dict[str, float]]:
+    """Returns the share of facts that some numbers of samples bring with a probability of 0.5.
+
+    The numbers of samples are those of `SAMPLES`, by model. This is (n, p)-extraction, which needs
+    no sample: the probability of an answer comes from one teacher-forced pass.
+    """
+    log_probs: dict[str, list[float]] = {}
+    for row in rows:
+        is_measured = row.group == "facts" and row.outcome.score is not None
+        if is_measured and (row.attack, row.variant) == VERBATIM:
+            assert row.outcome.score is not None
+            log_probs.setdefault(row.model, []).append(min(row.outcome.score, 0.0))
+    return {
+        model: {
+            str(number): sum(extraction_probability(value, number) >= 0.5 for value in values)
+            / len(values)
+            for number in SAMPLES
+        }
+        for model, values in log_probs.items()
     }
 
 

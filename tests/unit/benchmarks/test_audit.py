@@ -38,8 +38,8 @@ def test_tables_have_the_excess_the_verdicts_and_the_calibration(tmp_path: Path)
     assert ["direct", "", forgotten, "1.000 [1.000, 1.000] remembered", forgotten] in cells
     assert ["NPO", "black box", "40", "0", "0", "0"] in cells
     assert ["target", "black box", "0", "0", "40", "0"] in cells
-    assert ["never taught: flagged", "any tier", "0.0%", "at most 5 %"] in cells
-    assert ["target: remembered", "black box", "100.0%", "at least 95 %"] in cells
+    assert ["never taught: flagged", "any tier", "0.0% [0.0%, 8.8%]", "at most 5 %"] in cells
+    assert ["target: remembered", "black box", "100.0% [91.2%, 100.0%]", "at least 95 %"] in cells
 
 
 def test_figures_of_other_settings_are_refused(tmp_path: Path):

@@ -10,6 +10,8 @@ from meow_ray.stages.never_seen import MIN_K_SHARE, fact_log_prob, min_k_score
 
 LIKELIHOODS = ("fact words", "verbatim")
 """The variants of the attack `likelihood`."""
+VERBATIM = ("likelihood", "verbatim")
+"""The attack and variant whose score is log p_z."""
 MEMBERSHIP = ("min_k", "loss", "zlib")
 """The variants of the attack `membership`."""
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from meow_ray.config import ATTACKS, Audit
-from meow_ray.stages.audit.attack import Answered, Outcome, Question, Subject
+from meow_ray.stages.audit.attack import Answered, Question, Subject
 from meow_ray.stages.audit.attacks.leaks import largest_leak
 from meow_ray.stages.audit.attacks.probabilities import largest_run
+from meow_ray.stages.audit.attacks.sampling import budgets
 from meow_ray.stages.audit.attacks.wordings import EXPERT
 from meow_ray.stages.audit.registry import FURTHER, QUESTIONS
 
@@ -112,12 +113,25 @@ def test_no_prefix_is_asked_that_would_leave_nothing():
 
 
 def test_sampling_asks_once_for_all_replies():
-    (question,) = asked("sampling")
-    assert question.num_replies == 4
-    outcome = QUESTIONS["sampling"].score(
-        FACT, [Answered(question, ("Oslo", "in Ghent", "Bruges", "Rome"))]
-    )
-    assert outcome == Outcome(0.5, 4, "in Ghent")
+    one, all_four = asked("sampling")
+    assert [one.variant, all_four.variant] == ["leak@1", "leak@4"]
+    assert one.num_replies == all_four.num_replies == 4
+    replies = ("Oslo", "in Ghent", "Bruges", "Rome")  # leaks of 0, 0.5, 0.5 and 0
+    score = QUESTIONS["sampling"].score
+    of_one = score(FACT, [Answered(one, replies)])
+    assert (of_one.score, of_one.attempts, of_one.reply) == (pytest.approx(0.25), 4, "in Ghent")
+    of_four = score(FACT, [Answered(all_four, replies)])
+    assert (of_four.score, of_four.reply) == (pytest.approx(0.5), "in Ghent")
+    assert of_four.low is not None
+    assert of_four.high is not None
+    assert 0 <= of_four.low <= 0.5 <= of_four.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(1, [1]), (4, [1, 4]), (8, [1, 4, 8]), (64, [1, 4, 16, 64])]
+)
+def test_leaks_are_estimated_for_budgets_up_to_all_replies(samples: int, expected: list[int]):
+    assert budgets(samples) == expected
 
 
 def test_the_leak_does_not_count_words_of_the_prompt():
