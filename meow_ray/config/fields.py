@@ -32,8 +32,14 @@ class Section(BaseModel):
     )
 
     def spec(self) -> dict[str, Any]:
-        """Returns the fields that enter fingerprints by their value."""
+        """Returns the fields that enter fingerprints by their value, also those of inner sections."""
         outside = {
             name for name, info in type(self).model_fields.items() if extra(info).get("content")
         }
-        return self.model_dump(mode="json", exclude=outside)
+        values = self.model_dump(mode="json", exclude=outside)
+        inner = {
+            name: value.spec()
+            for name, value in self
+            if name not in outside and isinstance(value, Section)
+        }
+        return values | inner

@@ -124,4 +124,5 @@ def test_stages_with_actors_or_workers_name_their_resources():
         "train": "train",
         "remain": "memo",
         "evaluate": "evaluate",
+        "audit": "audit",
     }

@@ -65,6 +65,7 @@ OUTSIDE = {
     "stop_level",
     "soup",
     "own_attacks",
+    "attacker",
 }
 EVERYTHING_ON = [
     "memorize.model=x/y",

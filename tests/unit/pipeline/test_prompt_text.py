@@ -79,6 +79,7 @@ def test_stages_whose_prompts_hold_the_date_are_stale_on_another_day(
         "reference",
         "train",
         "evaluate",
+        "audit",
     )
     stale = {name: ["prompt text changed"] for name in names}
     assert changes(clock, dated, tmp_path) == stale
