@@ -32,7 +32,7 @@ class Section(BaseModel):
     )
 
     def spec(self) -> dict[str, Any]:
-        """Returns the fields that enter fingerprints by their value, also those of inner sections."""
+        """Returns the fields that enter fingerprints by value, with those of inner sections."""
         outside = {
             name for name, info in type(self).model_fields.items() if extra(info).get("content")
         }
