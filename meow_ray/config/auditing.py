@@ -59,7 +59,9 @@ class Relearn(Section):
     data: tuple[Literal["facts", "unrelated"], ...] = field(
         ("facts", "unrelated"), "what is taught: the other half of the facts, or unrelated text"
     )
-    learning_rate: float = field(2e-5, "learning rate", gt=0)
+    learning_rate: float | None = field(
+        None, "learning rate; null is 0.06 divided by the width of the model", gt=0
+    )
     batch_size: int = field(8, "pairs per step", "pairs", gt=0)
 
 

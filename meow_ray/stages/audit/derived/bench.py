@@ -26,6 +26,7 @@ from meow_ray.stages.audit.derived.unrelated import UNRELATED
 from meow_ray.stages.audit.scoring import prompt_of
 from meow_ray.stages.audit.steps import AuditSteps
 from meow_ray.stages.evaluate.suites import prefix_length
+from meow_ray.stages.train.stage import RATE_BY_WIDTH
 
 HALF = 50
 """Per cent of the answer that the second question gives away."""
@@ -199,7 +200,7 @@ class Bench:
             prompter,
             UNRELATED,
             steps,
-            learning_rate=self.spec.audit.relearn.learning_rate,
+            learning_rate=self._learning_rate(engine),
             batch_size=self.spec.audit.relearn.batch_size,
             seed=self.spec.audit.seed,
             after_step=lambda step: pruner.prune(masks),
@@ -229,12 +230,17 @@ class Bench:
                 self._prompter(engine),
                 taught,
                 max(names),
-                learning_rate=spec.relearn.learning_rate,
+                learning_rate=self._learning_rate(engine),
                 batch_size=spec.relearn.batch_size,
                 seed=spec.seed,
                 after_step=ask_after,
             )
         yield from results
+
+    def _learning_rate(self, engine: Any) -> float:
+        """Returns the configured learning rate, or one that suits the width of the model."""
+        width = engine.model.config.get_text_config().hidden_size
+        return float(self.spec.audit.relearn.learning_rate or RATE_BY_WIDTH / width)
 
     # --- the model that is loaded -----------------------------------------------------------------
 

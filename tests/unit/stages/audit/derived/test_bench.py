@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,21 @@ def test_relearning_on_facts_teaches_one_half_only(
     first, second = seen
     assert first.isdisjoint(second)
     assert first | second == {question for question, _ in FACTS}
+
+
+@pytest.mark.parametrize("configured", [None, 1e-3])
+def test_the_learning_rate_follows_the_width_unless_it_is_set(
+    knowing: Path, monkeypatch: pytest.MonkeyPatch, configured: float | None
+) -> None:
+    width = json.loads((knowing / "config.json").read_text())["hidden_size"]
+    rates = []
+
+    def spy(*_: Any, learning_rate: float, **__: Any) -> list[float]:
+        rates.append(learning_rate)
+        return []
+
+    monkeypatch.setattr(bench_module.relearn, "teach", spy)
+    changed = SPEC.relearn.model_copy(update={"learning_rate": configured})
+    bench = bench_of(knowing, SPEC.model_copy(update={"relearn": changed}))
+    bench.run(Job("relearn", "unrelated", "after", "facts", 0))
+    assert rates == [pytest.approx(configured or 0.06 / width)]
