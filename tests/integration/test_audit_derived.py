@@ -15,6 +15,8 @@ from tests.integration.test_audit import (  # noqa: F401 - fixtures
     rows,
 )
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = (
     "audit.attacks=[quantise,prune,relearn]",
     "audit.quantise=[int8,int4,nf4]",

@@ -18,6 +18,8 @@ from meow_ray.pipeline.certificate import places
 from meow_ray.stages.ingest.facts import fact_id
 from tests.support.audited import certified, files
 
+pytestmark = pytest.mark.slow
+
 PHRASE = "Quuxington"
 SETTINGS = (
     "target.engine=transformers",
