@@ -75,14 +75,30 @@ def _start_local() -> None:
         os.environ.setdefault(name, value)
     folder = sockets.short_folder(SESSION_PATH, within=TEMPORARY, variable="RAY_TMPDIR")
     atexit.register(leave)  # before that folder is deleted
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=str(folder / "ray"),
-    )
+    with _naming_slow_starts():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder / "ray"),
+        )
+
+
+@contextmanager
+def _naming_slow_starts() -> Iterator[None]:
+    """Says what to do if the local Ray does not start within the time that it gives itself."""
+    try:
+        yield
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        leave()
+        raise MeowError(
+            "Ray did not start on this machine within its time limit of 30 s. The machine may have "
+            "too much to do. Run the command again when it is less busy; finished work is kept."
+        ) from error
 
 
 def to_join() -> str | None:

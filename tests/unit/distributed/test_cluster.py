@@ -4,6 +4,7 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +83,17 @@ def test_without_a_cluster_a_run_starts_its_own(monkeypatch: pytest.MonkeyPatch,
 def test_the_file_of_a_cluster_that_is_gone_is_ignored(no_cluster: Path):
     no_cluster.write_text("127.0.0.1:1\n")
     assert cluster.to_join() is None
+
+
+def test_a_ray_that_starts_too_slowly_is_named(monkeypatch: pytest.MonkeyPatch):
+    import ray
+
+    def time_out(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", time_out)
+    monkeypatch.setattr(cluster, "leave", lambda: None)
+    with pytest.raises(MeowError, match="Ray did not start on this machine within its time limit"):
+        cluster.connect()
