@@ -209,6 +209,9 @@ def demo(tiny_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFactory) ->
         f"memorize.model={tiny_model}",
         f"memorize.data=[{folder}/forget.jsonl,{folder}/retain.jsonl]",
         "memorize.epochs=1",
+        # a third worker would share the two cores of the machine, too
+        "resources.memorize.max_workers=2",
+        "resources.train.max_workers=2",
         f"invert={json.dumps(invert)}",
         "train.objective=meow",
         "train.epochs=1",
