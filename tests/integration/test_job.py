@@ -167,7 +167,7 @@ def submit(
         cwd=checkout,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=850,
         check=False,
     )
 
