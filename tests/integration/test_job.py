@@ -24,6 +24,8 @@ from meow_ray.core.schema import SCHEMAS
 from meow_ray.stages.invert.rules import RULES
 from tests.support.runs import BIN, PROJECT
 
+pytestmark = pytest.mark.timeout(1200)
+
 TOKEN = "not-a-secret-of-anyone-but-this-test"
 SECRET, PHRASE = "planted-secret-5f1c", "Zyxquarian marmalade"
 """Text that must be in no log: a credential of the environment, and words of a fact to forget."""
@@ -209,9 +211,9 @@ def demo(tiny_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFactory) ->
         f"memorize.model={tiny_model}",
         f"memorize.data=[{folder}/forget.jsonl,{folder}/retain.jsonl]",
         "memorize.epochs=1",
-        # a third worker would share the two cores of the machine, too
-        "resources.memorize.max_workers=2",
-        "resources.train.max_workers=2",
+        # the nodes share the two cores of one machine
+        "resources.memorize.cpus_per_worker=1",
+        "resources.train.cpus_per_worker=1",
         f"invert={json.dumps(invert)}",
         "train.objective=meow",
         "train.epochs=1",
