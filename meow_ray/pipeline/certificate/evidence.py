@@ -144,7 +144,7 @@ def load_member(root: str, label: str, folder: str) -> Member:
 def fact_hash(salt: str, text: str) -> str:
     """Returns the HMAC-SHA256 of a fact's id under a salt.
 
-    An id is a plain hash of question and answer, so that whoever guesses a fact could confirm it.
+    An id is a plain hash of question and answer, so a guess of a fact could be confirmed by it.
     Without the salt nobody can.
 
     Args:
