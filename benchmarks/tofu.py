@@ -37,7 +37,7 @@ from benchmarks.tofu_figures import (
     write_finished,
 )
 from benchmarks.tofu_methods import METHODS, OWN_RATE, RATES
-from benchmarks.tofu_setting import STEPS, Setting, Split
+from benchmarks.tofu_setting import STEPS, Dtype, Setting, Split
 from meow_ray.core import storage
 from meow_ray.core.formatting import format_number
 from meow_ray.pipeline.pipeline import Pipeline, load_config
@@ -48,6 +48,7 @@ app = typer.Typer(
 Root = Annotated[Path, typer.Option(help="Folder of data and storage root.")]
 SplitOption = Annotated[Split, typer.Option("--split", help="Facts to forget.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Measure without generating text.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision of training.")]
 DEFAULT_ROOT = Path(storage.display(storage.absolute("~/.cache/meow_ray/runs/tofu")))
 ALL_METHODS = ";".join(METHODS)
 
@@ -60,6 +61,7 @@ def run(
     methods: Annotated[str, typer.Option(help="Methods, separated by semicolons.")] = ALL_METHODS,
     split: SplitOption = "forget01",
     fast: FastOption = False,
+    dtype: DtypeOption = "float32",
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Measure finished runs that lack a figure again.")
     ] = False,
@@ -69,7 +71,7 @@ def run(
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise typer.BadParameter(f"no method {unknown[0]!r}. Choose from {', '.join(METHODS)}.")
-    setting = Setting(split, fast)
+    setting = Setting(split, fast, dtype)
     read_finished(setting)  # refuses other settings before anything runs
     config = setting.write_config(root)
     deadline = time.monotonic() + 60 * minutes
@@ -90,9 +92,11 @@ def run(
 
 
 @app.command()
-def table(split: SplitOption = "forget01", fast: FastOption = False) -> None:
+def table(
+    split: SplitOption = "forget01", fast: FastOption = False, dtype: DtypeOption = "float32"
+) -> None:
     """Prints the methods at their chosen learning rates, and the grid of seed 0."""
-    setting = Setting(split, fast)
+    setting = Setting(split, fast, dtype)
     finished = read_finished(setting)
     _print("Forgetting and utility:", MAIN_TABLE, finished, setting)
     _print("Traces, and the composite of open-unlearning:", TRACES_TABLE, finished, setting)
@@ -106,12 +110,14 @@ def table(split: SplitOption = "forget01", fast: FastOption = False) -> None:
 
 
 @app.command()
-def agreement(split: SplitOption = "forget01", fast: FastOption = False) -> None:
+def agreement(
+    split: SplitOption = "forget01", fast: FastOption = False, dtype: DtypeOption = "float32"
+) -> None:
     """Prints how well reference-free forget quality predicts the official one, over all runs."""
     from scipy.stats import spearmanr
 
     labels = ("forget quality", "reference-free quality")
-    finished = read_finished(Setting(split, fast))
+    finished = read_finished(Setting(split, fast, dtype))
     cells = [
         figures
         for rates in finished.runs.values()
