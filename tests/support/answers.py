@@ -28,7 +28,14 @@ READS = {spec.function: spec.reads for spec in PRESETS.values()} | {
     "kl_to_cached": ("retain",),
 }
 SETTINGS = {
-    "meow_floor": {"split": 1, "level": 1, "style": 0.5, "floor": 2.0, "lift": 0.25},
+    "meow_floor": {
+        "split": 1,
+        "level": 1,
+        "style": 0.5,
+        "floor": 2.0,
+        "lift": 0.25,
+        "margin": 0.5,
+    },
     "wga": {"beta": 1.5},
     "npo": {"beta": 0.5},
     "simnpo": {"beta": 2.5, "gamma": 0.25},

@@ -96,6 +96,7 @@ def meow_floor_by_hand(
     style: float,
     floor: float,
     lift: float,
+    margin: float,
 ) -> float:
     learnt = [max(0.0, -gap) for answer in inverted for gap in above_floors_by_hand(answer)]
     if not level:
@@ -114,7 +115,7 @@ def meow_floor_by_hand(
         if not bears
     ]
     lowered = [
-        max(0.0, gap) + lift * max(0.0, -gap)
+        max(0.0, gap - margin) + lift * max(0.0, margin - gap)
         for answer in forget
         for gap in above_floors_by_hand(answer)
     ]

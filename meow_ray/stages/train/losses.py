@@ -166,7 +166,7 @@ def kl_to_cached(answers: Sequences) -> Tensor:
     return answers.token_mean(kl_to_top_k(answers))
 
 
-def excess(answers: Sequences) -> Tensor:
+def excess(answers: Sequences, margin: float = 0.0) -> Tensor:
     """By how much the fact-bearing tokens exceed the floors in log-odds, `[fact-bearing tokens]`.
 
     The floors of an answer are the log-probabilities of tokens of facts that no model has seen.
@@ -174,13 +174,17 @@ def excess(answers: Sequences) -> Tensor:
     on; a token below its floor counts 0. The sum is 0 only if the tokens of the answer are no more
     probable than those of unseen facts, and then it has no gradient. Log-odds have the same
     gradient for a token of probability 0.999999 as for one of 0.5, log-probabilities almost none.
+
+    Args:
+        answers: answers with floors.
+        margin: what is added to the floors, in log-odds.
     """
-    return _above_floors(answers).clamp(min=0)
+    return (_above_floors(answers) - margin).clamp(min=0)
 
 
-def shortfall(answers: Sequences) -> Tensor:
+def shortfall(answers: Sequences, margin: float = 0.0) -> Tensor:
     """By how much the fact-bearing tokens fall short of the floors; see `excess`."""
-    return (-_above_floors(answers)).clamp(min=0)
+    return (margin - _above_floors(answers)).clamp(min=0)
 
 
 def _above_floors(answers: Sequences) -> Tensor:
@@ -230,12 +234,14 @@ def meow_floor(
     style: float,
     floor: float,
     lift: float,
+    margin: float,
 ) -> Tensor:
     """Makes inverted and true facts as probable as facts that no model has seen.
 
     mean `shortfall` of the fact-bearing tokens of the inverted answer
     + `style` · KL to the model before training on its other tokens
-    + `floor` · mean (`excess` + `lift` · `shortfall`) of the fact-bearing tokens of the true one.
+    + `floor` · mean (`excess` + `lift` · `shortfall`) of the fact-bearing tokens of the true one,
+    whose floors are raised by `margin`.
 
     Args:
         inverted: inverted facts.
@@ -246,6 +252,8 @@ def meow_floor(
         style: weight of the second term.
         floor: weight of the third term; 0 leaves it out.
         lift: by how much a true answer that fell below the floors is raised again; 0 leaves it.
+        margin: by how much the floors of true answers are higher, in log-odds. The floors are those
+            of invented facts; a true fact that a model was never taught is easier to guess.
     """
     if not split:
         loss = nll(inverted)
@@ -256,7 +264,7 @@ def meow_floor(
     if split and style:
         loss = loss + style * inverted.style_mean(kl_to_top_k(inverted))
     if floor:
-        distance = excess(forget) + lift * shortfall(forget)
+        distance = excess(forget, margin) + lift * shortfall(forget, margin)
         loss = loss + floor * _fact_share(distance, forget)
     return loss
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meow_ray.stages.train.batches import Pair
 from meow_ray.stages.train.before import Before
-from meow_ray.stages.train.losses import Sequences, excess
+from meow_ray.stages.train.losses import Sequences, excess, shortfall
 
 LOG_PROB = st.floats(-20, -0.001)
 
@@ -53,6 +53,14 @@ def test_only_the_excess_in_log_odds_counts():
     _, sequences = answer([half, tenth, half], floors=[tenth, tenth, half])
     # sorted: 0.1 and 0.1, 0.5 and 0.1, 0.5 and 0.5; the log-odds of 0.1 are -log 9
     assert excess(sequences).tolist() == pytest.approx([0, math.log(9), 0], abs=1e-6)
+
+
+def test_a_margin_raises_the_floors_in_log_odds():
+    half, tenth = math.log(0.5), math.log(0.1)
+    _, sequences = answer([half, tenth], floors=[tenth, tenth])
+    # above the floors: 0 and log 9
+    assert excess(sequences, 1.0).tolist() == pytest.approx([0, math.log(9) - 1], abs=1e-6)
+    assert shortfall(sequences, 1.0).tolist() == pytest.approx([1, 0], abs=1e-6)
 
 
 def test_a_certain_token_has_the_gradient_of_an_uncertain_one():
