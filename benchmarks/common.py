@@ -191,6 +191,13 @@ def write(
     return path
 
 
+def read_figures(name: str) -> dict[str, Any]:
+    """Returns the figures that `write` has written; none if the benchmark has not run."""
+    path = RESULTS / f"{name}.json"
+    figures: dict[str, Any] = json.loads(path.read_text())["figures"] if path.exists() else {}
+    return figures
+
+
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
