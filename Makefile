@@ -7,17 +7,19 @@ VENV ?= .venv
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := 2.13.0
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-EXTRAS ?= $(HARDWARE),dev
+# the optional packages of `make setup`; `make test` and `make lint` add those of development
+EXTRAS ?= $(HARDWARE)
 # number of test files that `make test` runs at the same time; each may use 8 GiB
 JOBS ?= 2
-PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-compile
+# quiet twice: errors are printed, warnings are not
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --quiet --no-compile
 export MEOW_RUNS ?= $(CURDIR)/runs
 # DeepSpeed calls ninja, which is installed next to the environment's python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Ray workers are separate processes: let them share compiled bytecode
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo audit-demo test test-slow lint setup help
+.PHONY: demo audit-demo test test-slow lint setup setup-dev help
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
@@ -28,19 +30,26 @@ audit-demo: setup
 	@$(VENV)/bin/meow audit --config pipelines/configs/demo.yaml $(ARGS)
 	@$(VENV)/bin/meow certify --config pipelines/configs/demo.yaml
 
-test: setup
+test: setup-dev
 	$(VENV)/bin/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: setup
+test-slow: setup-dev
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
-lint: setup
+lint: setup-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
 setup: $(VENV)/.ready
+
+setup-dev: $(VENV)/.ready-dev
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@# without $(EXTRAS), which are installed: vLLM would bring back the packages removed below
+	@$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $@
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "meow_ray needs Python 3.11 or newer. Run make with PYTHON=python3.11.")'
@@ -57,7 +66,7 @@ ifeq ($(HARDWARE),cpu)
 	@# vLLM depends on these packages, but text does not need them. Next to a CPU build of torch,
 	@# their CUDA builds break transformers.
 	@$(VENV)/bin/python -c "from importlib.metadata import distributions as all; print(*{d.name for d in all() if d.name in ('torchvision', 'torchaudio', 'torchcodec') and '+cpu' not in d.version})" \
-	  | xargs -r $(VENV)/bin/python -m pip uninstall --quiet --yes
+	  | xargs -r $(VENV)/bin/python -m pip uninstall --quiet --quiet --yes
 endif
 	@# Compile the bytecode and DeepSpeed's CPU kernels now, instead of at their first use.
 	@$(VENV)/bin/python -m compileall -q -j 0 $(foreach package,torch transformers vllm ray deepspeed,$(VENV)/lib/python3*/site-packages/$(package)) >/dev/null 2>&1 & \
