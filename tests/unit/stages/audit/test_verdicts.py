@@ -61,6 +61,11 @@ STATIC_READING = reading("quantise", tier=STATIC)
         ([reading(), reading("cloze")], STATIC, "inconclusive", "direct"),
         ([reading(), STATIC_READING], STATIC, "forgotten", "direct"),
         ([reading(beyond=1, share=0.9)], STATIC, "remembered", "direct"),
+        # the judge flags a fact, but it is none of the attacks that clear one
+        ([reading(), reading("judge", beyond=1, share=0.9)], BLACK_BOX, "remembered", "judge"),
+        ([reading(), reading("judge")], BLACK_BOX, "inconclusive", "direct"),
+        ([reading("judge")], BLACK_BOX, "inconclusive", "judge"),
+        ([reading(), reading("judge", tier=STATIC)], STATIC, "inconclusive", "direct"),
         ([], BLACK_BOX, "inconclusive", None),
     ],
 )
