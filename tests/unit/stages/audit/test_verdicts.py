@@ -124,6 +124,22 @@ def test_each_verdict_with_the_retain_model():
     assert {found[f"f{at}", BLACK_BOX] for at in range(2, 40)} == {"forgotten"}
 
 
+def test_a_judge_that_errs_in_one_of_twenty_replies_hides_nothing_and_adds_other_words():
+    leaks = setting([1.0, 0.45, *[0.1] * 38])
+    judged = [
+        row
+        for side, shares in (
+            (("before", "facts"), [0.8] * 40),
+            (("after", "facts"), [0.8, 0.3, 0.8, *[0.0, 0.1] * 18, 0.0]),
+            (("retain_model", "facts"), [0.0, 0.1] * 20),
+        )
+        for row in rows_of(side, facts(shares), "judge", BLACK_BOX)
+    ]
+    without = verdicts_of(leaks)
+    assert without["f2", BLACK_BOX] == "forgotten"
+    assert verdicts_of([*leaks, *judged]) == without | {("f2", BLACK_BOX): "remembered"}
+
+
 def test_the_share_of_before_is_counted_from_the_controls():
     for score, verdict in ((0.65, "remembered"), (0.55, "partly")):
         row = judge(setting([score] * 40, control=[0.2] * 40), SPEC).verdicts[0]
