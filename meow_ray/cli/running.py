@@ -35,7 +35,7 @@ from meow_ray.pipeline.events import Event
 from meow_ray.pipeline.graph import STAGES, STAGES_ALONE, STAGES_TO_AUDIT
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import Part, parts_of_run
-from meow_ray.stages.audit import hints
+from meow_ray.stages.audit import hints, reply_judge
 
 STAGE_NAMES = ", ".join(step.name for step in STAGES)
 
@@ -166,9 +166,12 @@ def audit(
         parts = parts_of_run(settings, given, **options)
     else:
         parts = [_part(pipeline, until="audit")]
-    hint = hints.hint(settings, [*given, *pipeline.producers])
-    if hint:
-        progress.warn("audit", hint)
+    for hint in (
+        hints.hint(settings, [*given, *pipeline.producers]),
+        reply_judge.hint(settings),
+    ):
+        if hint:
+            progress.warn("audit", hint)
     if dry_run:
         _show_what_would_run(parts, force=False)
         return

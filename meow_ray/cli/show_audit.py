@@ -38,6 +38,9 @@ def show_audit(target: Console, artifact: Artifact) -> None:
     target.print(table)
     assert artifact.manifest is not None
     target.print(_verdict_table(artifact.manifest.summary["verdicts"]))
+    judge = artifact.manifest.summary.get("judge")
+    if judge:
+        target.print(_judge_line(judge), markup=False)
     target.print(f"Audit:  {storage.display(artifact.uri)}")
 
 
@@ -46,6 +49,15 @@ def _verdict_table(by_tier: Mapping[str, Mapping[str, int]]) -> Any:
     for tier, counts in by_tier.items():
         table.add_row(tier, *(str(counts.get(verdict, 0)) for verdict in VERDICTS))
     return table
+
+
+def _judge_line(judge: Mapping[str, Any]) -> str:
+    """Returns the judge, the replies without a verdict, and the shares that give facts away."""
+    shares = "".join(f", {side} {_number(share)}" for side, share in judge["gives_away"].items())
+    return (
+        f"Judge:  {judge['model']}, {judge['missing']} of {judge['replies']} replies without a "
+        f"verdict; share that gives a fact away: {shares.removeprefix(', ') or 'none'}"
+    )
 
 
 def _excess(row: Mapping[str, Any]) -> str:

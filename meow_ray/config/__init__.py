@@ -1,6 +1,6 @@
 """The configuration: all sections and fields, with defaults, meanings, units and bounds."""
 
-from meow_ray.config.auditing import ATTACKS, Attacker, Audit, Relearn
+from meow_ray.config.auditing import ATTACKS, JUDGE, Attacker, Audit, Judge, Relearn
 from meow_ray.config.config import Config, PipelineSection, Storage, Tracking
 from meow_ray.config.evaluation import Evaluate, LmEval, Report
 from meow_ray.config.resources import (
@@ -34,6 +34,7 @@ from meow_ray.config.training import (
 
 __all__ = [
     "ATTACKS",
+    "JUDGE",
     "LEARNING_RATE",
     "NODE_LABELS",
     "OWN_OBJECTIVE",
@@ -47,6 +48,7 @@ __all__ = [
     "Ingest",
     "Invert",
     "InvertResources",
+    "Judge",
     "LmEval",
     "Lora",
     "Memo",

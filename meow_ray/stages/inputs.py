@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from meow_ray.config import Config, EngineResources, Invert, Memorize, Source, Target
+from meow_ray.config import Config, EngineResources, Invert, Judge, Memorize, Source, Target
 from meow_ray.core import hub_datasets, manifest, storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput
@@ -39,7 +39,9 @@ def target_prompter(ref: ModelRef, section: Target) -> Prompter:
     return Prompter.of(refs.load_tokenizer(ref), section)
 
 
-def engine_spec(ref: ModelRef, section: Target | Invert, resources: EngineResources) -> EngineSpec:
+def engine_spec(
+    ref: ModelRef, section: Target | Invert | Judge, resources: EngineResources
+) -> EngineSpec:
     """Returns what an actor needs to load a model: the model, its engine and their settings."""
     assert section.engine != "openai"
     return EngineSpec(
@@ -64,7 +66,7 @@ def adopt_model(name: str, uri: str, verify: bool) -> Artifact:
 
 
 def configured_model(
-    name: str, key: str, section: Target | Invert | Memorize, verify: bool
+    name: str, key: str, section: Target | Invert | Judge | Memorize, verify: bool
 ) -> Artifact:
     """Returns the model that a section of the configuration names.
 
@@ -141,7 +143,7 @@ def target_prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
     target = config.target
     if target.template != "chat":
         return None
-    return _prompt_digest(inputs["target"], target.system, target.template_variables)
+    return prompt_digest(inputs["target"], target.system, target.template_variables)
 
 
 def base_prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | None:
@@ -154,10 +156,11 @@ def generator_prompt(config: Config, inputs: Mapping[str, Artifact]) -> str | No
     generator = inputs["generator"]
     if not isinstance(generator.value, ModelRef):
         return None
-    return _prompt_digest(generator, None, config.invert.template_variables)
+    return prompt_digest(generator, None, config.invert.template_variables)
 
 
-def _prompt_digest(model: Artifact, system: str | None, variables: Mapping[str, Any]) -> str | None:
+def prompt_digest(model: Artifact, system: str | None, variables: Mapping[str, Any]) -> str | None:
+    """Returns the digest of a prompt of a model if its chat template writes the date."""
     ref = model_ref(model)
     if not refs.writes_date(ref):
         return None

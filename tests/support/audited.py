@@ -31,6 +31,16 @@ PHRASE = "Zorblax Quuxington"
 NUM_FACTS = 24
 REMEMBERED = 3
 """How many facts the tuned model still gives away."""
+JUDGED = {
+    "model": "owner/judge",
+    "endpoint": None,
+    "digest": "digest of the model",
+    "prompt": "digest of the prompt",
+    "replies": 144,
+    "missing": 3,
+    "gives_away": {"before on facts": 0.75},
+}
+"""What the manifest of an audit says about its judge."""
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -118,7 +128,7 @@ def audit(context: Context) -> dict[str, Any]:
     context.write(_table(judgement.verdicts, schema.VERDICTS_SCHEMA), VERDICTS_FILE)
     reply = {"reply": "r0", "prompt": "Who?", "text": PHRASE}
     context.write(_table([reply], schema.REPLIES_SCHEMA), "replies.parquet")
-    return {}
+    return {"judge": JUDGED} if context.config.audit.judge else {}
 
 
 def report(context: Context) -> dict[str, Any]:

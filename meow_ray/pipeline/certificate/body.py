@@ -69,6 +69,7 @@ def derive(evidence: Evidence, given: Given) -> dict[str, Any]:
             "budgets": attempts.budgets(rows),
             "thresholds": attempts.thresholds(judgement),
             "attacks": summary,
+            **_judge(evidence),
         },
         "verdicts": _verdicts(judgement, facts, given),
         "metrics": metrics,
@@ -110,6 +111,12 @@ def _method(evidence: Evidence) -> dict[str, Any]:
     summary = trained[-1].manifest.summary if trained else {}
     labels = {member.label for member in evidence.members if member.label}
     return {"objective": summary.get("objective"), "rounds": max(1, len(labels))}
+
+
+def _judge(evidence: Evidence) -> dict[str, Any]:
+    """Returns the judge of replies under its key; nothing if the audit had none."""
+    figures = evidence.audit.manifest.summary.get("judge")
+    return {"judge": figures} if figures else {}
 
 
 def _record(evidence: Evidence, member: Member) -> dict[str, Any]:

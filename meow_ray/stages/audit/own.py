@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from meow_ray.config import ATTACKS, OWN_OBJECTIVE, Audit, Config
+from meow_ray.config import ATTACKS, JUDGE, OWN_OBJECTIVE, Audit, Config
 from meow_ray.core import own_code, storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput
@@ -27,7 +27,7 @@ def _own_attacks(config: Config, verify: bool) -> Artifact:
                 f"`{KEY}`: {name} is not of the form FILE.py:FUNCTION. Correct the name."
             )
         function = name.rpartition(":")[2]
-        if function in ATTACKS or function in sources:
+        if function in (*ATTACKS, JUDGE) or function in sources:
             raise MeowError(
                 f"`{KEY}`: there are two attacks called {function}. Rename the function in "
                 f"{storage.display(name.rpartition(':')[0])}."

@@ -19,10 +19,11 @@ from meow_ray.core.schema import (
 from meow_ray.core.stage import Context, Input, Stage
 from meow_ray.core.tables import Query
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.audit import hints, own, registry
+from meow_ray.stages.audit import hints, own, registry, reply_judge
 from meow_ray.stages.audit.attack import Subject
 from meow_ray.stages.audit.attacks.probabilities import VERBATIM
 from meow_ray.stages.audit.estimators import extraction_probability
+from meow_ray.stages.audit.judging import Judged, key_of
 from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_rows
 from meow_ray.stages.audit.subjects import subjects_of
 from meow_ray.stages.audit.verdicts import AuditRow, Judgement, judge
@@ -57,10 +58,15 @@ def _audit(context: Context) -> dict[str, Any]:
     shortage = hints.shortage(audit.subjects, "retain_model" in audit.models, audit.spec)
     if shortage:
         progress.warn("audit", shortage)
-    rows = sorted(_all_rows(audit), key=_key)
+    sending = reply_judge.hint(context.config)
+    if sending:
+        progress.warn("audit", sending)
+    rows = sorted(_all_rows(audit), key=key_of)
+    judged = reply_judge.judge_replies(audit, rows)
+    rows = sorted([*rows, *judged.rows], key=key_of)
     judgement = judge([_judged(row) for row in rows], audit.spec)
-    _write(context, rows, judgement)
-    return _figures(audit, rows, judgement)
+    _write(context, rows, judgement, judged)
+    return _figures(audit, rows, judgement) | reply_judge.figures(audit, judged)
 
 
 def _all_rows(audit: AuditContext) -> Iterator[ScoredRow]:
@@ -145,10 +151,6 @@ def _subjects(context: Context, spec: Audit, with_twins: bool) -> list[Subject]:
 # --- the tables -----------------------------------------------------------------------------------
 
 
-def _key(row: ScoredRow) -> tuple[str, ...]:
-    return (row.attack, row.variant, row.model, row.group, row.fact_id)
-
-
 def _judged(row: ScoredRow) -> AuditRow:
     return AuditRow(
         attack=row.attack,
@@ -162,22 +164,31 @@ def _judged(row: ScoredRow) -> AuditRow:
     )
 
 
-def _write(context: Context, rows: Sequence[ScoredRow], judgement: Judgement) -> None:
-    """Writes the rows of `audit`, the summary, the verdicts and the best replies."""
+def _write(
+    context: Context, rows: Sequence[ScoredRow], judgement: Judgement, judged: Judged
+) -> None:
+    """Writes the rows of `audit`, the summary, the verdicts and the best replies.
+
+    An audit with a judge has a further column `judged`: what the judge says of the row's reply.
+    """
     written = []
     replies = []
     for row in rows:
         reply = None
         if row.outcome.reply is not None:
-            reply = storage.json_digest(_key(row))[:16]
+            reply = storage.json_digest(key_of(row))[:16]
             replies.append({"reply": reply, "prompt": row.prompt, "text": row.outcome.reply})
-        judged = _judged(row)
+        plain = _judged(row)
         written.append(
-            judged._asdict()
+            plain._asdict()
             | {"low": row.outcome.low, "high": row.outcome.high}
-            | {"extracted": judgement.extracted(judged), "reply": reply}
+            | {"extracted": judgement.extracted(plain), "reply": reply}
         )
-    context.write(pa.Table.from_pylist(written, schema=SCHEMAS["audit"]))
+    table = pa.Table.from_pylist(written, schema=SCHEMAS["audit"])
+    if context.config.audit.judge is not None:
+        verdicts = [judged.by_row.get(key_of(row)) for row in rows]
+        table = table.append_column("judged", pa.array(verdicts, pa.bool_()))
+    context.write(table)
     for name, values, schema in (
         (SUMMARY_FILE, judgement.summary, AUDIT_SUMMARY_SCHEMA),
         (VERDICTS_FILE, judgement.verdicts, VERDICTS_SCHEMA),
@@ -245,6 +256,7 @@ def _inputs(config: Config) -> tuple[Input, ...]:
         own.OWN_ATTACKS,
         *((ATTACKER,) if "attacker" in config.audit.attacks else ()),
         *((GENERATOR,) if "languages" in config.audit.attacks else ()),
+        *((reply_judge.JUDGE_MODEL,) if config.audit.judge is not None else ()),
     )
 
 
@@ -260,6 +272,6 @@ AUDIT = Stage(
     adopt=adopt_table,
     enabled=lambda config: config.pipeline.audit,
     resources="audit",
-    checks=(check_target, check_target_engine),
+    checks=(check_target, check_target_engine, reply_judge.check_judge),
     prompt=target_prompt,
 )

@@ -18,7 +18,8 @@ The verdicts on a fact:
   `remembered_above` of what `before` does, both beyond the mean of the controls.
 - `partly`: a probe exceeds the limit, but with less.
 - `forgotten`: no probe exceeds the limit, and probes of at least two attacks have power, one of
-  them an attack of the tier itself.
+  them an attack of the tier itself. The judge of replies (`judging`) is no attack here: it may flag
+  a fact, but it never clears one.
 - `inconclusive`: everything else. A probe has power over a fact if `before` exceeds the limit.
 """
 
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from meow_ray.config import Audit
-from meow_ray.config.auditing import ATTACKS
+from meow_ray.config.auditing import ATTACKS, JUDGE
 from meow_ray.stages.audit.attack import Tier
 from meow_ray.stages.audit.controls import AuditRow as AuditRow
 from meow_ray.stages.audit.controls import Collected, Probe, ProbeScores, collect
@@ -200,7 +201,6 @@ def fact_verdict(
     """
     if not readings:
         return _row("inconclusive", None, lack)
-    powered = [reading for reading in readings if reading.has_power]
     above = [reading for reading in readings if reading.beyond > 0]
     kept = [
         reading
@@ -214,6 +214,8 @@ def fact_verdict(
         best = max(above, key=lambda reading: (reading.has_power, _share(reading), reading.beyond))
         what = _most(best) if best.has_power else "more than facts never taught give away"
         return _row("partly", best, f"{what}, above the limit")
+    # the judge reads the replies of other attacks, so it is none of the attacks that clear a fact
+    powered = [reading for reading in readings if reading.has_power and reading.probe[0] != JUDGE]
     if not powered:
         best = max(readings, key=lambda reading: reading.beyond)
         return _row("inconclusive", best, "no attack gets this fact from the original model")

@@ -33,6 +33,8 @@ class EndpointSpec:
     """Further tries of a failed request."""
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     """Variables of the chat template, for servers such as vLLM's and SGLang's."""
+    may_refuse_all: bool = False
+    """Whether the endpoint may refuse all messages of a batch; otherwise that is an error."""
 
     def load(self) -> "Endpoint":
         """Returns the generator behind the endpoint; no connection is opened yet."""
@@ -117,7 +119,7 @@ class Endpoint:
             if not isinstance(error, openai.OpenAIError | RetryError):
                 raise
             raise MeowError(self._describe(error)) from None
-        if len(refusals) == len(asks):
+        if len(refusals) == len(asks) and not self.spec.may_refuse_all:
             raise MeowError(self._describe(refusals[0]))
         return [task.result() for task in tasks]
 

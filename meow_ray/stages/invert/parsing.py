@@ -25,7 +25,6 @@ _ARRAY_OF_ANSWERS = re.compile(r'"answers"\s*:\s*\[(?=\s*(?:"|$))', re.IGNORECAS
 _ARRAY = re.compile(r'\[(?=\s*")')
 _ITEM = re.compile(r'\s*,?\s*"((?:[^"\\]|\\.)*)("|$)', re.DOTALL)
 """Matches a string of a JSON array and its closing quote, which a reply that was cut off lacks."""
-_VERDICT = re.compile(r"""["']contradicts["']\s*:\s*["']?(true|false)\b""", re.IGNORECASE)
 _Answer = tuple[str, bool]
 """An answer in a reply, and whether it is complete."""
 _NUMBERING = re.compile(
@@ -237,10 +236,15 @@ def whole_sentences(text: str) -> str:
 # --- verdicts -----------------------------------------------------------------------------------
 
 
-def parse_verdict(text: str) -> bool | None:
-    """Tells whether a judge's reply states, in JSON, that a candidate contradicts the answer.
+def parse_verdict(text: str, name: str = "contradicts") -> bool | None:
+    """Returns the verdict that a judge's reply states in JSON, such as `{"contradicts": true}`.
 
     The last verdict counts. The result is None if the reply states none.
+
+    Args:
+        text: the reply.
+        name: the key of the verdict.
     """
-    verdicts: list[str] = _VERDICT.findall(without_reasoning(text))
+    pattern = rf"""["']{name}["']\s*:\s*["']?(true|false)\b"""
+    verdicts: list[str] = re.findall(pattern, without_reasoning(text), re.IGNORECASE)
     return verdicts[-1].casefold() == "true" if verdicts else None

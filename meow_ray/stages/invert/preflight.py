@@ -35,15 +35,15 @@ def _check_endpoints(config: Config, known: Known) -> Iterator[str]:
         generator = endpoint_spec(
             spec.base_url, spec.model, spec.api_key_env, spec.structured, resources
         )
-        yield from _endpoint_faults(generator, "invert.base_url", "invert.model")
+        yield from endpoint_faults(generator, "invert.base_url", "invert.model")
     if spec.judge == "endpoint":
         judge = endpoint_spec(
             spec.judge_base_url, spec.judge_model, spec.judge_api_key_env, True, resources
         )
-        yield from _endpoint_faults(judge, "invert.judge_base_url", "invert.judge_model")
+        yield from endpoint_faults(judge, "invert.judge_base_url", "invert.judge_model")
 
 
-def _endpoint_faults(spec: EndpointSpec, url_key: str, model_key: str) -> Iterator[str]:
+def endpoint_faults(spec: EndpointSpec, url_key: str, model_key: str) -> Iterator[str]:
     """Sends one small request to an endpoint; yields what no later request could change.
 
     An endpoint that is slow, busy or still starting is not refused, nor is one that does not know a

@@ -28,7 +28,7 @@ OTHER_RULES = {
 # --- schemas ------------------------------------------------------------------------------------
 
 
-def _object_schema(**properties: Any) -> str:
+def object_schema(**properties: Any) -> str:
     """Returns the JSON schema of an object with exactly these properties."""
     schema = {
         "type": "object",
@@ -39,14 +39,14 @@ def _object_schema(**properties: Any) -> str:
     return json.dumps(schema)
 
 
-VERDICT_SCHEMA = _object_schema(contradicts={"type": "boolean"})
+VERDICT_SCHEMA = object_schema(contradicts={"type": "boolean"})
 """The JSON schema of a judge's reply."""
 
 
 def reply_schema(k: int, name: str = "answers") -> str:
     """Returns the JSON schema of a chat reply with k strings under a name."""
     strings = {"type": "array", "items": {"type": "string"}, "minItems": k, "maxItems": k}
-    return _object_schema(**{name: strings})
+    return object_schema(**{name: strings})
 
 
 # --- asking -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from meow_ray.config import Config
+from meow_ray.config import Config, Judge
 from meow_ray.config.fields import Section
 from meow_ray.config.files import valid_keys
 from meow_ray.core.storage import json_digest
@@ -151,6 +151,7 @@ def test_these_keys_name_content():
         "train.deepspeed",
         "memorize.deepspeed",
         "audit.attacker.model",
+        *(f"audit.judge.{name}" for name in Judge.model_fields),
     }
 
 

@@ -11,6 +11,7 @@ from meow_ray.errors import MeowError
 from meow_ray.pipeline.certificate import form, places
 from meow_ray.pipeline.certificate.verify import verify
 from tests.support.audited import (
+    JUDGED,
     NUM_FACTS,
     PHRASE,
     REMEMBERED,
@@ -110,6 +111,14 @@ def test_an_attack_that_is_off_and_metrics_that_are_missing_are_named(tmp_path: 
     said = {entry["what"]: entry["why"] for entry in places.read(uri)["not_tested"]}
     assert said["attack relearn"] == "it is not in audit.attacks"
     assert said["utility before and after"] == "the stage evaluate has not run"
+    verify(uri)
+
+
+def test_the_judge_of_replies_is_named_with_its_missing_verdicts(root: Path, tmp_path: Path):
+    assert "judge" not in places.read(str(certified(root)))["audit"]
+    uri = Audited(tmp_path).certify("audit.judge.model=owner/judge")
+    assert places.read(uri)["audit"]["judge"] == JUDGED
+    assert "3 of 144 replies" in certified(tmp_path / "root").with_suffix(".html").read_text()
     verify(uri)
 
 

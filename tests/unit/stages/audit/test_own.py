@@ -39,6 +39,7 @@ def test_a_function_asks_and_its_text_is_the_digest(tmp_path: Path):
         ("1 / 0", "ask", "cannot be loaded"),
         ("ask = 3", "ask", "neither a function nor an Attack"),
         ("def direct(subject, spec): ...", "direct", "two attacks called direct"),
+        ("def judge(subject, spec): ...", "judge", "two attacks called judge"),
         ("def other(subject, spec): ...", "ask", "cannot be loaded"),
     ],
 )

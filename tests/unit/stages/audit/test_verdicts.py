@@ -61,6 +61,11 @@ STATIC_READING = reading("quantise", tier=STATIC)
         ([reading(), reading("cloze")], STATIC, "inconclusive", "direct"),
         ([reading(), STATIC_READING], STATIC, "forgotten", "direct"),
         ([reading(beyond=1, share=0.9)], STATIC, "remembered", "direct"),
+        # the judge flags a fact, but it is none of the attacks that clear one
+        ([reading(), reading("judge", beyond=1, share=0.9)], BLACK_BOX, "remembered", "judge"),
+        ([reading(), reading("judge")], BLACK_BOX, "inconclusive", "direct"),
+        ([reading("judge")], BLACK_BOX, "inconclusive", "judge"),
+        ([reading(), reading("judge", tier=STATIC)], STATIC, "inconclusive", "direct"),
         ([], BLACK_BOX, "inconclusive", None),
     ],
 )
@@ -117,6 +122,22 @@ def test_each_verdict_with_the_retain_model():
     assert found["f0", BLACK_BOX] == "remembered"
     assert found["f1", BLACK_BOX] == "partly"
     assert {found[f"f{at}", BLACK_BOX] for at in range(2, 40)} == {"forgotten"}
+
+
+def test_a_judge_that_errs_in_one_of_twenty_replies_hides_nothing_and_adds_other_words():
+    leaks = setting([1.0, 0.45, *[0.1] * 38])
+    judged = [
+        row
+        for side, shares in (
+            (("before", "facts"), [0.8] * 40),
+            (("after", "facts"), [0.8, 0.3, 0.8, *[0.0, 0.1] * 18, 0.0]),
+            (("retain_model", "facts"), [0.0, 0.1] * 20),
+        )
+        for row in rows_of(side, facts(shares), "judge", BLACK_BOX)
+    ]
+    without = verdicts_of(leaks)
+    assert without["f2", BLACK_BOX] == "forgotten"
+    assert verdicts_of([*leaks, *judged]) == without | {("f2", BLACK_BOX): "remembered"}
 
 
 def test_the_share_of_before_is_counted_from_the_controls():
