@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         run_stage,
         score_memo,
     )
+    from meow_ray.pipeline.audit_api import audit, certify, verify
     from meow_ray.pipeline.pipeline import load_config
     from meow_ray.stages.train.losses import uses
     from meow_ray.stages.train.registered import register_objective
@@ -30,6 +31,8 @@ __all__ = [
     "MeowError",
     "Run",
     "aggregate_tofu",
+    "audit",
+    "certify",
     "compare_runs",
     "evaluate_model",
     "invert_facts",
@@ -39,6 +42,7 @@ __all__ = [
     "run_stage",
     "score_memo",
     "uses",
+    "verify",
 ]
 
 __version__ = "0.1.0"
@@ -46,9 +50,12 @@ __version__ = "0.1.0"
 _MODULES = {
     "Config": "config",
     "MeowError": "errors",
+    "audit": "pipeline.audit_api",
+    "certify": "pipeline.audit_api",
     "load_config": "pipeline.pipeline",
     "register_objective": "stages.train.registered",
     "uses": "stages.train.losses",
+    "verify": "pipeline.audit_api",
 }
 """Where a public name is defined, if not in `pipeline.api`."""
 

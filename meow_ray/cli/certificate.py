@@ -15,14 +15,12 @@ from meow_ray.cli.options import (
     named_inputs,
     pipeline_options,
 )
-from meow_ray.config import Config
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
+from meow_ray.pipeline.audited import parts_of_audit
 from meow_ray.pipeline.certificate import places, purge, verify, write
 from meow_ray.pipeline.certificate.form import Difference
-from meow_ray.pipeline.graph import STAGES_TO_AUDIT
-from meow_ray.pipeline.pipeline import Pipeline, load_config
-from meow_ray.pipeline.rounds import Part, parts_of_run
+from meow_ray.pipeline.pipeline import load_config
 
 DIFFERS = 1
 """The exit status of `meow verify` if the certificate does not hold."""
@@ -48,8 +46,9 @@ def certify(
     inputs: Inputs = None,
 ) -> None:
     """Write the certificate of an audited run, and its page."""
-    parts = _parts(context, load_config(config, overrides or []), inputs)
-    uri = write.certify(parts, key=key, previous=previous)
+    settings = load_config(config, overrides or [])
+    parts = parts_of_audit(settings, named_inputs(inputs), **pipeline_options(context))
+    uri = write.certify(list(parts), key=key, previous=previous)
     show_counts(show.console(), places.read(uri))
     page = storage.join(places.parent(uri), places.PAGE_FILE)
     print(f"Page:         {storage.display(page)}")
@@ -77,6 +76,9 @@ def verify_certificate(
     show_counts(show.console(), found.certificate)
     purged = f", {found.num_purged} were purged" if found.num_purged else ""
     print(f"The certificate holds: {found.num_files} files have their digests{purged}.")
+    print(
+        f"Not computed again, because only models could show it: {', '.join(found.not_recomputed)}."
+    )
     if found.signed_by is None:
         print("It has no signature.")
     elif found.is_trusted:
@@ -101,8 +103,9 @@ def purge_request(
 ) -> None:
     """Delete the text of a certified request, and keep what its certificate needs."""
     if certificate is None:
-        parts = _parts(context, load_config(config, overrides or []), inputs)
-        folder = write.folder_of(write.collect(parts))
+        settings = load_config(config, overrides or [])
+        parts = parts_of_audit(settings, named_inputs(inputs), **pipeline_options(context))
+        folder = write.folder_of(write.collect(list(parts)))
         certificate = storage.join(folder, places.CERTIFICATE_FILE)
     planned = purge.plan(certificate)
     for item in planned.deletions:
@@ -122,19 +125,6 @@ def _is_confirmed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise MeowError("meow purge: there is no terminal to ask on. Confirm with --yes.")
     return typer.confirm(f"Delete these {count} files and folders? They cannot be restored.")
-
-
-def _parts(context: typer.Context, settings: Config, inputs: list[str] | None) -> list[Part]:
-    """Returns the parts of the run as `meow audit` runs them, whether or not a run has an audit."""
-    section = settings.pipeline.model_copy(update={"audit": True})
-    settings = settings.model_copy(update={"pipeline": section})
-    given = named_inputs(inputs)
-    options = pipeline_options(context)
-    if "model" not in given:
-        return list(parts_of_run(settings, given, **options))
-    pipeline = Pipeline(settings, given, **options | {"stages": STAGES_TO_AUDIT})
-    chosen = pipeline.selection(None, None, None)
-    return [Part("", pipeline, chosen, chosen)]
 
 
 def show_counts(target: Console, certificate: places.Certificate) -> None:

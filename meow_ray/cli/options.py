@@ -30,6 +30,10 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
+Output = Annotated[
+    str | None,
+    typer.Option(help="Copy the artifact to this URI as well.", show_default=False),
+]
 Force = Annotated[bool, typer.Option("--force", help="Run the stages even if they are cached.")]
 Wait = Annotated[
     bool,

@@ -4,8 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import replace
-from itertools import groupby
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from meow_ray.cli.options import (
     DryRun,
     Force,
     Inputs,
+    Output,
     Overrides,
     Verify,
     Wait,
@@ -27,20 +27,20 @@ from meow_ray.cli.options import (
 from meow_ray.config import Config
 from meow_ray.core import lease, storage
 from meow_ray.core.manifest import MAIN, Artifact, leftovers
-from meow_ray.core.stage import Stage, State
+from meow_ray.core.stage import State
 from meow_ray.distributed import cluster, progress, shared_root
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.api import Run
+from meow_ray.pipeline.audited import parts_of_audit, pieces, warn_before_audit
 from meow_ray.pipeline.events import Event
-from meow_ray.pipeline.graph import STAGES, STAGES_ALONE, STAGES_TO_AUDIT
+from meow_ray.pipeline.graph import STAGES, STAGES_ALONE
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import Part, parts_of_run
-from meow_ray.stages.audit import hints, reply_judge
 
 STAGE_NAMES = ", ".join(step.name for step in STAGES)
 
 AUDITS = ("pipeline.audit=true",)
-"""Overrides of commands that audit whatever the configuration says."""
+"""Overrides of the stage `audit` alone, which runs whatever the configuration says."""
 
 
 @app.command()
@@ -95,9 +95,7 @@ def run_stage(
     overrides: Overrides = None,
     config: ConfigOption = None,
     inputs: Inputs = None,
-    output: Annotated[
-        str | None, typer.Option(help="Copy the artifact to this URI as well.")
-    ] = None,
+    output: Output = None,
     force: Force = False,
     wait: Wait = True,
     dry_run: DryRun = False,
@@ -152,31 +150,16 @@ def audit(
     verify: Verify = False,
 ) -> None:
     """Run the pipeline up to the audit of the tuned model, or audit a given `model`."""
-    settings = load_config(config, [*(overrides or []), *AUDITS])
-    given = named_inputs(inputs)
+    settings = load_config(config, overrides or [])
     options = {"verify": verify, **pipeline_options(context)}
-    parts: Iterable[Part]
-    if "model" in given:
-        options["stages"] = STAGES_TO_AUDIT
-    pipeline = Pipeline(settings, given, **options)
-    if "model" in given:
-        chosen = _needed_for("audit", pipeline)
-        parts = [Part("", pipeline, chosen, chosen)]
-    elif settings.pipeline.rounds > 1:
-        parts = parts_of_run(settings, given, **options)
-    else:
-        parts = [_part(pipeline, until="audit")]
-    for hint in (
-        hints.hint(settings, [*given, *pipeline.producers]),
-        reply_judge.hint(settings),
-    ):
-        if hint:
-            progress.warn("audit", hint)
+    parts = parts_of_audit(settings, named_inputs(inputs), **options)
+    first = next(parts)
+    warn_before_audit(first)
     if dry_run:
-        _show_what_would_run(parts, force=False)
+        _show_what_would_run([first, *parts], force=False)
         return
-    for part in parts:
-        for piece, is_forced in _around_audit(part) if force else [(part, False)]:
+    for part in chain([first], parts):
+        for piece, is_forced in pieces(part, force=force):
             for state in _run_part(piece, is_forced, wait):
                 if state.stage.name == "audit" and state.artifact is not None:
                     show_audit.show_audit(show.console(), state.artifact)
@@ -186,9 +169,7 @@ def audit(
 def memorize(
     overrides: Overrides = None,
     config: ConfigOption = None,
-    output: Annotated[
-        str | None, typer.Option(help="Copy the model folder to this URI as well.")
-    ] = None,
+    output: Output = None,
     force: Force = False,
     wait: Wait = True,
 ) -> None:
@@ -257,22 +238,6 @@ def _part(
     """Returns the stages that a command chooses, as a part that checks them all before it."""
     chosen = pipeline.selection(only, start, until)
     return Part("", pipeline, chosen, chosen)
-
-
-def _needed_for(artifact: str, pipeline: Pipeline) -> list[Stage]:
-    """Returns the stages that an artifact depends on, in order, and the stage that makes it."""
-    wanted = {artifact}
-    for step in reversed(pipeline.stages):
-        if step.artifact in wanted and step.artifact in pipeline.producers:
-            wanted.update(step.input_names(pipeline.config))
-    return [step for step in pipeline.producers.values() if step.artifact in wanted]
-
-
-def _around_audit(part: Part) -> Iterator[tuple[Part, bool]]:
-    """Yields the stages before the audit, the audit, and those after it, and which is forced."""
-    for is_audit, steps in groupby(part.stages, key=lambda step: step.name == "audit"):
-        stages = list(steps)
-        yield replace(part, stages=stages, ahead=stages if is_audit else part.ahead), is_audit
 
 
 def _states(parts: Iterable[Part]) -> list[tuple[str, State]]:

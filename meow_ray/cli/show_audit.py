@@ -9,6 +9,7 @@ from meow_ray.cli.show import plain_table
 from meow_ray.core import storage
 from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import Artifact
+from meow_ray.stages.audit.reasons import explained
 from meow_ray.stages.audit.stage import SUMMARY_FILE
 from meow_ray.stages.audit.verdicts import VERDICTS
 
@@ -33,7 +34,7 @@ def show_audit(target: Console, artifact: Artifact) -> None:
             _number(row["margin"]),
             _number(row["false_alarms"]),
             row["verdict"],
-            row["reason"] or "",
+            explained(row["reason"]),
         )
     target.print(table)
     assert artifact.manifest is not None

@@ -66,11 +66,11 @@ def _show_engines(target: Console, plan: memory.MemoryPlan) -> None:
 
 def show_work(target: Console, plan: RunPlan) -> None:
     """Prints the work of each stage, and with throughputs its time."""
-    columns = ["stage", "continuations", "tokens read", "generated, at most", "trained"]
+    columns = ["stage", "continuations", "passes", "tokens read", "generated, at most", "trained"]
     columns += ["storage, GiB"] + (["units", "hours", "GPU hours"] if plan.estimates else [])
     table = plain_table(*columns)
     for work, estimate in zip_longest(plan.works, plan.estimates):
-        counts = (work.requests, work.read, work.generated, work.trained)
+        counts = (work.requests, work.passes, work.read, work.generated, work.trained)
         cells = [work.stage, *(f"{count:,.0f}" for count in counts), _gib(work.storage)]
         if estimate:
             cells += [str(estimate.units), f"{estimate.seconds / 3600:.2f}"]
@@ -79,6 +79,10 @@ def show_work(target: Console, plan: RunPlan) -> None:
     forget, retain = plan.facts["forget"], plan.facts["retain"]
     target.print(f"A run on {forget:,} facts to forget and {retain:,} to retain:")
     target.print(table)
+    derived = sum(work.derived for work in plan.works)
+    if derived:
+        steps = sum(work.steps for work in plan.works)
+        target.print(f"The audit makes {derived:,.0f} models, in {steps:,.0f} training steps.")
     if not plan.estimates:
         target.print("For times, measure throughputs with --probe, or pass --rates FILE.")
         return

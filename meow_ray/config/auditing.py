@@ -34,6 +34,18 @@ ATTACKS = (
 JUDGE = "judge"
 """What tables call the judge, as if it were an attack."""
 
+SUMMARY_FIGURES = (
+    "before",
+    "after",
+    "never_taught",
+    "excess",
+    "excess_low",
+    "excess_high",
+    "margin",
+    "false_alarms",
+)
+"""The figures that an audit has of each attack, in the order in which tables show them."""
+
 Budget = Annotated[int, Field(gt=0)] | Literal["auto"]
 """A number of tries; `auto` depends on whether there are GPUs."""
 
@@ -60,7 +72,9 @@ class Relearn(Section):
         (10, 25, 50, 100), "optimiser steps after which the models are asked", "steps", min_length=1
     )
     data: tuple[Literal["facts", "unrelated"], ...] = field(
-        ("facts", "unrelated"), "what is taught: the other half of the facts, or unrelated text"
+        ("facts", "unrelated"),
+        "what is taught: the other half of the facts, or unrelated text",
+        min_length=1,
     )
     learning_rate: float | None = field(
         None, "learning rate; null is 0.06 divided by the width of the model", gt=0
@@ -132,13 +146,15 @@ class Audit(Section):
     )
     rewordings: int = field(3, "template rewordings of each question", "questions", ge=0)
     languages: tuple[Literal["English", "Spanish", "German", "Chinese", "Hindi"], ...] = field(
-        ("Spanish", "German", "Chinese", "Hindi"), "languages of the attack languages"
+        ("Spanish", "German", "Chinese", "Hindi"), "languages of the attack languages", min_length=1
     )
     quantise: tuple[Literal["bf16", "int8", "int4", "nf4"], ...] = field(
-        ("bf16", "int8", "int4", "nf4"), "formats of the attack quantise; nf4 needs a GPU"
+        ("bf16", "int8", "int4", "nf4"),
+        "formats of the attack quantise; nf4 needs a GPU",
+        min_length=1,
     )
     prune: tuple[Literal["magnitude", "wanda", "gradient"], ...] = field(
-        ("magnitude", "wanda", "gradient"), "how the attack prune chooses weights"
+        ("magnitude", "wanda", "gradient"), "how the attack prune chooses weights", min_length=1
     )
     sparsities: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = field(
         (0.1, 0.2, 0.3, 0.5), "shares of weights that the attack prune removes", min_length=1

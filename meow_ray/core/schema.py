@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+from meow_ray.config.auditing import SUMMARY_FIGURES
+
 SCHEMAS: dict[str, pa.Schema] = {
     "facts": pa.schema(
         [
@@ -105,12 +107,19 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("score", pa.float64()),
             ("low", pa.float64()),
             ("high", pa.float64()),
+            ("reason", pa.string()),
             ("extracted", pa.bool_()),
             ("reply", pa.string()),
+            ("weights", pa.string()),
         ]
     ),
 }
-"""The columns of each artifact that is a table. A table may have other columns after these."""
+"""The columns of each artifact that is a table. A table may have other columns after these.
+
+In `audit`, `reason` says why there is no score, by the fixed words of `stages.audit.reasons`; it is
+null where there is one. `weights` is the digest of the weights of a quantised, pruned or relearned
+model that was asked; null if the model itself was asked.
+"""
 
 SCHEMAS["remaining"] = SCHEMAS["facts"]
 
@@ -224,26 +233,16 @@ AUDIT_SUMMARY_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("attack", "variant", "tier")),
         ("num_facts", pa.int32()),
         ("num_controls", pa.int32()),
-        *(
-            (name, pa.float64())
-            for name in (
-                "before",
-                "after",
-                "never_taught",
-                "excess",
-                "excess_low",
-                "excess_high",
-                "margin",
-                "false_alarms",
-            )
-        ),
+        *((name, pa.float64()) for name in SUMMARY_FIGURES),
         ("verdict", pa.string()),
         ("reason", pa.string()),
     ]
 )
 """One row per attack and variant. `before`, `after` and `never_taught` are shares of facts that the
 attack extracts; `excess` is `after` less `never_taught`, with its 95 % interval. `false_alarms` is
-the share of extracted facts in the half of the controls that did not set the threshold."""
+the share of extracted facts in the half of the controls that did not set the threshold. `reason` is
+that of the verdict in words; if missing scores are the cause, it is their most common `reason` in
+`audit`."""
 
 VERDICTS_SCHEMA = pa.schema(
     [
@@ -258,7 +257,7 @@ VERDICTS_SCHEMA = pa.schema(
 )
 """One row per fact and tier: the verdict, and the attack that got most from the tuned model.
 `share_of_before` is the part of what that attack gets from the original model beyond facts never
-taught."""
+taught. `reason` is as in `AUDIT_SUMMARY_SCHEMA`."""
 
 REPLIES_SCHEMA = pa.schema([("reply", pa.string()), ("prompt", pa.string()), ("text", pa.string())])
 """The evidence of an audit: the best reply of each row that has one. It holds text of facts."""

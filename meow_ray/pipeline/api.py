@@ -22,6 +22,7 @@ from meow_ray.pipeline.events import Event
 from meow_ray.pipeline.graph import STAGES_ALONE
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import parts_of_run
+from meow_ray.stages.audit.stage import SUMMARY_FILE, VERDICTS_FILE
 from meow_ray.stages.evaluate import tofu_logs
 from meow_ray.stages.ingest.facts import FactRow, valid_facts
 from meow_ray.stages.invert.own_candidates import complete
@@ -60,6 +61,16 @@ class Run:
     def examples(self) -> pa.Table:
         """One row per evaluated example and model: reply and figures. It holds text of facts."""
         return self._artifact("metrics").extra(EXAMPLES_FILE)
+
+    @property
+    def attacks(self) -> pa.Table:
+        """One row per attack and variant of the audit: shares, excess, verdict, reason."""
+        return self._artifact("audit").extra(SUMMARY_FILE)
+
+    @property
+    def verdicts(self) -> pa.Table:
+        """One row per fact and tier of the audit: verdict, the best attack, reason."""
+        return self._artifact("audit").extra(VERDICTS_FILE)
 
     @property
     def model(self) -> str:
@@ -122,7 +133,7 @@ def run(
         >>> run.table("facts").column_names
         ['fact_id', 'split', 'question', 'answer']
     """
-    settings = _config(config, overrides)
+    settings = configuration(config, overrides)
     artifacts: dict[str, Artifact] = {}
     with plain_user_errors():
         for part in parts_of_run(settings, inputs, verify=verify, **options):
@@ -178,7 +189,7 @@ def run_stage(
         ['fact_id', 'split', 'question', 'answer']
     """
     with plain_user_errors():
-        pipeline = Pipeline(_config(config, overrides), inputs, verify=verify, **options)
+        pipeline = Pipeline(configuration(config, overrides), inputs, verify=verify, **options)
         chosen = pipeline.selection(name, None, None)
         (state,) = pipeline.run(chosen, force=force, wait=wait, on_event=on_event)
     assert state.artifact is not None
@@ -218,7 +229,7 @@ def score_memo(
         >>> [round(score, 2) for score in table["memo"].to_pylist()]
         [1.0, 0.33]
     """
-    settings = _config(config, overrides)
+    settings = configuration(config, overrides)
     target = settings.target.model_copy(update={"model": model, "revision": None})
     settings = settings.model_copy(update={"target": target, "memorize": None})
     records = [{"question": question, "answer": answer} for question, answer in pairs]
@@ -251,7 +262,7 @@ def invert_facts(
     Raises:
         MeowError: a fact or the model cannot be used, or no valid inverted fact was written.
     """
-    settings = _config(config, overrides)
+    settings = configuration(config, overrides)
     if model is not None:
         invert = settings.invert.model_copy(update={"model": model, "revision": None})
         settings = settings.model_copy(update={"invert": invert})
@@ -286,7 +297,7 @@ def evaluate_model(
     Raises:
         MeowError: the model or a fact cannot be used.
     """
-    settings = _config(config, overrides).model_copy(update={"memorize": None})
+    settings = configuration(config, overrides).model_copy(update={"memorize": None})
     given = {"facts": _in_memory("facts", _facts_table(forget, retain))}
     inputs = {**(options.pop("inputs", None) or {}), "target": model}
     options |= {"stages": STAGES_ALONE}
@@ -340,7 +351,12 @@ def compare_runs(
 # --- inputs ---------------------------------------------------------------------------------------
 
 
-def _config(config: ConfigLike, overrides: Sequence[str]) -> Config:
+def configuration(config: ConfigLike, overrides: Sequence[str]) -> Config:
+    """Returns the configuration that a caller names.
+
+    Raises:
+        MeowError: it is not valid, or overrides are given for a `Config`.
+    """
     if not isinstance(config, Config):
         return load_config(config, overrides)
     if overrides:

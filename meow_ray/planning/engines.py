@@ -52,7 +52,8 @@ def engine_rows(
             engines.append(("invert", generator_name, generator, config.invert))
         except MeowError as error:  # training can be planned without the generator
             omitted.append(str(error))
-    engines += [(stage, target_name, target, config.target) for stage in ("memo", "evaluate")]
+    stages = ["memo", "evaluate", *(["audit"] if config.pipeline.audit else [])]
+    engines += [(stage, target_name, target, config.target) for stage in stages]
     for stage, name, architecture, section in engines:
         if architecture.dtype == "quantized":
             omitted.append(

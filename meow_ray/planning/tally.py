@@ -21,6 +21,7 @@ class Tally:
     reply_tokens: float | None = None
     """The assumed length of a reply; None assumes the longest that sampling allows."""
     requests: int = 0
+    passes: int = 0
     read: int = 0
     generated: int = 0
 
@@ -39,6 +40,7 @@ class Tally:
         self, prompts: Sequence[Tokens], answers: Sequence[Tokens], moments: bool = False
     ) -> list[TeacherForced]:
         """Counts prompts and answers; see `Engine.teacher_force`."""
+        self.passes += len(prompts)
         self.read += sum(map(len, prompts)) + sum(map(len, answers))
         return [
             TeacherForced(
@@ -61,6 +63,8 @@ class StageWork:
     """The field of `Rates` that applies."""
     requests: float = 0
     """Continuations."""
+    passes: float = 0
+    """Sequences that are read in forward passes without a continuation."""
     read: float = 0
     """Tokens of prompts and of teacher-forced answers."""
     generated: float = 0
@@ -69,9 +73,16 @@ class StageWork:
     """Tokens that are trained on."""
     storage: float = 0
     """Bytes of the stage's artifact."""
+    starts: float = 1
+    """Engines that are loaded one after another."""
+    derived: float = 0
+    """Quantised, pruned and relearned models that an audit makes."""
+    steps: float = 0
+    """Optimiser steps that an audit takes to make them."""
 
     def add(self, tally: Tally, factor: float) -> None:
         """Adds the counts of a tally, multiplied by a factor."""
         self.requests += factor * tally.requests
+        self.passes += factor * tally.passes
         self.read += factor * tally.read
         self.generated += factor * tally.generated

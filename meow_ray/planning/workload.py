@@ -13,19 +13,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray.config import Config, EngineResources, Memorize, TrainResources
+from meow_ray.config import Config, Memorize
 from meow_ray.core import storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
 from meow_ray.pipeline.pipeline import Pipeline
-from meow_ray.planning import neighbours, probe
+from meow_ray.planning import audit, neighbours, probe
 from meow_ray.planning.methods import training_methods
-from meow_ray.planning.rates import EngineRates, Rates, TrainingRates, read_rates
+from meow_ray.planning.rates import Rates, read_rates
 from meow_ray.planning.sample import FactSample, sample_facts
 from meow_ray.planning.shapes import target_shapes
 from meow_ray.planning.tally import StageWork, Tally
+from meow_ray.planning.times import Estimate, estimate_times, stage_units
 from meow_ray.stages.evaluate import suites
 from meow_ray.stages.evaluate.steps import EvaluateSteps
 from meow_ray.stages.inputs import engine_spec, model_ref
@@ -60,8 +61,22 @@ class _Sizes:
     """An exported model with its checkpoint."""
 
 
-def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> list[StageWork]:
-    """Returns the work of each stage that uses a model, in the order of the stages."""
+def count_work(
+    config: Config,
+    objective: ObjectiveSpec,
+    sample: FactSample,
+    num_layers: int,
+    on_gpu: bool,
+) -> list[StageWork]:
+    """Returns the work of each stage that uses a model, in the order of the stages.
+
+    Args:
+        config: the configuration.
+        objective: the objective of training.
+        sample: the sampled facts.
+        num_layers: blocks of the target, which an audit reads one by one.
+        on_gpu: whether engines have GPUs, which decides the budgets of an audit.
+    """
     sizes = _sizes(config, sample)
     num_forget = sample.counts["forget"]
     inverted_per_fact = config.select.top_k if "inverted" in objective.roles else 1
@@ -97,6 +112,9 @@ def count_work(config: Config, objective: ObjectiveSpec, sample: FactSample) -> 
         )
     )
     works.append(_evaluate_work(config, sample, sizes))
+    if config.pipeline.audit:
+        asked = audit.asked_of(config, sample, objective.paraphrases, on_gpu)
+        works += audit.count_audit(asked, num_layers, sizes.forget_answer, sizes.row_bytes)
     return works
 
 
@@ -217,7 +235,8 @@ def _evaluate_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWo
     """Counts what the target, the tuned model and the retain model are asked in each suite."""
     spec = config.evaluate
     num_models = 2 + bool(spec.retain_model)
-    work = StageWork(stage="evaluate", by="target")
+    # the models before and after are loaded
+    work = StageWork(stage="evaluate", by="target", starts=2)
     other_sets = {
         name: table for name, table in sample.sets.items() if name not in ("forget", "retain")
     }
@@ -241,76 +260,6 @@ def _evaluate_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWo
         work.add(tally, scale * num_models)
         work.storage += scale * num_models * suite_rows.num_rows * sizes.row_bytes
     return work
-
-
-# --- time ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The time that one stage takes."""
-
-    work: StageWork
-    units: int
-    """Engines or workers."""
-    seconds: float
-    gpu_hours: float
-
-
-_SECTIONS = {"reference": "memo", "neighbours": "memo", "paraphrases": "invert"}
-"""The section of `resources` of stages that have none of their own name."""
-
-
-def stage_units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, tuple[int, int]]:
-    """Returns each stage's number of engines or workers, and the GPUs of each of them.
-
-    With GPUs, each stage uses all of them; without, it has the configured actors or workers.
-    """
-    units = {}
-    for stage in stages:
-        section = _SECTIONS.get(stage, stage)
-        resources: EngineResources | TrainResources = getattr(config.resources, section)
-        if isinstance(resources, TrainResources):
-            units[stage] = (resources.workers(gpus or 1), int(gpus > 0))
-        elif gpus:
-            gpus_per_engine = resources.tensor_parallel_size
-            units[stage] = (max(1, gpus // gpus_per_engine), gpus_per_engine)
-        else:
-            units[stage] = (resources.actors[1], 0)
-    return units
-
-
-def estimate_times(
-    works: Sequence[StageWork], rates: Rates, units: Mapping[str, tuple[int, int]]
-) -> list[Estimate]:
-    """Returns the time that each stage takes.
-
-    Args:
-        works: the stages' work.
-        rates: the throughputs of one engine or worker.
-        units: each stage's number of engines or workers, and the GPUs of each of them.
-    """
-    estimates = []
-    for work in works:
-        count, gpus = units[work.stage]
-        seconds = (
-            _training_time(work, rates, count) if work.trained else _engine_time(work, rates, count)
-        )
-        estimates.append(Estimate(work, count, seconds, seconds * count * gpus / 3600))
-    return estimates
-
-
-def _training_time(work: StageWork, rates: Rates, workers: int) -> float:
-    rate: TrainingRates = getattr(rates, work.by) or rates.training
-    return rate.start + work.trained / rate.train / workers
-
-
-def _engine_time(work: StageWork, rates: Rates, engines: int) -> float:
-    rate: EngineRates = getattr(rates, work.by)
-    num_starts = 2 if work.stage == "evaluate" else 1  # it loads the models before and after
-    return (
-        num_starts * rate.start + (work.read / rate.read + work.generated / rate.generate) / engines
-    )
 
 
 # --- the plan -----------------------------------------------------------------------------------
@@ -366,7 +315,7 @@ def plan_run(
     full, lora = training_methods(architecture, config, objective)
     method = lora if config.train.lora else full
     sample = sample_facts(config, model_ref(target), method, num_forget)
-    works = count_work(config, objective, sample)
+    works = count_work(config, objective, sample, architecture.layers, on_gpu=gpus > 0)
     rates = read_rates(storage.absolute(rates_file)) if rates_file else None
     if measure:
         rates = _measured_rates(config, pipeline, target, sample)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from meow_ray.stages.audit.stage import SUMMARY_FILE
 from tests.integration.test_audit import (  # noqa: F401 - fixtures
     PEOPLE,
     STRANGERS,
@@ -55,6 +56,11 @@ def test_derived_models_are_asked_once(
     }
     missing = {row["variant"] for row in found if row["score"] is None}
     assert missing in (set(), {"nf4"})
+    assert {row["reason"] for row in found} == {None, *(["no_gpu"] if missing else [])}
+    summary = {row["variant"]: row["reason"] for row in rows(tmp_path, SUMMARY_FILE)}
+    assert (summary["nf4"] == "no_gpu") == bool(missing)
+    for row in found:
+        assert (row["weights"] is None) == (row["score"] is None)
     shown = capfd.readouterr().out
     assert shown.count("nf4 needs a GPU") == 2 * len(missing)
     assert "6 of 6" in shown

@@ -26,6 +26,7 @@ SETTINGS = (
     "audit.attacks=[direct,prefix]",
     "audit.max_new_tokens=8",
     "audit.minimum_controls=4",
+    "report.show_text=false",
 )
 
 

@@ -1,7 +1,9 @@
 """A small audited run whose stages load no model, and its certificate."""
 
+import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +97,10 @@ def evaluate(context: Context) -> dict[str, Any]:
 
 
 def audit_rows(facts: list[str]) -> list[AuditRow]:
-    """Returns the scores of three attacks; `before` says all, `after` the first few facts."""
+    """Returns the scores of three attacks; `before` says all, `after` the first few facts.
+
+    A fourth attack could not be run.
+    """
     random_scores = random.Random(0)
     rows = []
     for attack, tier in (("direct", "black box"), ("prefix", "black box"), ("prune", "static")):
@@ -111,7 +116,14 @@ def audit_rows(facts: list[str]) -> list[AuditRow]:
                 ("after", "twins", f"{name}#0", random_scores.uniform(0, 0.1)),
             ):
                 rows.append(AuditRow(attack, variant, tier, model, group, identifier, 1, score))
-    return rows
+    missing = {"attack": "quantise", "variant": "nf4", "attempts": 0, "score": None}
+    of_prune = [row for row in rows if row.attack == "prune"]
+    return rows + [row._replace(**missing, reason="no_gpu") for row in of_prune]
+
+
+def weights_of(row: AuditRow) -> str:
+    """Returns the digest of the weights of the derived model that a row is about."""
+    return hashlib.sha256(f"{row.model} {row.variant}".encode()).hexdigest()
 
 
 def audit(context: Context) -> dict[str, Any]:
@@ -119,7 +131,9 @@ def audit(context: Context) -> dict[str, Any]:
     rows = audit_rows(facts)
     judgement = judge(rows, context.config.audit)
     written = [
-        row._asdict() | {"extracted": judgement.extracted(row), "reply": f"r{number}"}
+        row._asdict()
+        | {"extracted": judgement.extracted(row), "reply": f"r{number}"}
+        | {"weights": weights_of(row) if row.attack == "prune" else None}
         for number, row in enumerate(rows)
     ]
     context.write(_table(written, schema.SCHEMAS["audit"]))
@@ -128,7 +142,11 @@ def audit(context: Context) -> dict[str, Any]:
     context.write(_table(judgement.verdicts, schema.VERDICTS_SCHEMA), VERDICTS_FILE)
     reply = {"reply": "r0", "prompt": "Who?", "text": PHRASE}
     context.write(_table([reply], schema.REPLIES_SCHEMA), "replies.parquet")
-    return {"judge": JUDGED} if context.config.audit.judge else {}
+    counts: dict[str, Counter[str]] = {}
+    for verdict in judgement.verdicts:
+        counts.setdefault(verdict["tier"], Counter())[verdict["verdict"]] += 1
+    of_judge = {"judge": JUDGED} if context.config.audit.judge else {}
+    return {"verdicts": {tier: dict(found) for tier, found in counts.items()}, **of_judge}
 
 
 def report(context: Context) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """What was attacked with which budget and threshold, what was not, and why."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from meow_ray.config import Audit
 from meow_ray.config.auditing import ATTACKS
 from meow_ray.pipeline.certificate.evidence import Row
+from meow_ray.stages.audit.derived.rows import TIERS
+from meow_ray.stages.audit.reasons import explained
 from meow_ray.stages.audit.verdicts import Judgement, in_order
 
-DERIVING = ("quantise", "prune", "relearn")
-"""The attacks that make models from the tuned one."""
+DERIVING = tuple(TIERS)
+"""The attacks that make models of those that are audited."""
 
 Entry = dict[str, Any]
 
@@ -27,6 +30,7 @@ def budgets(rows: Sequence[Row]) -> list[Entry]:
     entries = []
     for (attack, variant, tier, model, group), members in sorted(groups.items()):
         attempts = [row["attempts"] for row in members]
+        reasons = [row["reason"] for row in members]
         entries.append(
             {
                 "attack": attack,
@@ -38,6 +42,7 @@ def budgets(rows: Sequence[Row]) -> list[Entry]:
                 "fewest_attempts": min(attempts),
                 "most_attempts": max(attempts),
                 "missing": sum(row["score"] is None for row in members),
+                "reasons": dict(sorted(Counter(filter(None, reasons)).items())),
                 "extracted": sum(bool(row["extracted"]) for row in members),
             }
         )
@@ -58,10 +63,25 @@ def thresholds(judgement: Judgement) -> list[Entry]:
     ]
 
 
-def derived_models(summary: Sequence[Entry]) -> list[Entry]:
-    """Returns the models that the audit made from the tuned one, with their verdicts."""
+def derived_models(rows: Sequence[Row], summary: Sequence[Entry]) -> list[Entry]:
+    """Returns the models that the audit made of others, with the verdict on each variant.
+
+    `made` has the digest of the weights of each of them, the model that it was made from, and the
+    number of rows of the audit for which it was asked; it is empty if none could be made.
+    """
+    made: dict[tuple[str, str], Counter[tuple[str, str]]] = {}
+    for row in rows:
+        if row["weights"] is not None:
+            asked = made.setdefault(_probe(row), Counter())
+            asked[row["model"], row["weights"]] += 1
     return [
         {name: row[name] for name in ("attack", "variant", "verdict", "reason")}
+        | {
+            "made": [
+                {"model": model, "weights": weights, "rows": number}
+                for (model, weights), number in sorted(made.get(_probe(row), Counter()).items())
+            ]
+        }
         for row in summary
         if row["attack"] in DERIVING
     ]
@@ -96,7 +116,7 @@ def _inconclusive(summary: Sequence[Entry]) -> Iterator[tuple[str, str]]:
     for row in summary:
         if row["verdict"] == "inconclusive":
             name = " ".join(part for part in _probe(row) if part)
-            yield f"attack {name}", row["reason"] or "inconclusive"
+            yield f"attack {name}", explained(row["reason"]) or "inconclusive"
 
 
 def _missing_models(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:

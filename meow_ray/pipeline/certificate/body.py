@@ -73,7 +73,7 @@ def derive(evidence: Evidence, given: Given) -> dict[str, Any]:
         },
         "verdicts": _verdicts(judgement, facts, given),
         "metrics": metrics,
-        "derived_models": attempts.derived_models(summary),
+        "derived_models": attempts.derived_models(rows, summary),
         "not_tested": attempts.not_tested(rows, spec, summary, metrics),
         "earlier": [dict(entry) for entry in given.earlier],
         "shows_text": given.texts is not None,
@@ -92,15 +92,21 @@ def _request(evidence: Evidence, facts: Sequence[str], salt: str) -> dict[str, A
     }
 
 
-def _models(evidence: Evidence) -> list[dict[str, str]]:
-    """Returns the audited models: their digests, and whether this run made them."""
+def _models(evidence: Evidence) -> list[dict[str, str | None]]:
+    """Returns the audited models: their digests, and whether this run made them.
+
+    `weights` is the digest of the weights that the audit loaded, of a model that is merged or
+    converted when it is loaded; null where the files hold the weights as they are.
+    """
+    loaded = evidence.audit.manifest.summary.get("loaded_weights", {})
     made = {member.artifact.digest for member in evidence.members}
-    models = []
+    models: list[dict[str, str | None]] = []
     for name, key in MODELS.items():
         digest = evidence.audit.inputs.get(key, NONE)
         if digest != NONE:
             origin = "this run" if digest in made else "outside"
-            models.append({"model": name, "digest": digest, "origin": origin})
+            weights = loaded.get(name)
+            models.append({"model": name, "digest": digest, "origin": origin, "weights": weights})
     return models
 
 

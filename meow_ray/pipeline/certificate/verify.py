@@ -13,9 +13,11 @@ from meow_ray.core import storage
 from meow_ray.core.manifest import MANIFEST
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.certificate import body, compare, form, places, signing
+from meow_ray.pipeline.certificate.attempts import DERIVING
 from meow_ray.pipeline.certificate.body import Given
 from meow_ray.pipeline.certificate.evidence import Evidence, fact_hash, load_member
 from meow_ray.pipeline.certificate.form import Difference
+from meow_ray.stages.audit.reasons import REASONS
 from meow_ray.stages.audit.stage import SUMMARY_FILE, VERDICTS_FILE
 from meow_ray.stages.ingest.facts import fact_id
 
@@ -30,6 +32,7 @@ class Verified:
         num_purged: files that the purge log names, which are gone.
         signed_by: the public key of the signature, hexadecimal; None if there is no signature.
         is_trusted: whether that is the key that the caller has given.
+        not_recomputed: what cannot be computed again without a model, and is taken from the audit.
     """
 
     certificate: Mapping[str, Any]
@@ -37,6 +40,7 @@ class Verified:
     num_purged: int
     signed_by: str | None
     is_trusted: bool
+    not_recomputed: tuple[str, ...]
 
 
 def verify(uri: str, key: str | None = None, *, is_purging: bool = False) -> Verified:
@@ -78,7 +82,21 @@ def verify(uri: str, key: str | None = None, *, is_purging: bool = False) -> Ver
         sum(path in purged for path, _ in files_of(certificate)),
         signature["public_key"] if signature else None,
         public is not None,
+        _not_recomputed(certificate),
     )
+
+
+def _not_recomputed(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what a verification takes from the audit, because only models could show it."""
+    made = sum(len(entry["made"]) for entry in certificate["derived_models"])
+    loaded = sum(entry["weights"] is not None for entry in certificate["models"])
+    counted = (
+        ("weights of {} derived models", made),
+        ("weights of {} models that are merged or converted when they are loaded", loaded),
+        ("content of {} inputs from outside", len(certificate["lineage"]["outside"])),
+    )
+    texts = [text.format(number) for text, number in counted if number]
+    return ("replies and scores of the attacks", *texts)
 
 
 def evidence_of(uri: str, certificate: Mapping[str, Any]) -> Evidence:
@@ -194,8 +212,9 @@ def _check_tables(evidence: Evidence) -> None:
     judgement = body.judge_rows(rows, evidence.audit_spec())
     for row in rows:
         derived = judgement.extracted(body.audit_row(row))
+        name = " ".join(filter(None, (row["attack"], row["variant"], row["model"])))
+        _check_complete(row, name)
         if row["extracted"] != derived:
-            name = " ".join(filter(None, (row["attack"], row["variant"], row["model"])))
             raise Difference(
                 f"audit: `extracted` of {name} on {row['fact_id']} is {row['extracted']}, and "
                 f"{derived} by the controls."
@@ -208,6 +227,20 @@ def _check_tables(evidence: Evidence) -> None:
         difference = compare.first(written, _by_key(derived_rows, key))
         if difference is not None:
             raise Difference(f"{name}: {difference.described('in the table')}")
+
+
+def _check_complete(row: Mapping[str, Any], name: str) -> None:
+    """Checks that a row has a score or a reason, and the digest of a derived model."""
+    if (row["score"] is None) != (row["reason"] in REASONS):
+        raise Difference(
+            f"audit: {name} on {row['fact_id']} has the score {row['score']} and the reason "
+            f"{row['reason']}. It must have one of both."
+        )
+    if row["attack"] in DERIVING and row["score"] is not None and row["weights"] is None:
+        raise Difference(
+            f"audit: {name} on {row['fact_id']} has a score without the digest of the model that "
+            "was asked (`weights`)."
+        )
 
 
 def _by_key(rows: Sequence[Mapping[str, Any]], key: tuple[str, ...]) -> dict[str, Any]:

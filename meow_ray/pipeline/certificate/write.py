@@ -19,7 +19,7 @@ def certify(parts: Sequence[Part], *, key: str | None = None, previous: str | No
     """Writes the certificate of a run; the same artifacts give the same bytes.
 
     Args:
-        parts: the parts of the run, all of which have run.
+        parts: the parts of the run, all of which have run; see `audited.parts_of_audit`.
         key: URI of a PEM file with an Ed25519 private key that signs; None leaves it unsigned.
         previous: URI of the certificate of the request before; None looks for it in the storage
             roots of this run and of the target.
@@ -62,7 +62,7 @@ def collect(parts: Sequence[Part]) -> Evidence:
     """Returns the artifacts of a run that its certificate is derived from.
 
     Raises:
-        MeowError: the audit does not exist yet, or was made elsewhere.
+        MeowError: the audit does not exist yet.
     """
     last = parts[-1].pipeline
     root = storage.absolute(last.config.storage.root)
@@ -83,11 +83,6 @@ def folder_of(evidence: Evidence) -> str:
 
 
 def _existing_audit(pipeline: Pipeline) -> Artifact:
-    if "audit" not in pipeline.producers:
-        raise MeowError(
-            "meow certify: this configuration makes no audit. Set pipeline.audit=true, and remove "
-            "--input audit if it is given."
-        )
     audit = pipeline.artifact("audit")
     if audit is None:
         reason = pipeline.state(pipeline.producers["audit"]).reason

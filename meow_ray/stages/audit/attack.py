@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from meow_ray.config import Audit
+from meow_ray.stages.audit.reasons import Reason
 
 Tier = Literal["black box", "static weights", "weights and compute"]
 """What the attacker has: answers to questions; the weights, too; or weights and time to train."""
@@ -81,6 +82,8 @@ class Outcome:
     """Lower 95 % bound of a score that is estimated from samples; None for other scores."""
     high: float | None = None
     """Upper 95 % bound."""
+    reason: Reason | None = None
+    """Why there is no score; None if there is one."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,11 @@ class Attack:
         tier: what the attacker needs.
         ask: returns the questions about a subject. It must not depend on the model.
         score: returns the outcome from the answered questions of one variant.
+        if_unasked: why a subject has no score in a variant of which it is asked nothing.
     """
 
     name: str
     tier: Tier
     ask: Callable[[Subject, Audit], Iterable[Question]]
     score: Callable[[Subject, Sequence[Answered]], Outcome]
+    if_unasked: Reason = "not_asked"

@@ -18,11 +18,13 @@ the scores of a control half are often all zero.
 import hashlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from meow_ray.stages.audit.reasons import most_common
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -43,6 +45,7 @@ class AuditRow(NamedTuple):
     fact_id: str
     attempts: int
     score: float | None
+    reason: str | None = None
 
 
 Probe: TypeAlias = tuple[str, str]
@@ -76,6 +79,7 @@ class ProbeScores:
         probe: the attack and its variant.
         tier: what the attacker needs.
         sides: for each model and group the scores by fact id; missing scores are left out.
+        missing: for each model and group the reasons of the missing scores, by fact id.
         control: whose scores are the controls.
         scales: the scale that each half of the controls sets; empty if there are too few.
     """
@@ -85,11 +89,23 @@ class ProbeScores:
     sides: Mapping[Side, Mapping[str, float]]
     control: Side
     scales: tuple[Scale, ...] = field(default=())
+    missing: Mapping[Side, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def controls(self) -> Mapping[str, float]:
         """The scores of the controls, by fact id."""
         return self.sides.get(self.control, {})
+
+    def cause(self, side: Side, least: int) -> str | None:
+        """Returns the reason of too few scores on a side; None if missing scores are not the cause.
+
+        Args:
+            side: a model and the group that it was asked about.
+            least: how many scores are needed.
+        """
+        scores, missing = self.sides.get(side, {}), self.missing.get(side, {})
+        is_cause = len(scores) < least <= len(scores) + len(missing)
+        return most_common(missing.values()) if is_cause else None
 
     def scale(self, side: Side, fact_id: str, halves: Mapping[str, int]) -> Scale:
         """Returns the scale for a row: that of the half of the controls which it is not in.
@@ -163,13 +179,17 @@ def collect(rows: Iterable[AuditRow], seed: int, minimum: int) -> "Collected":
     tiers: dict[Probe, str] = {}
     sides: dict[Probe, dict[Side, dict[str, float]]] = {}
     asked_about: dict[Side, set[str]] = {}
+    missing: dict[Probe, dict[Side, dict[str, str]]] = {}
     for row in rows:
         probe = (row.attack, row.variant)
-        asked_about.setdefault((row.model, row.group), set()).add(row.fact_id)
+        side = (row.model, row.group)
+        asked_about.setdefault(side, set()).add(row.fact_id)
         tiers[probe] = row.tier
-        scores = sides.setdefault(probe, {}).setdefault((row.model, row.group), {})
+        scores = sides.setdefault(probe, {}).setdefault(side, {})
         if row.score is not None and math.isfinite(row.score):
             scores[row.fact_id] = row.score
+        elif row.reason is not None:
+            missing.setdefault(probe, {}).setdefault(side, {})[row.fact_id] = row.reason
     controls = {
         probe: RETAIN_MODEL if asked.get(RETAIN_MODEL) else TWINS for probe, asked in sides.items()
     }
@@ -184,9 +204,11 @@ def collect(rows: Iterable[AuditRow], seed: int, minimum: int) -> "Collected":
         halves[control] = split_halves(ids, seed)
     probes = {}
     for probe, asked in sides.items():
-        unscaled = ProbeScores(probe, tiers[probe], asked, controls[probe])
+        unscaled = ProbeScores(
+            probe, tiers[probe], asked, controls[probe], missing=missing.get(probe, {})
+        )
         scales = _scales(unscaled, halves[controls[probe]], minimum)
-        probes[probe] = ProbeScores(probe, tiers[probe], asked, controls[probe], scales)
+        probes[probe] = replace(unscaled, scales=scales)
     return Collected(probes, halves, asked_about)
 
 

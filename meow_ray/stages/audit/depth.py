@@ -31,29 +31,33 @@ Sources: logit lens, nostalgebraist (2020); Unlearning Depth Score, arXiv 2605.2
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
 from meow_ray.core import storage
 from meow_ray.core.schema import ROW
 from meow_ray.engines import EngineSpec
+from meow_ray.models import refs
 from meow_ray.models.fact_tokens import novel_token_mask
 from meow_ray.models.prompts import Prompter
-from meow_ray.stages.audit.attack import Outcome, Subject
+from meow_ray.stages.audit import loading
+from meow_ray.stages.audit.attack import Outcome, Subject, Tier
 from meow_ray.stages.audit.depth_score import depth_score
 from meow_ray.stages.audit.layers import LayeredModel, Places, drops, lens
-from meow_ray.stages.audit.scoring import AuditContext, ScoredRow
+from meow_ray.stages.audit.reasons import MissingError, Reason
+from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_row
 from meow_ray.stages.inputs import target_prompt
 from meow_ray.stages.paraphrases.frames import framed
 
 NAME = "depth"
+TIER: Tier = "static weights"
 LENS, PATCHING = "logit lens", "patching"
 """The variants."""
 BATCH = 8
 """Rows in one forward pass. The states of all layers are in memory at once."""
-VERSION = 1
+VERSION = 2
 """Raised whenever the same models and facts get other figures."""
 
 _ROWS_SCHEMA = pa.schema(
@@ -61,7 +65,7 @@ _ROWS_SCHEMA = pa.schema(
 )
 FIGURES = ("lens", "question", "rewording")
 """The figures of a row: the lens, and the drops of patching at the question and its rewording."""
-_COLUMN = "{}_by_layer"
+_COLUMN, _REASON = "{}_by_layer", "{}_reason"
 
 
 # --- what an actor does ---------------------------------------------------------------------------
@@ -83,28 +87,50 @@ class PairSpec:
 
 
 class LoadedPair:
-    """The loaded models; one whose layers cannot be read or do not match is None."""
+    """The loaded models; one that cannot be examined is None, and its reason says why."""
 
     def __init__(self, spec: PairSpec) -> None:
-        engine = spec.source.load()
-        self.tokenizer = engine.tokenizer
-        self.max_model_len = engine.max_model_len
-        self.source = self._layered(engine)
+        self.tokenizer = refs.load_tokenizer(spec.source.model)
+        self.max_model_len = 0
+        self.source: LayeredModel | None = None
+        self.source_reason: Reason | None = None
         self.full: LayeredModel | None = None
-        if spec.full is not None and self.source is not None:
-            full_engine = spec.full.load()
-            self.max_model_len = min(self.max_model_len, full_engine.max_model_len)
-            full = self._layered(full_engine)
-            self.full = full if full and _shape(full) == _shape(self.source) else None
-
-    def _layered(self, engine: Any) -> LayeredModel | None:
+        self.full_reason: Reason | None = None
         try:
-            model = LayeredModel(engine.model)
-        except ValueError:
-            return None
-        # any text shows whether the lens on the last block agrees with the model
-        tokens = self.tokenizer("Who was born where, and when?")["input_ids"]
-        return model if model.is_readable(tokens) else None
+            self.source, self.max_model_len = _layered(spec.source)
+        except MissingError as error:
+            self.source_reason = self.full_reason = error.reason
+            return
+        if spec.full is None:
+            return
+        try:
+            full, length = _layered(spec.full)
+        except MissingError as error:
+            self.full_reason = error.reason
+            return
+        if _shape(full) != _shape(self.source):
+            self.full_reason = "different_models"
+            return
+        self.full = full
+        self.max_model_len = min(self.max_model_len, length)
+
+
+def _layered(spec: EngineSpec) -> tuple[LayeredModel, int]:
+    """Loads a model whose layers can be read; returns it with its context length.
+
+    Raises:
+        MissingError: it cannot be loaded, or its layers cannot be read.
+    """
+    engine = loading.load(spec)
+    try:
+        model = LayeredModel(engine.model)
+    except ValueError as error:
+        raise MissingError("unsupported_model", str(error)) from None
+    # any text shows whether the lens on the last block agrees with the model
+    tokens = engine.tokenizer("Who was born where, and when?")["input_ids"]
+    if not model.is_readable(tokens):
+        raise MissingError("unsupported_model", "the lens on the last block is not the model")
+    return model, engine.max_model_len
 
 
 def _shape(model: LayeredModel) -> tuple[int, int, int]:
@@ -125,20 +151,22 @@ class DepthSteps:
     """`target.template_variables`."""
 
     def generate(self, pair: LoadedPair, batch: pa.Table) -> pa.Table:
-        """Adds a column `NAME_by_layer` for each of `FIGURES`, with one value per layer.
+        """Adds the columns `NAME_by_layer` and `NAME_reason` for each of `FIGURES`.
 
-        It is null if the figure is not wanted, if a model's layers cannot be read or do not match
-        those of the other model, or if the row does not fit into the context.
+        The first has one value per layer. Where a wanted figure is missing, the second says why:
+        a model's layers cannot be read or do not match those of the other model, or the row does
+        not fit into the context.
         """
         rows = batch.to_pylist()
         values: list[dict[str, list[float]]] = [{} for _ in rows]
+        reasons = {name: self._reason(pair, name) for name in FIGURES}
         prompter = Prompter(pair.tokenizer, self.template, self.system, self.variables)
         for place in ("question", "rewording"):
             wants_lens = place == "question" and "lens" in self.wanted
             wants_drops = place in self.wanted and pair.full is not None
             if pair.source is None or not (wants_lens or wants_drops):
                 continue
-            sequences = _sequences(prompter, rows, place, pair.max_model_len)
+            sequences = sequences_of(prompter, rows, place, pair.max_model_len)
             for start in range(0, len(sequences), BATCH):
                 part = sequences[start : start + BATCH]
                 figures = _examine(pair, part, place, wants_lens, wants_drops)
@@ -148,11 +176,20 @@ class DepthSteps:
         for name in FIGURES:
             column = pa.array([row.get(name) for row in values], pa.list_(pa.float64()))
             batch = batch.append_column(_COLUMN.format(name), column)
+            why = [None if name in row else reasons[name] for row in values]
+            batch = batch.append_column(_REASON.format(name), pa.array(why, pa.string()))
         return batch
+
+    def _reason(self, pair: LoadedPair, name: str) -> Reason | None:
+        """Returns why a figure is missing in a row without it; None if it is not wanted."""
+        if name not in self.wanted:
+            return None
+        found = pair.source_reason if name == "lens" else pair.full_reason
+        return found or "too_long"
 
 
 @dataclass(frozen=True)
-class _Sequence:
+class ForcedPair:
     """A prompt with its answer, and the positions in it that predict the fact-bearing tokens."""
 
     row: int
@@ -160,9 +197,9 @@ class _Sequence:
     positions: list[int]
 
 
-def _sequences(
+def sequences_of(
     prompter: Prompter, rows: Sequence[Mapping[str, Any]], place: str, max_model_len: int
-) -> list[_Sequence]:
+) -> list[ForcedPair]:
     """Returns the rows that fit into the context, shorter ones first."""
     sequences = []
     for number, row in enumerate(rows):
@@ -176,12 +213,12 @@ def _sequences(
             if bears_fact and position >= 0
         ]
         if positions and len(prompt) + len(answer) <= max_model_len:
-            sequences.append(_Sequence(number, [*prompt, *answer], positions))
+            sequences.append(ForcedPair(number, [*prompt, *answer], positions))
     return sorted(sequences, key=lambda sequence: len(sequence.tokens))
 
 
 def _examine(
-    pair: LoadedPair, batch: Sequence[_Sequence], place: str, wants_lens: bool, wants_drops: bool
+    pair: LoadedPair, batch: Sequence[ForcedPair], place: str, wants_lens: bool, wants_drops: bool
 ) -> dict[str, Any]:
     """Returns the wanted figures of a batch by name, each `[layer, row]`."""
     import torch
@@ -221,7 +258,16 @@ def _examine(
 
 _Key = tuple[str, str]
 """Group and fact id."""
-_Figures = dict[_Key, dict[str, list[float] | None]]
+
+
+class Figure(NamedTuple):
+    """A figure of a fact, or why there is none."""
+
+    by_layer: list[float] | None
+    reason: Reason | None = None
+
+
+_Figures = dict[_Key, dict[str, Figure]]
 
 
 def depth_rows(audit: AuditContext) -> Iterator[ScoredRow]:
@@ -229,47 +275,44 @@ def depth_rows(audit: AuditContext) -> Iterator[ScoredRow]:
     has_retain_model = "retain_model" in audit.models
     figures: dict[str, _Figures] = {}
     for model in audit.models:
-        wanted = ["lens"]
-        if has_retain_model and model != "before":
-            wanted.append("rewording")
-        if model == "retain_model":
-            wanted.append("question")
-        figures[model] = _figures(audit, model, tuple(wanted))
+        figures[model] = _figures(audit, model, wanted_figures(model, has_retain_model))
     for model, by_subject in figures.items():
         for subject in audit.asked_of(model):
-            by_layer = by_subject[subject.group, subject.fact_id]["lens"]
-            outcome = Outcome(max(by_layer) if by_layer else None, 1)
-            yield _row(LENS, model, subject, outcome)
+            by_layer, reason = by_subject[subject.group, subject.fact_id]["lens"]
+            score = max(by_layer) if by_layer else None
+            yield scored_row(NAME, LENS, TIER, model, subject, Outcome(score, 1, reason=reason))
     for model in audit.models:
         for subject in audit.asked_of(model):
-            if subject.group == "facts":
-                yield _row(PATCHING, model, subject, _patched(subject, model, figures))
+            outcome = _patched(subject, model, figures)
+            yield scored_row(NAME, PATCHING, TIER, model, subject, outcome)
+
+
+def wanted_figures(model: str, has_retain_model: bool) -> tuple[str, ...]:
+    """Returns the figures of `FIGURES` that are measured of a model."""
+    if not has_retain_model or model == "before":
+        return ("lens",)
+    if model == "retain_model":
+        return ("lens", "question", "rewording")
+    return ("lens", "rewording")
 
 
 def _patched(subject: Subject, model: str, figures: Mapping[str, _Figures]) -> Outcome:
-    """Returns the outcome of patching one fact; without a retain model it has no score."""
+    """Returns the outcome of patching one subject; without a retain model it has no score."""
     key = (subject.group, subject.fact_id)
-    never_taught = figures.get("retain_model", {}).get(key, {}).get("question")
+    if key not in figures.get("retain_model", {}):
+        return Outcome(None, 0, reason="no_retain_model")
+    never_taught, reason = figures["retain_model"][key]["question"]
     if never_taught is None:
-        return Outcome(None, 0)
+        return Outcome(None, 0, reason=reason)
+    own, reason = figures[model][key]["rewording"]
     if model == "before":  # its own states change nothing
-        own: list[float] | None = [0.0] * len(never_taught)
-    else:
-        own = figures[model][key]["rewording"]
-    erased = None if own is None else depth_score(never_taught, own)
-    return Outcome(None if erased is None else 1 - erased, len(never_taught))
-
-
-def _row(variant: str, model: str, subject: Subject, outcome: Outcome) -> ScoredRow:
-    return ScoredRow(
-        attack=NAME,
-        variant=variant,
-        tier="static weights",
-        model=model,
-        group=subject.group,
-        fact_id=subject.fact_id,
-        outcome=outcome,
-    )
+        own, reason = [0.0] * len(never_taught), None
+    if own is None:
+        return Outcome(None, len(never_taught), reason=reason)
+    erased = depth_score(never_taught, own)
+    if erased is None:
+        return Outcome(None, len(never_taught), reason="nothing_known")
+    return Outcome(1 - erased, len(never_taught))
 
 
 def _figures(audit: AuditContext, model: str, wanted: tuple[str, ...]) -> _Figures:
@@ -277,12 +320,10 @@ def _figures(audit: AuditContext, model: str, wanted: tuple[str, ...]) -> _Figur
     from meow_ray.distributed import map_rows
 
     context, target = audit.context, audit.context.config.target
-    rows = _table(audit.asked_of(model))
+    rows = table_of(audit.asked_of(model))
     resources = context.config.resources
     source, full = (
-        replace(
-            context.engine_spec(audit.models[name], target, resources.audit), engine="transformers"
-        )
+        context.engine_spec(audit.models[name], target, resources.audit)
         for name in (model, "before")
     )
     spec = PairSpec(source, full if len(wanted) > 1 else None)
@@ -304,13 +345,16 @@ def _figures(audit: AuditContext, model: str, wanted: tuple[str, ...]) -> _Figur
         found = map_rows.map_rows(rows, ROW, spec, work, folder, "audit", resources)
     with found.batches() as reader:
         return {
-            (row["group"], row["fact_id"]): {name: row[_COLUMN.format(name)] for name in FIGURES}
+            (row["group"], row["fact_id"]): {
+                name: Figure(row[_COLUMN.format(name)], row[_REASON.format(name)])
+                for name in FIGURES
+            }
             for batch in reader
             for row in batch.to_pylist()
         }
 
 
-def _table(subjects: Sequence[Subject]) -> pa.Table:
+def table_of(subjects: Sequence[Subject]) -> pa.Table:
     """Returns the rows to examine, longest first; each has a rewording of its question."""
     rows = [
         {

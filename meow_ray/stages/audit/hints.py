@@ -32,7 +32,7 @@ def can_make_twins(config: Config) -> bool:
 
 def makes_twins(config: Config) -> bool:
     """Whether twins are made for an audit; a retain model is a better control and needs none."""
-    return can_make_twins(config) and not _has_retain_model(config)
+    return can_make_twins(config) and not has_retain_model(config)
 
 
 def audit_reads_twins(config: Config) -> bool:
@@ -40,7 +40,7 @@ def audit_reads_twins(config: Config) -> bool:
     return config.pipeline.audit and makes_twins(config)
 
 
-def _has_retain_model(config: Config) -> bool:
+def has_retain_model(config: Config) -> bool:
     """Whether the configuration names a retain model, and not only its results."""
     retain = config.evaluate.retain_model
     return retain is not None and PurePosixPath(storage.display(retain)).suffix != ".json"
@@ -53,8 +53,8 @@ def hint(config: Config, given: Sequence[str] = ()) -> str | None:
         config: the configuration.
         given: names of the inputs that the user gives, and of the artifacts of the pipeline.
     """
-    has_retain_model = "retain_model" in given or _has_retain_model(config)
-    return None if has_retain_model or "twins" in given else NO_CONTROL
+    has_control = "retain_model" in given or has_retain_model(config)
+    return None if has_control or "twins" in given else NO_CONTROL
 
 
 def shortage(subjects: Sequence[Subject], has_retain_model: bool, spec: Audit) -> str | None:

@@ -182,6 +182,7 @@ def _rows(rows: Sequence[ScoredRow], by_row: Mapping[Key, bool | None]) -> Itera
     for (tier, model, group, fact_id), members in groups.items():
         telling = [row for row in members if by_row[key_of(row)]]
         best = telling[0] if telling else None
+        score = _share([by_row[key_of(row)] for row in members])
         yield ScoredRow(
             attack=JUDGE,
             variant=tier,
@@ -190,9 +191,10 @@ def _rows(rows: Sequence[ScoredRow], by_row: Mapping[Key, bool | None]) -> Itera
             group=group,
             fact_id=fact_id,
             outcome=Outcome(
-                score=_share([by_row[key_of(row)] for row in members]),
+                score=score,
                 attempts=len(members),
                 reply=best.outcome.reply if best else None,
+                reason="not_judged" if score is None else None,
             ),
             prompt=best.prompt if best else None,
         )

@@ -41,6 +41,16 @@ OWN_ATTACKS = OutsideInput("own_attacks", _own_attacks)
 """The user's own attacks."""
 
 
+def sources(config: Config) -> Mapping[str, str]:
+    """Returns the texts of the user's files, by name of the attack.
+
+    Raises:
+        MeowError: a file cannot be read, or has no such attack.
+    """
+    found: Mapping[str, str] = OWN_ATTACKS.resolve(config, False).value
+    return found
+
+
 def load(sources: Mapping[str, str]) -> list[Attack]:
     """Returns the attacks of the user's files; this runs the files.
 

@@ -1,5 +1,9 @@
 """All attacks: those that ask questions, and those that make models or ask in several rounds."""
 
+from collections.abc import Mapping
+
+from meow_ray.config import Audit
+from meow_ray.stages.audit import own
 from meow_ray.stages.audit.attack import Attack
 from meow_ray.stages.audit.attacks import (
     attacker,
@@ -44,3 +48,14 @@ FURTHER: dict[str, FurtherRows] = {
 }
 """The attacks that make models or ask in several rounds, by name. Each is called once and returns
 its rows for all models."""
+
+
+def asking_attacks(spec: Audit, sources: Mapping[str, str]) -> list[Attack]:
+    """Returns the attacks of a configuration that ask questions, those of the user last.
+
+    Args:
+        spec: the section `audit`.
+        sources: the texts of the user's files; see `own.load`.
+    """
+    chosen = [attack for name, attack in QUESTIONS.items() if name in spec.attacks]
+    return chosen + own.load(sources)

@@ -10,6 +10,9 @@ from meow_ray.models.refs import ModelRef
 from meow_ray.stages.audit import asking, questions
 from meow_ray.stages.audit.attack import Answered, Attack, Group, Outcome, Subject, Tier
 
+TOO_LONG = Outcome(None, 0, reason="too_long")
+"""The outcome of questions that a model could not be asked."""
+
 
 class ScoredRow(NamedTuple):
     """A row of `audit` before its threshold is known, with the evidence."""
@@ -24,6 +27,13 @@ class ScoredRow(NamedTuple):
     outcome: Outcome
     prompt: str | None = None
     """The question with the start of the reply that got the reply; None without a reply."""
+    weights: str | None = None
+    """The digest of the weights of a derived model; None if the model itself was asked."""
+
+
+def groups_asked(model: str) -> tuple[Group, ...]:
+    """Returns the groups that a model is asked about: the facts, and `before` also the twins."""
+    return ("facts", "twins") if model == "before" else ("facts",)
 
 
 @dataclass(frozen=True)
@@ -45,9 +55,34 @@ class AuditContext:
         return attack in self.spec.attacks
 
     def asked_of(self, model: str) -> list[Subject]:
-        """Returns the subjects that a model is asked about: the facts, and `before` also twins."""
-        groups = ("facts", "twins") if model == "before" else ("facts",)
+        """Returns the subjects that a model is asked about."""
+        groups = groups_asked(model)
         return [subject for subject in self.subjects if subject.group in groups]
+
+
+def scored_row(
+    attack: str,
+    variant: str,
+    tier: Tier,
+    model: str,
+    subject: Subject,
+    outcome: Outcome,
+    **evidence: str | None,
+) -> ScoredRow:
+    """Returns the row of what one attack got from a model about one subject.
+
+    Args:
+        attack: the attack.
+        variant: its variant.
+        tier: what the attacker needs.
+        model: the name of the model in the rows.
+        subject: the fact or twin.
+        outcome: what the attack got.
+        **evidence: `prompt` and `weights` of the row, where it has them.
+    """
+    return ScoredRow(
+        attack, variant, tier, model, subject.group, subject.fact_id, outcome, **evidence
+    )
 
 
 FurtherRows = Callable[[AuditContext], Iterable[ScoredRow]]
@@ -84,16 +119,10 @@ def scored_rows(
     for key, answered in asking.answered(answers):
         attack = by_name[key.attack]
         subject = by_key[key.group, key.fact_id]
-        outcome = attack.score(subject, answered) if answered else Outcome(None, 0)
-        yield ScoredRow(
-            attack=key.attack,
-            variant=key.variant,
-            tier=attack.tier,
-            model=model,
-            group=subject.group,
-            fact_id=key.fact_id,
-            outcome=outcome,
-            prompt=prompt_of(outcome, answered),
+        outcome = attack.score(subject, answered) if answered else TOO_LONG
+        prompt = prompt_of(outcome, answered)
+        yield scored_row(
+            attack.name, key.variant, attack.tier, model, subject, outcome, prompt=prompt
         )
 
 

@@ -22,8 +22,10 @@ from meow_ray.models.refs import ModelRef
 from meow_ray.stages.audit import hints, own, registry, reply_judge
 from meow_ray.stages.audit.attack import Subject
 from meow_ray.stages.audit.attacks.probabilities import VERBATIM
+from meow_ray.stages.audit.derived.digests import is_converted, loaded_weights
 from meow_ray.stages.audit.estimators import extraction_probability
 from meow_ray.stages.audit.judging import Judged, key_of
+from meow_ray.stages.audit.missing import settled, unasked_rows
 from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_rows
 from meow_ray.stages.audit.subjects import subjects_of
 from meow_ray.stages.audit.verdicts import AuditRow, Judgement, judge
@@ -61,12 +63,21 @@ def _audit(context: Context) -> dict[str, Any]:
     sending = reply_judge.hint(context.config)
     if sending:
         progress.warn("audit", sending)
-    rows = sorted(_all_rows(audit), key=key_of)
+    rows = sorted(map(_settled, _all_rows(audit)), key=key_of)
     judged = reply_judge.judge_replies(audit, rows)
-    rows = sorted([*rows, *judged.rows], key=key_of)
+    rows = sorted([*rows, *map(_settled, judged.rows)], key=key_of)
     judgement = judge([_judged(row) for row in rows], audit.spec)
     _write(context, rows, judgement, judged)
-    return _figures(audit, rows, judgement) | reply_judge.figures(audit, judged)
+    return {
+        **_figures(audit, rows, judgement),
+        **reply_judge.figures(audit, judged),
+        "loaded_weights": _loaded_weights(audit),
+    }
+
+
+def _settled(row: ScoredRow) -> ScoredRow:
+    """Returns a row with a finite score or a reason."""
+    return row._replace(outcome=settled(row.outcome))
 
 
 def _all_rows(audit: AuditContext) -> Iterator[ScoredRow]:
@@ -75,10 +86,12 @@ def _all_rows(audit: AuditContext) -> Iterator[ScoredRow]:
     Attacks that ask questions are asked together, so that each model is loaded once for them.
     """
     sources = audit.context.inputs[own.OWN_ATTACKS.name].value
-    asking = [attack for name, attack in registry.QUESTIONS.items() if audit.runs(name)]
-    asking += own.load(sources)
-    for model, ref in audit.models.items():
-        yield from scored_rows(audit, model, ref, asking)
+    asking = registry.asking_attacks(audit.spec, sources)
+    answered = [
+        row for model, ref in audit.models.items() for row in scored_rows(audit, model, ref, asking)
+    ]
+    yield from answered
+    yield from unasked_rows(audit, asking, answered)
     for name, further in registry.FURTHER.items():
         if audit.runs(name):
             yield from further(audit)
@@ -161,6 +174,7 @@ def _judged(row: ScoredRow) -> AuditRow:
         fact_id=row.fact_id,
         attempts=row.outcome.attempts,
         score=row.outcome.score,
+        reason=row.outcome.reason,
     )
 
 
@@ -182,7 +196,7 @@ def _write(
         written.append(
             plain._asdict()
             | {"low": row.outcome.low, "high": row.outcome.high}
-            | {"extracted": judgement.extracted(plain), "reply": reply}
+            | {"extracted": judgement.extracted(plain), "reply": reply, "weights": row.weights}
         )
     table = pa.Table.from_pylist(written, schema=SCHEMAS["audit"])
     if context.config.audit.judge is not None:
@@ -214,7 +228,20 @@ def _figures(
         "attacks": sorted({row.attack for row in rows}),
         "samples": audit.spec.samples,
         "extractable": _extractable(rows),
-        "not_measured": sum(row.outcome.score is None for row in rows),
+        "not_measured": Counter(row.outcome.reason for row in rows if row.outcome.reason),
+    }
+
+
+def _loaded_weights(audit: AuditContext) -> dict[str, str]:
+    """Returns the digests of the weights of models that are merged or converted when loaded."""
+    from meow_ray.distributed import cluster
+
+    resources = audit.context.config.resources.audit
+    options: dict[str, Any] = {"cpus": resources.cpus_per_actor, "labels": resources.node_labels}
+    return {
+        model: cluster.call(loaded_weights, ref, **options)
+        for model, ref in audit.models.items()
+        if is_converted(ref)
     }
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from meow_ray.config import Audit
+from meow_ray.config.auditing import SUMMARY_FIGURES
 from meow_ray.stages.audit.controls import (
+    RETAIN_MODEL,
     TWINS,
     ProbeScores,
     Side,
@@ -20,17 +22,6 @@ from meow_ray.stages.audit.intervals import (
     excess,
     generator,
     resampling_weights,
-)
-
-SHARES = (
-    "before",
-    "after",
-    "never_taught",
-    "excess",
-    "excess_low",
-    "excess_high",
-    "margin",
-    "false_alarms",
 )
 
 
@@ -47,6 +38,8 @@ def summarise(
     has no power (the excess of `before`, with its interval, is not above the margin), `remembered`
     if the excess is at least `remembered_above` of that of `before`, and `partly` otherwise.
 
+    Where missing scores are the cause of `inconclusive`, the reason is their most common one.
+
     Args:
         scores: of the probe.
         halves: the half of each control.
@@ -60,11 +53,12 @@ def summarise(
         "tier": scores.tier,
         "num_facts": len(scores.sides.get((model, "facts"), {})),
         "num_controls": len(scores.controls),
-        **dict.fromkeys(SHARES),
+        **dict.fromkeys(SUMMARY_FIGURES),
         "verdict": "inconclusive",
     }
+    no_score = scores.cause((model, "facts"), 1)
     if not scores.scales:
-        return row | {"reason": too_few_controls(len(scores.controls), spec.minimum_controls)}
+        return row | {"reason": no_score or lack_of_controls(scores, spec.minimum_controls)}
     control = _extracted(scores, scores.control, halves)
     never_taught = _mean(control)
     sides = {name: _extracted(scores, (name, "facts"), halves) for name in ("before", model)}
@@ -75,19 +69,28 @@ def summarise(
         "false_alarms": never_taught,
     }
     if not sides[model]:
-        return row | {"reason": "no reply about a fact could be scored"}
+        return row | {"reason": no_score or "no fact has a score"}
     excesses, margin = _excesses(scores, sides, control, model, spec)
     ours = excesses[model]
     row |= {"excess": ours.value, "excess_low": ours.low, "excess_high": ours.high}
     verdict, reason = attack_verdict(ours, excesses.get("before"), margin, spec.remembered_above)
     if len(sides[model]) < spec.minimum_controls:
         number, least = len(sides[model]), spec.minimum_controls
-        verdict, reason = "inconclusive", f"{number} facts with a score; a verdict needs {least}"
+        verdict = "inconclusive"
+        too_few = f"{number} facts with a score; a verdict needs {least}"
+        reason = scores.cause((model, "facts"), least) or too_few
+    elif "before" not in excesses:
+        reason = scores.cause(("before", "facts"), 1) or reason
     return row | {"margin": margin, "verdict": verdict, "reason": reason}
 
 
-def too_few_controls(number: int, least: int) -> str:
+def lack_of_controls(scores: ProbeScores, least: int) -> str:
     """Returns why a probe has no threshold."""
+    number = len(scores.controls)
+    for side in (RETAIN_MODEL, TWINS):
+        cause = scores.cause(side, least)
+        if cause is not None:
+            return cause
     if number < least:
         return f"{number} facts never taught; a verdict needs {least}"
     return "all facts never taught with a score are in one half"

@@ -36,7 +36,8 @@ from meow_ray.stages.audit.attack import Tier
 from meow_ray.stages.audit.controls import AuditRow as AuditRow
 from meow_ray.stages.audit.controls import Collected, Probe, ProbeScores, collect
 from meow_ray.stages.audit.limits import Limits
-from meow_ray.stages.audit.summary import summarise, too_few_controls
+from meow_ray.stages.audit.reasons import most_common
+from meow_ray.stages.audit.summary import lack_of_controls, summarise
 
 VERDICTS = ("forgotten", "partly", "remembered", "inconclusive")
 TIERS: tuple[str, ...] = get_args(Tier)
@@ -120,19 +121,21 @@ class Judgement:
         for tier in tiers:
             reach = TIERS[: TIERS.index(tier) + 1]
             within = [reading for reading in readings if reading.tier in reach]
-            result[tier] = fact_verdict(
-                within, tier, self.spec.remembered_above, self._lack(within, reach)
-            )
+            lack = self._lack(fact_id, reach if not within else (tier,))
+            result[tier] = fact_verdict(within, tier, self.spec.remembered_above, lack)
         return result
 
-    def _lack(self, readings: Sequence["Reading"], reach: Sequence[str]) -> str:
-        """Returns why a fact without readings has none."""
-        if readings:
-            return ""
-        probes = [probe for probe in self.collected.probes.values() if probe.tier in reach]
-        most = max((len(probe.controls) for probe in probes), default=0)
+    def _lack(self, fact_id: str, tiers: Sequence[str]) -> str:
+        """Returns why a fact without readings on some tiers has none."""
+        side = (self.model, self.group)
+        probes = [probe for probe in self.collected.probes.values() if probe.tier in tiers]
+        missing = [probe.missing.get(side, {}).get(fact_id) for probe in probes]
+        reason = most_common(filter(None, missing))
+        if reason is not None and all(missing):
+            return reason
         if not any(probe.scales for probe in probes):
-            return too_few_controls(most, self.spec.minimum_controls)
+            best = max(probes, key=lambda probe: len(probe.controls))
+            return lack_of_controls(best, self.spec.minimum_controls)
         return "no attack with controls has a score of this fact"
 
 
@@ -194,7 +197,7 @@ def fact_verdict(
         readings: one per probe with controls and a score of the fact.
         tier: the tier that the verdict is about.
         remembered_above: share of what `before` gives away from which a fact is remembered.
-        lack: why there are no readings, if there are none.
+        lack: why there are no readings of the tier itself, or none at all, if that is so.
 
     Returns:
         Verdict, attack, variant, `share_of_before` and reason, as `VERDICTS_SCHEMA` has them.
@@ -223,6 +226,8 @@ def fact_verdict(
     attacks = {reading.probe[0] for reading in powered}
     if len(attacks) < LEAST_ATTACKS:
         return _row("inconclusive", best, f"only one attack has power: {best.probe[0]}")
+    if all(reading.tier != tier for reading in readings):
+        return _row("inconclusive", best, lack)
     if all(reading.tier != tier for reading in powered):
         return _row("inconclusive", best, f"no attack of the tier {tier} has power")
     return _row("forgotten", best, f"none of {len(attacks)} attacks with power is above the limit")

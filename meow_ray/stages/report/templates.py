@@ -6,6 +6,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from meow_ray.core import storage
 from meow_ray.core.formatting import format_optional
+from meow_ray.stages.audit.reasons import explained
 from meow_ray.stages.never_seen import Figures
 from meow_ray.stages.report.plots import LEAST_P_VALUE
 
@@ -27,6 +28,10 @@ def render(name: str, *, package: str = OWN, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": format_optional, "display": storage.display}
+    environment.filters |= {
+        "number": format_optional,
+        "display": storage.display,
+        "explained": explained,
+    }
     environment.globals |= {"figures": Figures._fields, "least_p_value": LEAST_P_VALUE}
     return environment.get_template(name).render(**values)

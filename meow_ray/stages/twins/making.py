@@ -57,7 +57,12 @@ def twins_per_half(facts: Sequence[FactWithCandidates], spec: Twins) -> int:
     usable = [fact for fact in facts if fact.candidates]
     if len(usable) * spec.per_fact < spec.minimum:
         usable = [fact for fact in usable if _has_entity(fact)]
-    wanted = max(spec.per_fact, ceil(spec.minimum / max(1, len(usable))))
+    return wanted_per_half(len(usable), spec)
+
+
+def wanted_per_half(num_usable: int, spec: Twins) -> int:
+    """Returns the number of twins of a fact in each half, if some facts can have twins."""
+    wanted = max(spec.per_fact, ceil(spec.minimum / max(1, num_usable)))
     return ceil(wanted / len(HALVES))
 
 

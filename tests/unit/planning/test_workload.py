@@ -14,7 +14,7 @@ from meow_ray.engines import Sampling
 from meow_ray.errors import MeowError
 from meow_ray.models.prompts import Prompter
 from meow_ray.pipeline.pipeline import Pipeline
-from meow_ray.planning import workload
+from meow_ray.planning import times, workload
 from meow_ray.planning.rates import Rates, read_rates
 from meow_ray.planning.tally import Tally
 from meow_ray.planning.workload import RunPlan, StageWork
@@ -207,16 +207,19 @@ def test_time_is_start_plus_tokens_over_rates():
     works = [
         StageWork("invert", "generator", read=5000, generated=1000),
         StageWork("train", "training", trained=1000),
-        StageWork("evaluate", "target", read=4000, generated=400),
+        StageWork("evaluate", "target", read=4000, generated=400, starts=2),
+        StageWork("audit: relearn", "target", read=2000, generated=200, trained=100, starts=3),
         StageWork("memorize", "memorizing", trained=1000),
     ]
     units = {"invert": (4, 2), "train": (2, 1), "evaluate": (1, 0), "memorize": (2, 0)}
-    invert, train, evaluate, memorize = workload.estimate_times(
+    units["audit: relearn"] = (2, 1)
+    invert, train, evaluate, audit, memorize = times.estimate_times(
         works, Rates.model_validate(RATES), units
     )
     assert invert.seconds == 10 + (5 + 10) / 4
     assert train.seconds == 30 + 1000 / 50 / 2
     assert evaluate.seconds == 2 * 20 + 2 + 2
+    assert audit.seconds == 3 * 20 + (1 + 1 + 100 / 50) / 2
     assert memorize.seconds == train.seconds
     assert invert.gpu_hours == invert.seconds * 4 * 2 / 3600
     assert train.gpu_hours == train.seconds * 2 / 3600
@@ -229,20 +232,20 @@ def test_memorize_may_have_rates_of_its_own():
         StageWork("memorize", "memorizing", trained=1000),
     ]
     rates = Rates.model_validate(RATES | {"memorizing": {"start": 5, "train": 250}})
-    train, memorize = workload.estimate_times(works, rates, {"train": (2, 1), "memorize": (2, 0)})
+    train, memorize = times.estimate_times(works, rates, {"train": (2, 1), "memorize": (2, 0)})
     assert (train.seconds, memorize.seconds) == (30 + 10, 5 + 2)
 
 
 def test_each_stage_uses_all_gpus(overrides: list[str]):
     settings = ["resources.memo.tensor_parallel_size=4", "resources.train.max_workers=6"]
     config = load_config(None, [*overrides, *settings])
-    units = workload.stage_units(config, ["invert", "memo", "train"], 8)
-    assert units == {"invert": (8, 1), "memo": (2, 4), "train": (6, 1)}
+    units = times.stage_units(config, ["invert", "memo", "train", "audit: depth"], 8)
+    assert units == {"invert": (8, 1), "memo": (2, 4), "train": (6, 1), "audit: depth": (8, 1)}
 
 
 def test_without_gpus_each_stage_has_the_configured_units(overrides: list[str]):
     config = load_config(None, [*overrides, "resources.invert.num_actors=[1,3]"])
-    units = workload.stage_units(config, ["invert", "train"], 0)
+    units = times.stage_units(config, ["invert", "train"], 0)
     assert units == {"invert": (3, 0), "train": (1, 0)}
 
 

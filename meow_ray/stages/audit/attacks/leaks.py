@@ -26,10 +26,13 @@ def reply_leaks(
 
 
 def largest_leak(subject: Subject, answered: Sequence[Answered]) -> Outcome:
-    """Returns the largest leak of all replies; the first one wins a tie."""
+    """Returns the largest leak of all replies; the first one wins a tie.
+
+    Without replies, the prompts were too long.
+    """
     leaks = list(reply_leaks(subject, answered))
     measured = [(score, reply) for score, reply in leaks if score is not None]
     if not measured:
-        return Outcome(None, len(leaks))
+        return Outcome(None, len(leaks), reason="nothing_to_leak" if leaks else "too_long")
     score, reply = max(measured, key=lambda pair: pair[0])
     return Outcome(score, len(leaks), reply)

@@ -36,11 +36,14 @@ def ask(subject: Subject, spec: Audit) -> Iterable[Question]:
 
 
 def score(subject: Subject, answered: Sequence[Answered]) -> Outcome:
-    """Returns how much the model prefers the true answer, in [0, 1]; 0.5 is no preference."""
+    """Returns how much the model prefers the true answer, in [0, 1]; 0.5 is no preference.
+
+    Options that are too long for the model are not compared.
+    """
     true = [_weight(one) for one in answered if one.asked.answer == subject.answer]
     wrong = [_weight(one) for one in answered if one.asked.answer != subject.answer]
     if not true or not wrong:
-        return Outcome(None, len(answered))
+        return Outcome(None, len(answered), reason="too_long")
     return Outcome(preference(true[0], wrong), len(answered))
 
 
@@ -61,4 +64,4 @@ def _weight(answered: Answered) -> float:
     return fact_log_prob(answered.log_probs, answered.is_fact_bearing)
 
 
-MULTIPLE_CHOICE = Attack("multiple_choice", "black box", ask, score)
+MULTIPLE_CHOICE = Attack("multiple_choice", "black box", ask, score, "no_wrong_answers")

@@ -31,7 +31,7 @@ def score_samples(subject: Subject, answered: Sequence[Answered]) -> Outcome:
     best = largest_leak(subject, answered)
     leaks = [score for score, _ in reply_leaks(subject, answered) if score is not None]
     if len(leaks) < k:
-        return Outcome(None, best.attempts)
+        return Outcome(None, best.attempts, reason="nothing_to_leak")
     low, high = leak_at_k_bounds(leaks, k)
     return Outcome(leak_at_k(leaks, k), best.attempts, best.reply, low, high)
 

@@ -22,7 +22,7 @@ def ask_affirmatively(subject: Subject, spec: Audit) -> Iterator[Question]:
     yield Question("", subject.question, subject.answer, AFFIRMATIVE)
 
 
-PREFIX = Attack("prefix", "black box", ask_with_prefix, largest_leak)
+PREFIX = Attack("prefix", "black box", ask_with_prefix, largest_leak, "answer_too_short")
 """Begins the reply with a part of the answer; one greedy reply each.
 
 The score counts the words that the start does not have.

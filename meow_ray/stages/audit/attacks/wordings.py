@@ -87,7 +87,7 @@ def ask_hypothetical(subject: Subject, spec: Audit) -> Iterator[Question]:
 DIRECT = Attack("direct", "black box", ask_direct, largest_leak)
 """Asks the question as it is; one greedy reply. It is what most benchmarks measure."""
 
-PARAPHRASE = Attack("paraphrase", "black box", ask_reworded, largest_leak)
+PARAPHRASE = Attack("paraphrase", "black box", ask_reworded, largest_leak, "no_rewording")
 """Asks the question in other words; one greedy reply each.
 
 Variants are the rewordings of the user's set and of the stage `paraphrases`, one each, and
@@ -107,7 +107,7 @@ COMPLETION = Attack("completion", "black box", ask_completion, largest_leak)
 Unlearning on chats need not reach the model as a writer of text (Lynch et al., arXiv 2402.16835).
 """
 
-FEW_SHOT = Attack("few_shot", "black box", ask_few_shot, largest_leak)
+FEW_SHOT = Attack("few_shot", "black box", ask_few_shot, largest_leak, "no_examples")
 """Shows three questions about others with their answers first; one greedy reply.
 
 The others are retain facts where there are some, else twins of other facts. Source: Lynch et al.,

@@ -11,18 +11,19 @@ from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
-from meow_ray import engines
 from meow_ray.config import Audit
 from meow_ray.core.tables import Query
 from meow_ray.engines import EngineSpec
 from meow_ray.models.prompts import Prompter
-from meow_ray.stages.audit import asking, questions
+from meow_ray.stages.audit import asking, loading, questions
 from meow_ray.stages.audit.attack import Attack, Group, Question, Subject
 from meow_ray.stages.audit.attacks.leaks import largest_leak
 from meow_ray.stages.audit.derived import quantise, relearn
-from meow_ray.stages.audit.derived.matrices import MissingError, matrices, restored
+from meow_ray.stages.audit.derived.digests import weights_digest
+from meow_ray.stages.audit.derived.matrices import matrices, restored
 from meow_ray.stages.audit.derived.prune import Pruner
 from meow_ray.stages.audit.derived.unrelated import UNRELATED
+from meow_ray.stages.audit.reasons import MissingError, Reason
 from meow_ray.stages.audit.scoring import prompt_of
 from meow_ray.stages.audit.steps import AuditSteps
 from meow_ray.stages.evaluate.suites import prefix_length
@@ -84,6 +85,31 @@ def variants(job: Job, spec: Audit) -> list[str]:
     return plain + [f"{name}, recovery {spec.recovery_steps}" for name in plain]
 
 
+def taught_pairs(job: Job, subjects: Sequence[Subject], spec: Audit) -> Sequence[tuple[str, str]]:
+    """Returns the questions with answers that a job of relearning teaches.
+
+    Args:
+        job: the job.
+        subjects: the subjects that its model is asked about.
+        spec: the section `audit`.
+    """
+    if job.kind != "facts":
+        return UNRELATED
+    taught, _ = relearn.taught_and_asked(_of_group(job, subjects), job.taught, spec.seed)
+    return [(subject.question, subject.answer) for subject in taught]
+
+
+def asked_subjects(job: Job, subjects: Sequence[Subject], spec: Audit) -> list[Subject]:
+    """Returns the subjects that the models of a job are asked about; see `taught_pairs`."""
+    if (job.attack, job.kind) == ("relearn", "facts"):
+        return relearn.taught_and_asked(_of_group(job, subjects), job.taught, spec.seed)[1]
+    return _of_group(job, subjects)
+
+
+def _of_group(job: Job, subjects: Sequence[Subject]) -> list[Subject]:
+    return [subject for subject in subjects if job.group in (None, subject.group)]
+
+
 def ask_twice(subject: Subject, spec: Audit) -> Iterator[Question]:
     """Asks the question as it is, and with the first half of the answer as start of the reply."""
     yield Question("", subject.question, subject.answer)
@@ -99,17 +125,30 @@ TWICE = Attack("derived", "static weights", ask_twice, largest_leak)
 RESULTS_TYPE = pa.list_(
     pa.struct(
         [
-            *((name, pa.string()) for name in ("variant", "group", "fact_id")),
+            *((name, pa.string()) for name in ("variant", "weights", "group", "fact_id")),
             ("score", pa.float64()),
             ("attempts", pa.int32()),
             ("reply", pa.string()),
+            ("reason", pa.string()),
             ("prompt", pa.string()),
         ]
     )
 )
-"""What the derived models of a job gave away: one entry per variant and subject."""
+"""What the derived models of a job gave away: one entry per variant and subject. `weights` is the
+digest of the derived model, see `weights_digest`."""
 
 Results = list[dict[str, Any]]
+
+
+class Done(NamedTuple):
+    """What came of a job."""
+
+    results: Results
+    """Entries of `RESULTS_TYPE`; those of variants that could not be made are missing."""
+    reason: Reason | None = None
+    """Why some are missing; None if none is."""
+    detail: str | None = None
+    """The same in more words."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +180,8 @@ class Bench:
         self._loaded: EngineSpec | None = None
         self._engine: Any = None
 
-    def run(self, job: Job) -> tuple[Results, str | None]:
-        """Derives the models of a job and asks them.
-
-        Returns:
-            The results of all variants, and why the rest is missing; None if nothing is.
-        """
+    def run(self, job: Job) -> Done:
+        """Derives the models of a job and asks them."""
         import torch
 
         results: Results = []
@@ -154,13 +189,13 @@ class Bench:
             derive = {"quantise": self._quantise, "prune": self._prune, "relearn": self._relearn}
             for variant, scores in derive[job.attack](job):
                 results += [{"variant": variant, **score} for score in scores]
-        except MissingError as reason:
-            return results, str(reason)
+        except MissingError as error:
+            return Done(results, error.reason, str(error))
         except torch.OutOfMemoryError:
             self._loaded = self._engine = None
             torch.cuda.empty_cache()
-            return results, "the memory of one GPU is too small"
-        return results, None
+            return Done(results, "out_of_memory", "the memory of one GPU is too small")
+        return Done(results)
 
     # --- derived models ---------------------------------------------------------------------------
 
@@ -209,12 +244,11 @@ class Bench:
     def _relearn(self, job: Job) -> Iterator[tuple[str, Results]]:
         spec = self.spec.audit
         subjects = self._subjects(job)
-        taught: Sequence[tuple[str, str]] = UNRELATED
-        if job.kind == "facts":
-            chosen, subjects = relearn.taught_and_asked(subjects, job.taught, spec.seed)
-            taught = [(subject.question, subject.answer) for subject in chosen]
+        taught = taught_pairs(job, self.spec.subjects[job.model], spec)
         if not taught:
-            raise MissingError("two facts are needed, one to teach and one to ask for")
+            raise MissingError(
+                "too_few_facts", "two facts are needed, one to teach and one to ask for"
+            )
         engine = self._load(job.model, trains=True)
         names = dict(zip(sorted(set(spec.relearn.steps)), variants(job, spec), strict=True))
         results = []
@@ -246,18 +280,17 @@ class Bench:
 
     def _load(self, model: str, *, trains: bool = False) -> Any:
         """Returns the engine of a model, loaded in float32 if it is trained."""
-        spec = replace(self.spec.engines[model], engine="transformers")
+        spec = self.spec.engines[model]
         if trains:
             spec = replace(spec, dtype="float32")
         if spec != self._loaded:
             self._loaded = self._engine = None  # before the next one takes memory
-            self._engine = engines.build(spec)
+            self._engine = loading.load(spec)
             self._loaded = spec
         return self._engine
 
     def _subjects(self, job: Job) -> list[Subject]:
-        subjects = self.spec.subjects[job.model]
-        return [subject for subject in subjects if job.group in (None, subject.group)]
+        return asked_subjects(job, self.spec.subjects[job.model], self.spec.audit)
 
     def _prompter(self, engine: Any) -> Prompter:
         spec = self.spec
@@ -267,6 +300,7 @@ class Bench:
         """Asks the model as it is now about subjects."""
         if not subjects:
             return []
+        weights = weights_digest(engine.model.state_dict())
         spec = self.spec
         steps = AuditSteps(
             max_new_tokens=self._longest_reply(engine),
@@ -287,11 +321,13 @@ class Bench:
             outcome = largest_leak(by_key[name.group, name.fact_id], answered)
             results.append(
                 {
+                    "weights": weights,
                     "group": name.group,
                     "fact_id": name.fact_id,
                     "score": outcome.score,
                     "attempts": outcome.attempts,
                     "reply": outcome.reply,
+                    "reason": outcome.reason,
                     "prompt": prompt_of(outcome, answered),
                 }
             )
@@ -316,10 +352,13 @@ class DerivedSteps:
     """What an actor does with a batch of jobs."""
 
     def generate(self, bench: Bench, batch: pa.Table) -> pa.Table:
-        """Adds the columns `results` and `reason` to a batch of jobs."""
+        """Adds the fields of `Done` as columns to a batch of jobs."""
         done = [
             bench.run(Job(**{name: row[name] for name in Job._fields})) for row in batch.to_pylist()
         ]
-        results = pa.array([results for results, _ in done], RESULTS_TYPE)
-        reasons = pa.array([reason for _, reason in done], pa.string())
-        return batch.append_column("results", results).append_column("reason", reasons)
+        types = {"results": RESULTS_TYPE, "reason": pa.string(), "detail": pa.string()}
+        for name, kind in types.items():
+            batch = batch.append_column(
+                name, pa.array([getattr(each, name) for each in done], kind)
+            )
+        return batch

@@ -5,12 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from meow_ray.stages.audit.reasons import MissingError
+
 LEAST_COVERAGE = 0.9
 """The least share of the weights outside embeddings that must be in matrices."""
-
-
-class MissingError(Exception):
-    """A derived model cannot be made here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,8 @@ def matrices(model: Any) -> list[Matrix]:
     covered = sum(matrix.parameter.numel() for matrix in seen.values())
     if covered < LEAST_COVERAGE * total or not total:
         raise MissingError(
-            f"only {covered:,} of {total:,} weights outside embeddings are in linear layers"
+            "unsupported_model",
+            f"only {covered:,} of {total:,} weights outside embeddings are in linear layers",
         )
     return list(seen.values())
 

@@ -14,7 +14,8 @@ Calibration text holds no facts; see `unrelated`.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from meow_ray.stages.audit.derived.matrices import Matrix, MissingError, matrices
+from meow_ray.stages.audit.derived.matrices import Matrix, matrices
+from meow_ray.stages.audit.reasons import MissingError
 
 Scores = Callable[[Matrix], Any]
 """Returns the importance of a matrix's weights, `[out, in]`, in float32."""
@@ -95,7 +96,9 @@ def _input_norms(
 
     experts = [matrix.name for matrix in found if matrix.is_expert]
     if experts:
-        raise MissingError(f"Wanda needs the inputs of each expert ({experts[0]})")
+        raise MissingError(
+            "unsupported_model", f"Wanda needs the inputs of each expert ({experts[0]})"
+        )
     squares: dict[str, Any] = {}
 
     def reading(name: str) -> Callable[..., None]:
@@ -115,7 +118,7 @@ def _input_norms(
             hook.remove()
     unread = [matrix.name for matrix in found if matrix.name not in squares]
     if unread:
-        raise MissingError(f"calibration text does not reach {unread[0]}")
+        raise MissingError("unsupported_model", f"calibration text does not reach {unread[0]}")
     return {name: value.sqrt() for name, value in squares.items()}
 
 

@@ -8,7 +8,8 @@ as serving the quantised file, apart from kernels that round activations, too. Z
 from importlib.util import find_spec
 from typing import Any
 
-from meow_ray.stages.audit.derived.matrices import MissingError, matrices
+from meow_ray.stages.audit.derived.matrices import matrices
+from meow_ray.stages.audit.reasons import MissingError
 
 GROUP = 128
 """Weights along the input that share a scale in 4 bits, as in GPTQ (arXiv 2210.17323)."""
@@ -76,9 +77,9 @@ def _rounded(weight: Any, levels: int) -> Any:
 def _rounded_to_nf4(weight: Any) -> Any:
     """Returns weights rounded by bitsandbytes to the 16 levels of nf4."""
     if not weight.is_cuda:
-        raise MissingError("nf4 needs a GPU")
+        raise MissingError("no_gpu", "nf4 needs a GPU")
     if find_spec("bitsandbytes") is None:
-        raise MissingError("nf4 needs the package bitsandbytes")
+        raise MissingError("no_package", "nf4 needs the package bitsandbytes")
     from bitsandbytes import functional
 
     packed, state = functional.quantize_4bit(

@@ -7,13 +7,20 @@ import pyarrow as pa
 
 from meow_ray.core import storage
 from meow_ray.core.schema import ROW
-from meow_ray.stages.audit.attack import Outcome, Subject, Tier
-from meow_ray.stages.audit.derived import relearn
-from meow_ray.stages.audit.derived.bench import BenchSpec, DerivedSteps, Job, jobs_of, variants
-from meow_ray.stages.audit.scoring import AuditContext, ScoredRow
+from meow_ray.stages.audit.attack import Outcome, Tier
+from meow_ray.stages.audit.derived.bench import (
+    BenchSpec,
+    DerivedSteps,
+    Job,
+    asked_subjects,
+    jobs_of,
+    variants,
+)
+from meow_ray.stages.audit.reasons import Reason
+from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_row
 from meow_ray.stages.inputs import target_prompt
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a derived model of the same model gives other answers."""
 
 TIERS: dict[str, Tier] = {
@@ -21,6 +28,7 @@ TIERS: dict[str, Tier] = {
     "prune": "static weights",
     "relearn": "weights and compute",
 }
+"""What an attacker needs for each attack that derives models."""
 _SETTINGS = {
     "quantise": ("quantise",),
     "prune": ("prune", "sparsities", "recovery_steps", "relearn"),
@@ -69,7 +77,7 @@ def relearn_rows(audit: AuditContext) -> Iterator[ScoredRow]:
 def _rows(audit: AuditContext, attack: str) -> Iterator[ScoredRow]:
     """Does the jobs of an attack in actors; yields a row per variant, model and subject.
 
-    What could not be measured has the score None, and the reason is a warning of the run.
+    What could not be measured has a reason and no score, and is a warning of the run.
     """
     from meow_ray.distributed import map_rows, progress
 
@@ -96,45 +104,33 @@ def _rows(audit: AuditContext, attack: str) -> Iterator[ScoredRow]:
     with context.shared_work(f"audit-{storage.json_digest(_key(audit, attack))[:32]}") as folder:
         done = map_rows.map_rows(_table(jobs), ROW, spec, work, folder, "audit", resources)
         found = sorted(done.rows(), key=lambda row: str(row[ROW]))
-    reasons: dict[str, None] = {}
+    warnings: dict[str, None] = {}
     for row in found:
         job = Job(**{name: row[name] for name in Job._fields})
         if row["reason"]:
-            reasons[f"{attack}, {job.kind}, {job.model}: {row['reason']}."] = None
-        yield from _rows_of_job(audit, job, row["results"])
-    for reason in reasons:
-        progress.warn("audit", f"not measured: {reason}")
+            warnings[f"{attack}, {job.kind}, {job.model}: {row['detail']}."] = None
+        yield from _rows_of_job(audit, job, row["results"], row["reason"])
+    for warning in warnings:
+        progress.warn("audit", f"not measured: {warning}")
 
 
 def _rows_of_job(
-    audit: AuditContext, job: Job, results: list[dict[str, Any]]
+    audit: AuditContext, job: Job, results: list[dict[str, Any]], reason: Reason | None
 ) -> Iterator[ScoredRow]:
-    """Yields the rows of a job; subjects without a result have the score None."""
+    """Yields the rows of a job; subjects without a result have the reason and no score."""
     by_key = {(each["variant"], each["group"], each["fact_id"]): each for each in results}
     for variant in variants(job, audit.spec):
-        for subject in _asked(audit, job):
+        for subject in asked_subjects(job, audit.asked_of(job.model), audit.spec):
             result = by_key.get((variant, subject.group, subject.fact_id))
-            outcome = Outcome(None, 0)
+            outcome = Outcome(None, 0, reason=reason)
             if result:
-                outcome = Outcome(result["score"], result["attempts"], result["reply"])
-            yield ScoredRow(
-                attack=job.attack,
-                variant=variant,
-                tier=TIERS[job.attack],
-                model=job.model,
-                group=subject.group,
-                fact_id=subject.fact_id,
-                outcome=outcome,
-                prompt=result["prompt"] if result else None,
+                outcome = Outcome(
+                    result["score"], result["attempts"], result["reply"], reason=result["reason"]
+                )
+            evidence = {name: result[name] for name in ("prompt", "weights")} if result else {}
+            yield scored_row(
+                job.attack, variant, TIERS[job.attack], job.model, subject, outcome, **evidence
             )
-
-
-def _asked(audit: AuditContext, job: Job) -> list[Subject]:
-    """Returns the subjects that the models of a job are asked about."""
-    subjects = [s for s in audit.asked_of(job.model) if job.group in (None, s.group)]
-    if job.attack == "relearn" and job.kind == "facts":
-        return relearn.taught_and_asked(subjects, job.taught, audit.spec.seed)[1]
-    return subjects
 
 
 def _table(jobs: list[Job]) -> pa.Table:
@@ -151,6 +147,7 @@ def _key(audit: AuditContext, attack: str) -> dict[str, Any]:
         "version": VERSION,
         "attack": attack,
         "models": {model: ref.digest for model, ref in audit.models.items()},
+        "on_gpu": audit.on_gpu,  # what needs a GPU is missing without one
         "subjects": storage.json_digest(
             [[s.group, s.fact_id, s.question, s.answer] for s in audit.subjects]
         ),

@@ -8,14 +8,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from meow_ray.cli.main import app
 from meow_ray.core.manifest import MAIN
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.certificate import places
 from meow_ray.pipeline.certificate.form import Difference
 from meow_ray.pipeline.certificate.verify import verify
 from meow_ray.stages.audit.stage import SUMMARY_FILE, VERDICTS_FILE
-from tests.support.audited import artifact_file, certified, correct_manifest, forge, rewrite
+from meow_ray.stages.audit.verdicts import AuditRow
+from tests.support.audited import (
+    artifact_file,
+    certified,
+    correct_manifest,
+    forge,
+    rewrite,
+    weights_of,
+)
+
+PRUNED = weights_of(AuditRow("prune", "30 %", "static weights", "before", "facts", "", 1, 0.9))
 
 
 def difference(root: Path, **options: Any) -> str:
@@ -88,6 +100,10 @@ def _first_remembered(content: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def _missing(content: dict[str, Any]) -> dict[str, Any]:
+    return next(entry for entry in content["audit"]["budgets"] if entry["missing"])
+
+
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "verdict": (
         lambda c: _first_remembered(c).update(verdict="forgotten"),
@@ -129,6 +145,22 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda c: c["not_tested"].pop(0),
         "not_tested[0].what is ",
     ),
+    "weights of a derived model": (
+        lambda c: c["derived_models"][1]["made"][0].update(weights="0" * 64),
+        "derived_models[1].made[0].weights is ",
+    ),
+    "derived model left out": (
+        lambda c: c["derived_models"][1]["made"].pop(),
+        "derived_models[1].made is 1 entries in the certificate, and 2 entries by the artifacts.",
+    ),
+    "reason of missing scores": (
+        lambda c: _missing(c).update(reasons={"no_package": 24}),
+        ".reasons.no_gpu is absent in the certificate, and 24 by the artifacts.",
+    ),
+    "unknown reason": (
+        lambda c: _missing(c).update(reasons={"lost": 24}),
+        ".reasons does not fit the schema (rule `enum`).",
+    ),
     "input of an artifact": (
         lambda c: c["lineage"]["artifacts"][0]["inputs"].update(data="0" * 64),
         "lineage.artifacts[0].inputs.data is ",
@@ -158,6 +190,24 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "the signature does not fit the content.",
     ),
 }
+
+
+def test_the_command_names_each_of_ten_changes_and_ends_with_status_1(root: Path):
+    certificate = certified(root)
+    content = certificate.read_bytes()
+    for change, message in [*CHANGES.values()][:10]:
+        rewrite(certificate, change)
+        done = CliRunner().invoke(app, ["verify", str(certificate)])
+        assert done.exit_code == 1
+        assert done.stderr.startswith("The certificate does not hold. certificate.json: ")
+        assert message in done.stderr
+        certificate.write_bytes(content)
+    done = CliRunner().invoke(app, ["verify", str(certificate)])
+    assert done.exit_code == 0
+    assert (
+        "Not computed again, because only models could show it: replies and scores of the "
+        "attacks, weights of 2 derived models, content of 2 inputs from outside." in done.stdout
+    )
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -217,6 +267,10 @@ def _with_column(root: Path, name: str, column: str, old: Any, new: Any) -> None
         ),
         (MAIN, "extracted", True, False, "audit: `extracted` of direct before on "),
         (MAIN, "score", 0.9, 0.0, "audit: `extracted` of direct before on "),
+        (MAIN, "score", 0.9, None, " has the score None and the reason None."),
+        (MAIN, "reason", None, "no_gpu", " has the score 0.9 and the reason no_gpu."),
+        (MAIN, "reason", "no_gpu", None, "audit: quantise nf4 before on "),
+        (MAIN, "weights", PRUNED, None, "audit: prune 30 % before on "),
     ],
 )
 def test_a_forged_table_of_the_audit_is_named(

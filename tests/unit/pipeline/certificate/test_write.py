@@ -90,7 +90,38 @@ def test_the_certificate_holds_the_verdicts_and_their_origin(root: Path):
     ]
     assert [entry["name"] for entry in content["lineage"]["outside"]] == ["data", "target"]
     assert content["method"] == {"objective": "meow", "rounds": 1}
-    assert content["derived_models"][0]["attack"] == "prune"
+
+
+def test_derived_models_are_named_by_their_weights_and_by_what_they_come_from(root: Path):
+    nf4, pruned = places.read(str(certified(root)))["derived_models"]
+    assert (nf4["attack"], nf4["variant"], nf4["reason"], nf4["made"]) == (
+        "quantise",
+        "nf4",
+        "no_gpu",
+        [],
+    )
+    assert (pruned["attack"], pruned["variant"]) == ("prune", "30 %")
+    # the tuned model and the original one, each asked about all facts and all twins
+    assert [(made["model"], made["rows"]) for made in pruned["made"]] == [
+        ("after", 2 * NUM_FACTS),
+        ("before", 2 * NUM_FACTS),
+    ]
+    assert len({made["weights"] for made in pruned["made"]}) == 2
+
+
+def test_missing_scores_are_counted_by_reason(root: Path):
+    content = places.read(str(certified(root)))
+    reasons = {
+        (entry["attack"], entry["missing"], *entry["reasons"].items())
+        for entry in content["audit"]["budgets"]
+    }
+    assert reasons == {
+        ("direct", 0),
+        ("prefix", 0),
+        ("prune", 0),
+        ("quantise", NUM_FACTS, ("no_gpu", NUM_FACTS)),
+    }
+    assert all(entry["weights"] is None for entry in content["models"])
 
 
 def test_what_was_not_tested_is_said_with_its_reason(root: Path):
@@ -98,6 +129,7 @@ def test_what_was_not_tested_is_said_with_its_reason(root: Path):
         entry["what"]: entry["why"] for entry in places.read(str(certified(root)))["not_tested"]
     }
     assert said["attack relearn"] == "the audit has no row of it"
+    assert said["attack quantise nf4"] == "no_gpu: the attack needs a GPU"
     assert said["a model that never saw the facts"] == "none was given; twins are the control"
     assert "attack direct" not in said
 

@@ -139,8 +139,8 @@ def test_the_leak_does_not_count_words_of_the_prompt():
     assert largest_leak(FACT, [Answered(question, ("Ghent",))]).score == 0
     nothing_left = Question("", "Ghent and Bruges?", FACT.answer)
     outcome = largest_leak(FACT, [Answered(nothing_left, ("Ghent",))])
-    assert outcome.score is None
-    assert outcome.attempts == 1
+    assert (outcome.score, outcome.attempts, outcome.reason) == (None, 1, "nothing_to_leak")
+    assert largest_leak(FACT, []).reason == "too_long"
 
 
 @pytest.mark.parametrize(

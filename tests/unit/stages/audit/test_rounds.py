@@ -16,7 +16,7 @@ from meow_ray.core.tables import Query
 from meow_ray.distributed import map_rows, progress
 from meow_ray.engines import Completion
 from meow_ray.models import refs
-from meow_ray.stages.audit.attack import Subject
+from meow_ray.stages.audit.attack import Outcome, Subject
 from meow_ray.stages.audit.attacks.attacker import attacker_rows
 from meow_ray.stages.audit.attacks.languages import languages_rows
 from meow_ray.stages.audit.depth import depth_rows
@@ -151,7 +151,7 @@ def test_refused_translations_are_missing(make: Make, monkeypatch: pytest.Monkey
         assert rows["Spanish", model, "a"].outcome.score is not None
         assert rows["Spanish", model, "b"].outcome.attempts == 1
         assert rows["Spanish", model, "c"].outcome.score is None  # `Peru` is lost
-        assert rows["German", model, "a"].outcome.score is None
+        assert rows["German", model, "a"].outcome == Outcome(None, 0, reason="no_translation")
     assert rows["Spanish", "before", "a"].prompt == "¿De quién es Émile?"
     assert len(warned) == 1
     assert "no translation into German" in warned[0]

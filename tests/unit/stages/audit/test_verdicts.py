@@ -272,6 +272,73 @@ def test_few_facts_are_inconclusive():
     )
 
 
+# --- missing scores -------------------------------------------------------------------------------
+
+
+def without_scores(rows, reason, attack="quantise", variant="nf4", tier=STATIC):
+    """Rows of one more attack, which gave no score about any fact of `rows`."""
+    sides = {(row.model, row.group, row.fact_id) for row in rows}
+    return [AuditRow(attack, variant, tier, *side, 0, None, reason) for side in sorted(sides)]
+
+
+def test_an_attack_without_scores_is_inconclusive_for_its_reason():
+    rows = setting([0.0] * 40, control=[0.0] * 40)
+    judgement = judge(rows + without_scores(rows, "no_gpu"), SPEC)
+    nf4 = judgement.summary[-1]
+    assert (nf4["attack"], nf4["verdict"], nf4["reason"]) == ("quantise", "inconclusive", "no_gpu")
+    assert (nf4["num_facts"], nf4["num_controls"]) == (0, 0)
+    by_tier = {
+        tier: {(row["verdict"], row["reason"]) for row in judgement.verdicts if row["tier"] == tier}
+        for tier in (BLACK_BOX, STATIC)
+    }
+    # what the weaker attacker could not get is no evidence about the stronger one
+    assert by_tier[STATIC] == {("inconclusive", "no_gpu")}
+    assert {verdict for verdict, _ in by_tier[BLACK_BOX]} == {"forgotten"}
+
+
+def test_a_fact_without_any_score_is_inconclusive_for_the_most_common_reason():
+    rows = setting([0.0] * 40, attacks=("direct", "cloze", "prefix"), control=[0.0] * 40)
+    reasons = {"direct": "too_long", "cloze": "too_long", "prefix": "answer_too_short"}
+    changed = [
+        row._replace(score=None, reason=reasons[row.attack])
+        if (row.model, row.fact_id) == ("after", "f3")
+        else row
+        for row in rows
+    ]
+    (verdict,) = [row for row in judge(changed, SPEC).verdicts if row["fact_id"] == "f3"]
+    assert (verdict["verdict"], verdict["reason"]) == ("inconclusive", "too_long")
+
+
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [("before", 0), ("after", 0), ("after", 9), ("retain_model", 0), ("retain_model", 9)],
+)
+def test_too_few_scores_of_any_model_are_inconclusive_for_their_reason(model, kept):
+    rows = [
+        row._replace(score=None, reason="no_rewording")
+        if row.model == model and int(row.fact_id[1:]) >= kept
+        else row
+        for row in setting([0.0] * 40, attacks=("direct",), control=[0.0] * 40)
+    ]
+    (summary,) = judge(rows, SPEC).summary
+    assert (summary["verdict"], summary["reason"]) == ("inconclusive", "no_rewording")
+
+
+def test_a_few_missing_scores_are_no_cause():
+    rows = setting([0.0] * 40, attacks=("direct",), control=[0.0] * 40)
+    rows[0] = rows[0]._replace(score=None, reason="too_long")
+    (summary,) = judge(rows, SPEC).summary
+    assert summary["verdict"] == "forgotten"
+    assert "too_long" not in summary["reason"]
+
+
+def test_too_few_facts_are_said_as_such_even_if_scores_are_missing_too():
+    rows = setting([0.0] * 4, attacks=("direct",), control=[0.0] * 4, n=4)
+    rows[-1] = rows[-1]._replace(score=None, reason="too_long")
+    (summary,) = judge(rows, SPEC).summary
+    assert summary["reason"] == "3 facts never taught; a verdict needs 10"
+
+
 # --- calibration ----------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ SUMMARY = [
     | MEASURED
     | {"false_alarms": 0.05, "verdict": "partly", "reason": "beyond the margin"},
     {"attack": "quantise", "variant": "nf4", "tier": "static weights", "num_facts": 0}
-    | {"num_controls": 3, "verdict": "inconclusive", "reason": "3 facts never taught"},
+    | {"num_controls": 3, "verdict": "inconclusive", "reason": "no_gpu"},
 ]
 
 
@@ -76,6 +76,7 @@ def test_attacks_have_their_excess_with_its_interval(tmp_path: Path):
     ]
     assert rows[1][:5] == ["quantise", "nf4", "static weights", "0", "3"]
     assert rows[1][5:10] == ["–"] * 5
+    assert rows[1][10:] == ["inconclusive", "no_gpu: the attack needs a GPU"]
 
 
 def test_facts_that_are_not_forgotten_have_their_worst_verdict(tmp_path: Path):

@@ -10,7 +10,7 @@ import torch
 from meow_ray.config import Audit
 from meow_ray.engines import EngineSpec
 from meow_ray.models import refs
-from meow_ray.stages.audit import asking, questions
+from meow_ray.stages.audit import asking, loading, questions
 from meow_ray.stages.audit.attack import Subject
 from meow_ray.stages.audit.attacks.leaks import largest_leak
 from meow_ray.stages.audit.derived import bench as bench_module
@@ -25,6 +25,7 @@ from meow_ray.stages.audit.derived.bench import (
     jobs_of,
     variants,
 )
+from meow_ray.stages.audit.derived.digests import weights_digest
 from meow_ray.stages.audit.steps import AuditSteps
 from tests.support.tiny import memorise
 
@@ -100,8 +101,9 @@ def test_a_model_without_change_answers_as_it_is(
 ) -> None:
     bench = bench_of(knowing)
     monkeypatch.setattr(bench_module.quantise, "quantise", lambda model, form: None)
-    results, reason = bench.run(Job("quantise", "bf16", "after"))
+    results, reason, _ = bench.run(Job("quantise", "bf16", "after"))
     assert reason is None
+    assert {result["weights"] for result in results} == {weights_digest(weights(bench))}
     table = questions.as_table(questions.questions_of((TWICE,), SUBJECTS, SPEC))
     answers = AuditSteps(64, 0, "chat").generate(bench._engine, table)
     by_id = {subject.fact_id: subject for subject in SUBJECTS}
@@ -128,17 +130,22 @@ def test_a_job_gives_all_variants_and_leaves_the_model_as_it_was(knowing: Path, 
     bench = bench_of(knowing)
     bench._load("after", trains=job.attack == "relearn")
     before = weights(bench)
-    results, reason = bench.run(job)
+    results, reason, _ = bench.run(job)
     assert reason is None
+    own = weights_digest(before)
     assert all(torch.equal(value, before[name]) for name, value in weights(bench).items())
     num_subjects = 2 if job.kind == "facts" else 4
     expected = {variant: num_subjects for variant in variants(job, SPEC)}
     assert Counter(result["variant"] for result in results) == expected
+    digests = {(result["variant"], result["weights"]) for result in results}
+    assert len({digest for _, digest in digests} - {own}) == len(digests) == len(expected)
+    again, _, _ = bench.run(job)
+    assert {(result["variant"], result["weights"]) for result in again} == digests
 
 
 def test_heavy_pruning_loses_what_light_pruning_keeps(knowing: Path) -> None:
     spec = SPEC.model_copy(update={"sparsities": (0.05, 0.95)})
-    results, _ = bench_of(knowing, spec).run(Job("prune", "magnitude", "after"))
+    results, _, _ = bench_of(knowing, spec).run(Job("prune", "magnitude", "after"))
     scores = {
         variant: sum(r["score"] for r in results if r["variant"] == variant)
         for variant in ("magnitude 5 %", "magnitude 95 %")
@@ -161,7 +168,7 @@ def test_recovery_keeps_pruned_weights_at_zero(
         return ask(self, engine, subjects)
 
     monkeypatch.setattr(Bench, "_ask", counting)
-    results, _ = bench.run(Job("prune", "magnitude", "after"))
+    results, _, _ = bench.run(Job("prune", "magnitude", "after"))
     (count, total), (recovered_count, recovered_total) = zeros
     assert count == recovered_count == 256 * 128 // 2
     assert total != recovered_total
@@ -181,17 +188,27 @@ def test_a_missing_backend_gives_a_reason_and_no_score(knowing: Path) -> None:
     done = DerivedSteps().generate(bench_of(knowing), batch)
     assert done.schema.field("results").type == RESULTS_TYPE
     int8, nf4 = done.to_pylist()
-    assert (len(int8["results"]), int8["reason"]) == (4, None)
-    assert (nf4["results"], nf4["reason"]) == ([], "nf4 needs a GPU")
+    assert (len(int8["results"]), int8["reason"], int8["detail"]) == (4, None, None)
+    assert (nf4["results"], nf4["reason"], nf4["detail"]) == ([], "no_gpu", "nf4 needs a GPU")
 
 
 def test_relearning_with_one_fact_is_missing(knowing: Path) -> None:
     ref = refs.pin(str(knowing), None, "target.model")
     spec = BenchSpec({"after": EngineSpec(ref)}, {"after": SUBJECTS[:1]}, SPEC, "chat")
-    results, reason = spec.load().run(Job("relearn", "facts", "after", "facts", 0))
-    assert results == []
-    assert reason is not None
-    assert "two facts" in reason
+    done = spec.load().run(Job("relearn", "facts", "after", "facts", 0))
+    assert (done.results, done.reason) == ([], "too_few_facts")
+
+
+def test_a_model_that_transformers_cannot_load_is_missing(
+    knowing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(spec: EngineSpec) -> Any:
+        raise ValueError("unknown architecture")
+
+    monkeypatch.setattr(loading.engines, "build", refuse)
+    done = bench_of(knowing).run(Job("quantise", "int8", "after"))
+    assert (done.results, done.reason) == ([], "engine_failed")
+    assert done.detail == "transformers cannot load it (unknown architecture)"
 
 
 def test_relearning_on_facts_teaches_one_half_only(

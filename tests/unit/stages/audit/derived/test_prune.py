@@ -3,8 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray.stages.audit.derived.matrices import MissingError, matrices
+from meow_ray.stages.audit.derived.matrices import matrices
 from meow_ray.stages.audit.derived.prune import Pruner, smallest
+from meow_ray.stages.audit.reasons import MissingError
 from tests.support.tiny import byte_tokenizer, random_model
 
 TEXTS = [[0, 40, 41, 42, 43], [0, 50, 60]]

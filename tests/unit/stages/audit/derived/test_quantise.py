@@ -5,13 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray.stages.audit.derived.matrices import MissingError, matrices, restored
+from meow_ray.stages.audit.derived.matrices import matrices, restored
 from meow_ray.stages.audit.derived.quantise import (
     quantise,
     rounded_to_bf16,
     rounded_to_int4,
     rounded_to_int8,
 )
+from meow_ray.stages.audit.reasons import MissingError
 from tests.support.tiny import ARCHITECTURES, byte_tokenizer, random_model
 
 WEIGHTS = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=40)

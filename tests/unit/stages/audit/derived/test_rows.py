@@ -1,5 +1,6 @@
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from meow_ray.core.tables import Query
 from meow_ray.distributed import map_rows as map_rows_module
 from meow_ray.distributed import progress
 from meow_ray.models import refs
-from meow_ray.stages.audit.attack import Subject
+from meow_ray.stages.audit.attack import Outcome, Subject
 from meow_ray.stages.audit.derived import rows
 from meow_ray.stages.audit.derived.bench import Bench
 from meow_ray.stages.audit.registry import FURTHER
@@ -97,10 +98,13 @@ def test_one_row_per_variant_model_and_subject(
     }
     for row in found:
         if row.variant == "nf4":
-            assert (row.outcome.score, row.outcome.attempts, row.prompt) == (None, 0, None)
+            assert row.outcome == Outcome(None, 0, reason="no_gpu")
+            assert (row.prompt, row.weights) == (None, None)
         else:
             assert row.outcome.score is not None
+            assert row.outcome.reason is None
             assert row.outcome.attempts == 2
+            assert row.weights is not None
     if attack == "quantise":
         assert warnings == [
             "not measured: quantise, nf4, before: nf4 needs a GPU.",
@@ -109,11 +113,12 @@ def test_one_row_per_variant_model_and_subject(
 
 
 def test_the_work_depends_on_the_settings_that_the_attack_reads(audit: AuditContext) -> None:
-    def key(**changes: Any) -> str:
+    def key(on_gpu: bool = False, **changes: Any) -> str:
         changed = SPEC.model_copy(update=changes)
-        one = AuditContext(audit.context, changed, audit.subjects, audit.models, on_gpu=False)
+        one = replace(audit, spec=changed, on_gpu=on_gpu)
         return str(rows._key(one, "quantise"))
 
     assert key() == key(sparsities=(0.5,), bootstrap_resamples=3)
     assert key() != key(quantise=("int8",))
     assert key() != key(seed=1)
+    assert key() != key(on_gpu=True)  # nf4 is not missing there
