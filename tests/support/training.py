@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from meow_ray.config import Train, TrainResources
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY_FILE
+from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.models.prompts import IGNORE, Prompter
 from meow_ray.models.refs import load_tokenizer, pin
 from meow_ray.stages.train import batches, loop, watched
