@@ -15,7 +15,7 @@ HIDDEN = ("ray", "vllm", "deepspeed", "bitsandbytes", "pyarrow", "tenacity", "du
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """What the command prints and writes where only torch and transformers are installed."""
+    """What the command prints and writes where the packages of `HIDDEN` are not installed."""
     path = tmp_path_factory.mktemp("gpu") / "gpu.json"
     paths = [str(PROJECT / "tests" / "support" / "hiding"), str(PROJECT)]
     done = subprocess.run(

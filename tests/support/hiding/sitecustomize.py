@@ -6,21 +6,23 @@ The environment variable HIDDEN_PACKAGES names them, with commas.
 import os
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 HIDDEN = frozenset(os.environ.get("HIDDEN_PACKAGES", "").split(","))
 
 
-class Hiding(MetaPathFinder):
+class Hiding(PathFinder):
     """Finds no module of a hidden package, as if it were not installed."""
 
+    @classmethod
     def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> None:
-        """Raises the error of a package that is not installed."""
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Returns None for a hidden package; Python then raises its usual error."""
         if name.partition(".")[0] in HIDDEN:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return None
+        return super().find_spec(name, path, target)
 
 
-sys.meta_path.insert(0, Hiding())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding

@@ -231,15 +231,15 @@ ALLOWED = ("filelock", "jinja2", "markupsafe", "regex", "rich", "pygments", "mar
 """What torch and transformers install, as far as the modules below import it."""
 BARE = f"""
 import importlib, sys
-from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 
-class OnlyAllowed(MetaPathFinder):
-    def find_spec(self, name, path, target=None):
+class OnlyAllowed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         known = {{*sys.stdlib_module_names, *{ALLOWED!r}, "benchmarks", "meow_ray"}}
-        if name.partition(".")[0] not in known:
-            raise ModuleNotFoundError(name, name=name)
+        return super().find_spec(name, path, target) if name.partition(".")[0] in known else None
 
-sys.meta_path.insert(0, OnlyAllowed())
+sys.meta_path[sys.meta_path.index(PathFinder)] = OnlyAllowed
 for name in sys.argv[1:]:
     importlib.import_module(name)
 """
