@@ -42,7 +42,9 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 @app.command(help=__doc__)
 def main(
-    minutes: Annotated[float, typer.Option(help="Time for all checks.", min=0.1)] = 20,
+    minutes: Annotated[
+        float, typer.Option(help="Time for all checks after `limits`.", min=0.1)
+    ] = 20,
     out: Annotated[
         Path | None, typer.Option(help="JSON file [benchmarks/results/gpu-DEVICE.json].")
     ] = None,
@@ -52,21 +54,21 @@ def main(
     only: Annotated[str, typer.Option(help="Run only checks whose name contains this.")] = "",
 ) -> None:
     """Runs the checks, prints a table and writes it as JSON."""
-    clock = Clock(minutes)
     worker = Worker(LOG)
     missing = [package for package in table.DISTRIBUTIONS if not is_installed(package)]
     with tempfile.TemporaryDirectory(prefix="meow-gpu-") as folder, closing(worker):
         setting = Setting(device="", folder=folder, model=model)
-        outcomes = run_all([LIMITS], setting, clock, worker, is_installed, _report)
+        outcomes = run_all(
+            [LIMITS], setting, Clock(LIMITS.most / 60), worker, is_installed, _report
+        )
         found = outcomes[LIMITS.name]
         if found.status != PASSED:
             raise SystemExit(f"Error: the device cannot be measured: {found.detail} (see {LOG}).")
         device, setting = measured(found, setting)
         if setting.reduced and all(map(is_installed, CPU_ENGINE)):
-            worker.close()  # the next one takes the new environment over
             _set_cpu_environment()
         chosen = [check for check in CHECKS if only in check.name]
-        outcomes |= run_all(chosen, setting, clock, worker, is_installed, _report)
+        outcomes |= run_all(chosen, setting, Clock(minutes), worker, is_installed, _report)
     table.print_table(device, outcomes, missing)
     path = out or RESULTS / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
     table.write(path, table.document(device, minutes, outcomes, missing))
@@ -89,7 +91,10 @@ def measured(limits: Outcome, setting: Setting) -> tuple[str, Setting]:
 
 
 def _set_cpu_environment() -> None:
-    """Sets the environment in which the pipeline runs engines on a CPU; vLLM needs it."""
+    """Sets the environment in which the pipeline runs engines on a CPU; vLLM needs it.
+
+    It holds for checks that run in a process of their own, as those of vLLM do.
+    """
     from meow_ray.config import EngineResources
     from meow_ray.distributed.map_rows import cpu_env
 

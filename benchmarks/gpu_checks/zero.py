@@ -40,7 +40,7 @@ def zero(setting: Setting) -> Iterator[Measurement]:
     sizes = flops.sizes_of(models.build(shape, "meta", "float32"))
     count, length = (4, 16) if setting.reduced else (16, 256)
     for stage in (1, 2, 3):
-        resources = TrainResources(zero_stage=stage, micro_batch_size=count)  # type: ignore[arg-type]
+        resources = TrainResources(zero_stage=stage, micro_batch_size=count)
         with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
             job = _job(setting, resources, count * workers, length, folder)
             found = _run(job, workers, folder)
