@@ -24,7 +24,8 @@ from typing import Annotated, Any
 import typer
 from tabulate import tabulate
 
-from benchmarks.common import RESULTS, run_script, write
+from benchmarks.common import run_script, write
+from benchmarks.host import RESULTS
 from benchmarks.tofu import DEFAULT_ROOT, overrides_of
 from benchmarks.tofu_figures import chosen_rate, read_finished
 from benchmarks.tofu_methods import METHODS, OWN_RATE

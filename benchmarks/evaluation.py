@@ -20,7 +20,8 @@ import pyarrow.dataset as ds
 import typer
 
 from benchmarks import overhead
-from benchmarks.common import SMALL_MODEL, fresh, peak_rss_mib, report
+from benchmarks.common import fresh, report
+from benchmarks.host import SMALL_MODEL, peak_rss_mib
 from benchmarks.overhead import Run
 from meow_ray.config import Config
 from meow_ray.core import storage

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import overhead as stage_overhead
-from benchmarks.common import PROJECT, SHARED_DATA, fresh, published, report
+from benchmarks.common import fresh, published, report
+from benchmarks.host import PROJECT, SHARED_DATA
 from meow_ray.config import Invert
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import load_config

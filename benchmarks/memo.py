@@ -14,7 +14,8 @@ import typer
 
 from benchmarks import overhead as stage_overhead
 from benchmarks import sides
-from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, report
+from benchmarks.common import fresh, report
+from benchmarks.host import SHARED_DATA, SMALL_MODEL
 from benchmarks.sides import Case
 from meow_ray.config import Config, EngineResources, Memo, Resources, Select
 from meow_ray.distributed.map_rows import ENV, cpu_env

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from tabulate import tabulate
 
-from benchmarks.common import PROJECT, metrics_of, report, run_script
+from benchmarks.common import metrics_of, report, run_script
+from benchmarks.host import PROJECT
 from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import EXAMPLES_FILE
 from meow_ray.pipeline.pipeline import Pipeline, load_config

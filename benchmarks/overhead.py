@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import peak_rss_mib, sampled, stopwatch
+from benchmarks.common import sampled, stopwatch
+from benchmarks.host import peak_rss_mib
 from meow_ray.config import Config, EngineResources, ModelSection
 from meow_ray.core import stage, storage
 from meow_ray.core.manifest import Artifact, Manifest

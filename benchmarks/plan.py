@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.common import PROJECT, report, run_script
+from benchmarks.common import report, run_script
+from benchmarks.host import PROJECT
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
-from benchmarks.common import peak_rss_mib
+from benchmarks.host import peak_rss_mib
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
 
-from benchmarks.common import MIB, PROJECT, fresh, published, report, sampled
+from benchmarks.common import MIB, fresh, published, report, sampled
+from benchmarks.host import PROJECT
 from meow_ray.config import Select
 from meow_ray.core.manifest import MAIN
 from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks import reference
-from benchmarks.common import PROJECT, peak_rss_mib, published, sampled, stopwatch
+from benchmarks.common import published, sampled, stopwatch
+from benchmarks.host import PROJECT, peak_rss_mib
 from benchmarks.reference import Pair, Procedure
 from meow_ray.config import Memo, Resources
 from meow_ray.core.schema import TRUE_ANSWER

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import yaml
 
-from benchmarks.common import RESULTS, SHARED_DATA, SMALL_MODEL, run_script
+from benchmarks.common import run_script
+from benchmarks.host import RESULTS, SHARED_DATA, SMALL_MODEL
 from benchmarks.tofu_methods import RATES
 from meow_ray.core import storage
 from meow_ray.pipeline.pipeline import Pipeline, load_config

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from benchmarks.common import SHARED_DATA, SMALL_MODEL, fresh, report, together
+from benchmarks.common import fresh, report, together
+from benchmarks.host import SHARED_DATA, SMALL_MODEL
 from benchmarks.training_sides import (
     PAPER_WIDTH,
     Case,

@@ -9,14 +9,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common import peak_rss_mib
+from benchmarks.host import peak_rss_mib
 from meow_ray.config import LEARNING_RATE
 from meow_ray.models import refs
 from meow_ray.models.prompts import IGNORE
 from meow_ray.models.refs import ModelRef
-from meow_ray.stages.train import batches, layout, loop
-from meow_ray.stages.train.batches import Dataset, Item, Pair
+from meow_ray.stages.train import layout, loop
+from meow_ray.stages.train.batches import Dataset
 from meow_ray.stages.train.forward import forward
+from meow_ray.stages.train.items import Item, Pair, micro_batches, totals_of
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.loop import Hooks
 
@@ -121,9 +122,9 @@ def plain(case: Case, turn: Turn) -> Measured:
         turn.take()
         start = time.perf_counter()
         batch = data.batch(step)
-        tokens = batches.totals(batch)["inverted"][0]
+        tokens = totals_of(batch)["inverted"][0]
         total = 0.0
-        for items in batches.micro_batches(batch, 0, 1, job.accumulation(1)):
+        for items in micro_batches(batch, 0, 1, job.accumulation(1)):
             if case.width:
                 pairs = [item["inverted"] for item in items]
                 logits, labels = _paper_forward(network, pairs, case.width, pad)

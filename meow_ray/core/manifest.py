@@ -30,9 +30,6 @@ REJECTS_FILE = "rejects.parquet"
 SHORTFALL_FILE = "shortfall.parquet"
 """Third table of `candidates`: facts with too few candidates."""
 
-HISTORY_FILE = "training.json"
-"""Part of an exported model's folder: one record per training step."""
-
 LIBRARIES = (
     "meow-ray",
     "ray",

@@ -21,6 +21,10 @@ import pyarrow.parquet as pq
 import tenacity
 
 from meow_ray.core import local_cache
+from meow_ray.core.uris import absolute as absolute
+from meow_ray.core.uris import display as display
+from meow_ray.core.uris import is_local as is_local
+from meow_ray.core.uris import join as join
 from meow_ray.errors import MeowError
 
 CHUNK = 1 << 22
@@ -38,19 +42,7 @@ CAUSES = {
 """System errors that a user can correct, as a sentence without its full stop, by error number."""
 
 
-# --- URIs ---------------------------------------------------------------------------------------
-
-
-def is_local(uri: str) -> bool:
-    """Tells whether a URI is a path on this machine, mounted filesystems included."""
-    return "://" not in uri or uri.startswith("file://")
-
-
-def absolute(uri: str) -> str:
-    """Returns the URI without a trailing slash; a local path is made absolute and `~` expanded."""
-    if not is_local(uri):
-        return uri.rstrip("/")
-    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+# --- filesystems ----------------------------------------------------------------------------------
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -64,17 +56,6 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     with naming_errors(uri):
         fs, path = pafs.FileSystem.from_uri(uri)
     return fs, str(path)
-
-
-def join(uri: str, *parts: str) -> str:
-    """Returns a URI with path components appended; the query of a URI stays at its end."""
-    base, mark, query = (uri, "", "") if is_local(uri) else uri.partition("?")
-    return "/".join([base.rstrip("/"), *parts]) + mark + query
-
-
-def display(uri: str) -> str:
-    """Returns the URI for people: without its query and user name, which may hold credentials."""
-    return re.sub(r"://[^/@]*@", "://", uri.partition("?")[0])
 
 
 # --- errors -------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from meow_ray.core.manifest import HISTORY_FILE
-
 ADAPTER = "adapter_config.json"
 """File of PEFT's configuration in the folder of a LoRA adapter."""
+HISTORY_FILE = "training.json"
+"""File in the folder of a model that was trained here: one record per training step."""
 BASE = "base.json"
 """File in the folder of a LoRA adapter that names its base model."""
 INDEX = "model.safetensors.index.json"

@@ -4,15 +4,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
-from meow_ray.config import Target
 from meow_ray.errors import MeowError
 from meow_ray.models import ends
 from meow_ray.models.control_tokens import MARK, ControlTokens, control_tokens, template_source
+
+if TYPE_CHECKING:
+    from meow_ray.config import Target
 
 IGNORE = -100
 """Label of a token that does not contribute to the loss."""
@@ -67,7 +69,7 @@ class Prompter:
     """Variables of the template, such as `enable_thinking`."""
 
     @classmethod
-    def of(cls, tokenizer: Any, target: Target) -> "Prompter":
+    def of(cls, tokenizer: Any, target: "Target") -> "Prompter":
         """Returns the prompter of the section `target` for a tokenizer."""
         return cls(tokenizer, target.template, target.system, target.template_variables)
 

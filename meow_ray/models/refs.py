@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from meow_ray.core import hub_cache, local_cache, storage
+from meow_ray.core import hub_cache, local_cache, uris
 from meow_ray.errors import MeowError
 from meow_ray.models import folders
 from meow_ray.models.ends import declared_ends
@@ -17,18 +17,9 @@ from meow_ray.models.folders import ADAPTER, BASE
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weights that can run code when they are loaded."""
 UNUSED = (
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.h5",
-    "*.msgpack",
-    "*.ot",
-    "*.onnx",
-    "*.tflite",
-    "*.gguf",
-    "original/*",
-)
+    "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.onnx",
+    "*.tflite", "*.gguf", "original/*"
+)  # fmt: skip
 """Files of a hub model that are not downloaded: weights in other formats."""
 TOKENIZER = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"}
 """Files of which a model's tokenizer has at least one."""
@@ -78,7 +69,7 @@ class ModelRef:
             return _downloaded(self.uri, self.commit) or _download(self.uri, self.commit)
         if self.uri.endswith(".gguf"):
             return _converted(self.uri, self.digest)
-        folder = storage.local_copy(self.uri, self.digest)
+        folder = _local_copy(self.uri, self.digest)
         return _merged_once(folder, self) if (folder / ADAPTER).exists() else folder
 
     @property
@@ -94,7 +85,7 @@ class ModelRef:
             return Path(snapshot_download(self.uri, revision=self.commit, ignore_patterns=without))
         if self.uri.endswith(".gguf"):
             return self.folder
-        folder = storage.local_copy(self.uri, self.digest)
+        folder = _local_copy(self.uri, self.digest)
         return _base_of(folder, self).settings_folder if (folder / ADAPTER).exists() else folder
 
 
@@ -118,17 +109,19 @@ def pin(
     Raises:
         MeowError: there is no such model, or it has no safetensors.
     """
-    uri = storage.absolute(model)
+    from meow_ray.core import storage
+
+    uri = uris.absolute(model)
     is_gguf = model.endswith(".gguf")
     if storage.exists(uri):
         if not is_gguf:
             _check_folder(uri, model, key)
         digest = storage.content_digest(uri, verify=verify)
         return ModelRef(uri, digest, commit=None, trust_remote_code=trust_remote_code)
-    looks_like_path = not storage.is_local(model) or model.startswith((".", "/", "~")) or is_gguf
+    looks_like_path = not uris.is_local(model) or model.startswith((".", "/", "~")) or is_gguf
     if looks_like_path or model.count("/") != 1:
         raise MeowError(
-            f"`{key}`: there is no model at {storage.display(model)}. "
+            f"`{key}`: there is no model at {uris.display(model)}. "
             "Name a model folder, a .gguf file or a hub model."
         )
     commit = _hub_commit(model, revision, key)
@@ -168,11 +161,13 @@ def writes_date(ref: ModelRef) -> bool:
 
 def _file_of(ref: ModelRef, name: str) -> bytes:
     """Returns a small file of a model; empty if it does not exist."""
+    from meow_ray.core import storage
+
     if not ref.commit:
-        base = storage.join(ref.uri, BASE)
+        base = uris.join(ref.uri, BASE)
         if storage.exists(base):
             return _file_of(ModelRef(**storage.read_json(base)), name)
-        uri = storage.join(ref.uri, name)
+        uri = uris.join(ref.uri, name)
         return storage.read_bytes(uri) if storage.exists(uri) else b""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -258,6 +253,15 @@ def merged(base: ModelRef, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
+def _local_copy(uri: str, digest: str) -> Path:
+    """Returns a local folder with the files of a model; a remote one is downloaded once."""
+    if uris.is_local(uri):  # needs no library of `storage`
+        return Path(uris.absolute(uri))
+    from meow_ray.core import storage
+
+    return storage.local_copy(uri, digest)
+
+
 def _base_of(adapter: Path, ref: ModelRef) -> ModelRef:
     """Returns the base model of an adapter."""
     base = ModelRef(**json.loads((adapter / BASE).read_text()))
@@ -277,14 +281,18 @@ def _merged_once(adapter: Path, ref: ModelRef) -> Path:
 
 
 def _in_cache(name: str, make: Callable[[Path], None]) -> Path:
+    from meow_ray.core import storage
+
     target = local_cache.cache_home() / "models" / f"{name}-{_CACHE_VERSION}"
     with storage.naming_errors(str(target)):
         return local_cache.made_once(target, make)
 
 
 def _check_folder(uri: str, model: str, key: str) -> None:
+    from meow_ray.core import storage
+
     files = storage.list_files(uri)
-    where = f"`{key}`: {storage.display(model)}"
+    where = f"`{key}`: {uris.display(model)}"
     if ADAPTER in files and BASE not in files:
         raise MeowError(
             f"{where} is a LoRA adapter without {BASE}, the file that names its base model. "

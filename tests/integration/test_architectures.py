@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import meow_ray
-from meow_ray.core.manifest import HISTORY_FILE, latest
+from meow_ray.core.manifest import latest
 from meow_ray.distributed import cluster
 from meow_ray.models import folders
+from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.models.prompts import IGNORE, Prompter
 from tests.support.runs import Program
 from tests.support.tiny import ARCHITECTURES, byte_tokenizer, random_model

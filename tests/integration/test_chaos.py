@@ -19,7 +19,8 @@ import pytest
 from safetensors.torch import load_file
 
 from meow_ray.core import storage
-from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, MAIN, Artifact, latest
+from meow_ray.core.manifest import EXAMPLES_FILE, MAIN, Artifact, latest
+from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.stages.invert.rules import RULES
 from tests.support import counting
 from tests.support.runs import PROJECT, has_title, kill_node, processes_of

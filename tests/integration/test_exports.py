@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 
 from meow_ray.config import Lora, Train, TrainResources
-from meow_ray.core.manifest import HISTORY_FILE
 from meow_ray.core.schema import SCHEMAS
 from meow_ray.models import refs
+from meow_ray.models.folders import HISTORY_FILE
 from tests.support import older_transformers, tiny
 from tests.support.older_transformers import OlderTransformers
 from tests.support.sets import fact_rows

@@ -14,8 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY_FILE, latest
+from meow_ray.core.manifest import latest
 from meow_ray.core.schema import SCHEMAS
+from meow_ray.models.folders import HISTORY_FILE
 from tests.support.runs import PROJECT, has_title, kill_node, processes_of, wait_for
 
 pytestmark = pytest.mark.slow

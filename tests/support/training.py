@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from meow_ray.config import Train, TrainResources
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY_FILE
+from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.models.prompts import IGNORE, Prompter
 from meow_ray.models.refs import load_tokenizer, pin
 from meow_ray.stages.train import batches, loop, watched
-from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.loop import Hooks
 from meow_ray.stages.train.objectives import resolve

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 from meow_ray.config import Report
 from meow_ray.core import storage
 from meow_ray.core.formatting import format_number
-from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, Artifact
+from meow_ray.core.manifest import EXAMPLES_FILE, Artifact
 from meow_ray.core.schema import EVALUATED_MODELS
+from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.stages.audit.verdicts import VERDICTS
 from meow_ray.stages.report import audit_part, soup_page, templates
 from meow_ray.stages.report.counts import stage_counts

@@ -1,14 +1,13 @@
-"""The tokenised pairs of a run, the global batch of each step, and its micro-batches."""
+"""The tokenised pairs of a run, and the global batch of each step."""
 
 import random
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,6 +18,7 @@ from meow_ray.errors import MeowError
 from meow_ray.models.fact_tokens import novel_token_mask
 from meow_ray.models.prompts import IGNORE, Prompter
 from meow_ray.models.text import novel_words
+from meow_ray.stages.train.items import Item, Pair
 
 PIECE = 4096
 """Number of pairs that are tokenised at once."""
@@ -41,48 +41,6 @@ The rows of an item are those of its question (wording 0), then those of each fu
 fits. `fact` is the number of the fact, and `prompt` is the number of tokens before the answer.
 `is_fact` tells which tokens of the answer bear the fact; it is null if no objective reads it.
 """
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One tokenised question with its answer, both lists `[seq]`."""
-
-    input_ids: list[int]
-    labels: list[int]
-    """The tokens of the answer; `IGNORE` at the tokens of the question."""
-    log_probs: list[float] | None = None
-    """Log-probabilities of the answer's tokens in the model before training."""
-    is_fact: list[bool] | None = None
-    """Whether each of the answer's tokens bears the fact."""
-    fact_id: str = ""
-    row: int = 0
-    """The row of the pair in the table of all pairs."""
-
-    @cached_property
-    def num_labels(self) -> int:
-        """The number of tokens that a loss is computed on."""
-        return sum(label != IGNORE for label in self.labels[1:])
-
-    @cached_property
-    def fact_mask(self) -> list[bool]:
-        """Whether each token that a loss is computed on bears the fact; `[num_labels]`."""
-        mask = self.is_fact or []
-        return mask[len(mask) - self.num_labels :]
-
-
-class Totals(NamedTuple):
-    """The sizes of one role in a global batch."""
-
-    tokens: int
-    """Number of tokens that a loss is computed on."""
-    sequences: int
-    """Number of answers."""
-    facts: int = 0
-    """Number of these tokens that bear the fact."""
-
-
-Item = dict[str, Pair]
-"""The pairs that an objective compares: one of each role."""
 
 
 # --- tokenisation -------------------------------------------------------------------------------
@@ -362,32 +320,3 @@ def _shuffled(count: int, seed: str) -> Sequence[int]:
     order = array("i", range(count))
     random.Random(seed).shuffle(order)  # noqa: S311 - not for secrets
     return order
-
-
-def totals(batch: Sequence[Item]) -> dict[str, Totals]:
-    """Returns the sizes of a global batch by role."""
-    tokens: Counter[str] = Counter()
-    facts: Counter[str] = Counter()
-    for item in batch:
-        for role, pair in item.items():
-            tokens[role] += pair.num_labels
-            facts[role] += sum(pair.fact_mask)
-    return {role: Totals(count, len(batch), facts[role]) for role, count in tokens.items()}
-
-
-def micro_batches(
-    batch: Sequence[Item], rank: int, world_size: int, count: int
-) -> list[list[Item]]:
-    """Returns one worker's share of a batch as `count` micro-batches; some may be empty.
-
-    Items are sorted by length, and all workers process items of similar length at the same time.
-    This keeps padding and waiting short.
-    """
-    items = sorted(batch, key=_num_tokens, reverse=True)
-    num_slots = world_size * count
-    bounds = [len(items) * slot // num_slots for slot in range(num_slots + 1)]
-    return [items[bounds[slot] : bounds[slot + 1]] for slot in range(rank, num_slots, world_size)]
-
-
-def _num_tokens(item: Item) -> int:
-    return sum(len(pair.input_ids) for pair in item.values())

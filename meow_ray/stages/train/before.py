@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.items import Pair
 
 
 @dataclass(frozen=True)

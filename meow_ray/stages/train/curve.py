@@ -18,7 +18,7 @@ from meow_ray.models.refs import ModelRef
 from meow_ray.stages import never_seen
 from meow_ray.stages.never_seen import Figures
 from meow_ray.stages.train import batches, soup, watched
-from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.pairs import WITHOUT_ITEM
 from meow_ray.stages.train.watched import Watched
 

@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY_FILE
 from meow_ray.errors import MeowError
 from meow_ray.models import folders, refs
 from meow_ray.models.ends import declare_end
+from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.train.job import Job
 

@@ -1,15 +1,20 @@
 """Forward passes of a micro-batch: logits, activations, and the weighted terms of the loss."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meow_ray.errors import MeowError
 from meow_ray.stages.train import layout
-from meow_ray.stages.train.batches import Dataset, Item, Pair, Totals
-from meow_ray.stages.train.before import Before
-from meow_ray.stages.train.job import Job
+from meow_ray.stages.train.items import Item, Pair, Totals
 from meow_ray.stages.train.layout import Layout
-from meow_ray.stages.train.zero import Model
+
+if TYPE_CHECKING:
+    from meow_ray.stages.train.batches import Dataset
+    from meow_ray.stages.train.before import Before
+    from meow_ray.stages.train.job import Job
+    from meow_ray.stages.train.zero import Model
 
 LEAK = {"float32": 1e-3, "bfloat16": 0.05}
 """The largest change of a pair's logits by the pair before it, in standard deviations."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from meow_ray.config import Resources, TrainResources
-from meow_ray.core import manifest, storage
+from meow_ray.core import storage
 from meow_ray.distributed import cluster, placement, progress
 from meow_ray.distributed.failures import plain_user_errors
 from meow_ray.distributed.figures import Figure
 from meow_ray.errors import MeowError
+from meow_ray.models import folders
 from meow_ray.stages.train import cpu_speed, loop, stop, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.loop import Hooks
@@ -69,7 +70,7 @@ def fit(
         with _interrupts_as_usual():
             trainer.fit()
         seconds_per_step = _seconds_per_step(board)
-    history = storage.read_json(storage.join(job.out, manifest.HISTORY_FILE))
+    history = storage.read_json(storage.join(job.out, folders.HISTORY_FILE))
     figures: dict[str, Any] = {}
     if job.objective.until == "never_seen":
         figures["never_seen"] = _last_comparison(history)

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from meow_ray.models.prompts import IGNORE
-from meow_ray.stages.train.batches import Item, Pair
+from meow_ray.stages.train.items import Item, Pair
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from meow_ray.errors import MeowError
-from meow_ray.stages.train import batches, checkpoints, zero
-from meow_ray.stages.train.batches import Dataset, Totals
+from meow_ray.stages.train import checkpoints, zero
+from meow_ray.stages.train.batches import Dataset
 from meow_ray.stages.train.before import Before
 from meow_ray.stages.train.export import export_model
 from meow_ray.stages.train.forward import check_packing, weighted_terms
+from meow_ray.stages.train.items import Totals, micro_batches, totals_of
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.passes import Workers, read_before
 from meow_ray.stages.train.stop import CoolDown, Stop
@@ -145,13 +146,13 @@ def _step(
     import torch
 
     batch = data.batch(step)
-    totals = batches.totals(batch)
+    totals = totals_of(batch)
     learning_rate = model.engine.get_lr()[0]
     torch.manual_seed(_dropout_seed(job.spec.seed, step, hooks.rank))
     accumulation = job.accumulation(hooks.world_size)
     names: list[str] = []
     sums: Any = 0  # `[terms]`, this worker's share of each term
-    for items in batches.micro_batches(batch, hooks.rank, hooks.world_size, accumulation):
+    for items in micro_batches(batch, hooks.rank, hooks.world_size, accumulation):
         # A worker without an item sends a stand-in through without a loss, to stay in step with
         # the others. DeepSpeed averages over workers, but the terms are shares of a mean over the
         # global batch.

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from meow_ray.stages.train import layout
-from meow_ray.stages.train.batches import Dataset, Pair
+from meow_ray.stages.train.batches import Dataset
 from meow_ray.stages.train.before import Before
 from meow_ray.stages.train.forward import forward
+from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.zero import Model
 

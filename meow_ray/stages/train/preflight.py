@@ -31,7 +31,7 @@ from meow_ray.stages.model_checks import (
     training_limit,
 )
 from meow_ray.stages.train import forward, objectives, structure, zero
-from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import NO_RETAIN_SET
 from meow_ray.stages.train.tracker_checks import tracker_faults

@@ -7,7 +7,7 @@ from typing import Any
 
 from meow_ray.stages import never_seen
 from meow_ray.stages.never_seen import Figures
-from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.passes import Score, Workers, map_pairs, score
 from meow_ray.stages.train.watched import Watched

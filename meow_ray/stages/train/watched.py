@@ -10,7 +10,7 @@ from meow_ray.core import storage
 from meow_ray.core.tables import Query, TableSource
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.train import batches
-from meow_ray.stages.train.batches import Pair
+from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.pairs import WITHOUT_ITEM
 
 WATCHED_FACTS = 400

@@ -19,8 +19,8 @@ from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.audit.attack import Subject
-from meow_ray.stages.train.batches import Pair
 from meow_ray.stages.train.forward import forward
+from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.layout import lay_out
 
 HALVES = (0, 1)

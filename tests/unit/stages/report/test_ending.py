@@ -8,7 +8,8 @@ import pytest
 
 from meow_ray.config import Report
 from meow_ray.core import storage
-from meow_ray.core.manifest import HISTORY_FILE, Artifact
+from meow_ray.core.manifest import Artifact
+from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.stages.report.page import render
 from tests.unit.stages.report.test_page import PLANTED, Page, artifacts

@@ -11,8 +11,9 @@ import pytest
 
 from meow_ray.config import Evaluate, Report
 from meow_ray.core import storage
-from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE, MAIN, Artifact, FileEntry, Manifest
+from meow_ray.core.manifest import EXAMPLES_FILE, MAIN, Artifact, FileEntry, Manifest
 from meow_ray.core.schema import EXAMPLES_SCHEMA, MEASURES, SCHEMAS
+from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.evaluate import aggregate
 from meow_ray.stages.evaluate.privacy import ATTACKS

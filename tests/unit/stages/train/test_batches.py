@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 from meow_ray.config import FineTuning, Train
 from meow_ray.core.schema import SCHEMAS
 from meow_ray.models.prompts import IGNORE, Prompter
-from meow_ray.stages.train.batches import (
-    TOKENS,
-    Dataset,
-    Item,
-    Pair,
-    Totals,
-    micro_batches,
-    totals,
-    write_token_pairs,
-)
+from meow_ray.stages.train.batches import TOKENS, Dataset, write_token_pairs
+from meow_ray.stages.train.items import Item, Pair, Totals, micro_batches, totals_of
 from meow_ray.stages.train.layout import lay_out
 from meow_ray.stages.train.pairs import pairs_of
 from tests.support.tiny import byte_tokenizer
@@ -125,7 +117,7 @@ def test_totals_count_labels_and_answers_by_role():
         {"forget": pair(5, 2), "retain": pair(4)},
         {"forget": pair(3), "retain": pair(9, 8)},
     ]
-    assert totals(items) == {"forget": Totals(5, 2), "retain": Totals(4, 2)}
+    assert totals_of(items) == {"forget": Totals(5, 2), "retain": Totals(4, 2)}
 
 
 def test_totals_count_fact_bearing_tokens_of_a_loss():
@@ -133,7 +125,7 @@ def test_totals_count_fact_bearing_tokens_of_a_loss():
     first = Pair([7, 8, 9, 1], [7, 8, 9, 1], is_fact=[True, True, False, False])
     second = Pair([7, 8, 9, 1], [IGNORE, 8, 9, 1], is_fact=[False, True, False])
     assert first.fact_mask == [True, False, False]
-    assert totals([{"forget": first}, {"forget": second}]) == {"forget": Totals(6, 2, facts=2)}
+    assert totals_of([{"forget": first}, {"forget": second}]) == {"forget": Totals(6, 2, facts=2)}
 
 
 def test_the_tokens_of_words_that_the_opposite_answer_lacks_bear_the_fact(tmp_path: Path):

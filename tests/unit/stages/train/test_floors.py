@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meow_ray.stages.train.batches import Pair
 from meow_ray.stages.train.before import Before
+from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.losses import Sequences, excess, shortfall
 
 LOG_PROB = st.floats(-20, -0.001)
