@@ -22,7 +22,6 @@ from meow_ray.models.refs import ModelRef
 from meow_ray.stages.audit import hints, own, registry
 from meow_ray.stages.audit.attack import Subject
 from meow_ray.stages.audit.attacks.probabilities import VERBATIM
-from meow_ray.stages.audit.estimators import extraction_probability
 from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_rows
 from meow_ray.stages.audit.subjects import subjects_of
 from meow_ray.stages.audit.verdicts import AuditRow, Judgement, judge
@@ -30,6 +29,7 @@ from meow_ray.stages.audit.writing import ATTACKER
 from meow_ray.stages.evaluate.sets import check_sets, read_sets
 from meow_ray.stages.evaluate.stage import RETAIN_MODEL, SETS
 from meow_ray.stages.inputs import COLUMNS, GENERATOR, TARGET, model_ref, target_prompt
+from meow_ray.stages.memo.extraction import extraction_probability
 from meow_ray.stages.model_checks import check_target, check_target_engine
 from meow_ray.stages.paraphrases.stage import OF_GENERATOR
 from meow_ray.stages.train import objectives
