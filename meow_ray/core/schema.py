@@ -110,7 +110,12 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
 }
-"""The columns of each artifact that is a table. A table may have other columns after these."""
+"""The columns of each artifact that is a table. A table may have other columns after these.
+
+In `memo`, these are the comparators, and with `memo.exact=selection` `memo_low` and `memo_high`
+before them. A row whose MEMO lies between the two has no `memo`, and a row with a `memo` has it in
+both.
+"""
 
 SCHEMAS["remaining"] = SCHEMAS["facts"]
 
