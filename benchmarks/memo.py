@@ -1,6 +1,8 @@
-"""Costs of MEMO and of its faster settings: `python -m benchmarks.memo speed|windows|overhead`."""
+"""Costs of MEMO and of its faster settings.
 
-import os
+Run `python -m benchmarks.memo` with `speed`, `windows`, `overhead` or `bounds`.
+"""
+
 import tempfile
 from dataclasses import asdict
 from itertools import pairwise
@@ -15,43 +17,35 @@ import typer
 from benchmarks import overhead as stage_overhead
 from benchmarks import sides
 from benchmarks.common import fresh, report
-from benchmarks.host import SHARED_DATA, SMALL_MODEL
+from benchmarks.host import SMALL_MODEL
+from benchmarks.memo_bounds import bounds
+from benchmarks.memo_case import (
+    BATCH_SIZE,
+    FACTS,
+    TOP_K,
+    BatchSize,
+    Dtype,
+    EngineOption,
+    FactsOption,
+    MaxModelLen,
+    MaxNewTokens,
+    ModelOption,
+    NumFacts,
+    Output,
+    TargetTemplate,
+    Template,
+    Window,
+    engine_env,
+    engine_spec,
+    settings_of,
+)
 from benchmarks.sides import Case
-from meow_ray.config import Config, EngineResources, Memo, Resources, Select
-from meow_ray.distributed.map_rows import ENV, cpu_env
-from meow_ray.engines import EngineSpec
+from meow_ray.config import Config, Memo
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-
-ModelOption = Annotated[
-    str, typer.Option(help="Model folder or .gguf file [SmolLM2-135M-Instruct].")
-]
-FactsOption = Annotated[
-    Path,
-    typer.Option(
-        help="JSONL with question and answer, or the MEOW authors' file with answer_0 and so on."
-    ),
-]
-NumFacts = Annotated[int | None, typer.Option(help="Take the first so many facts of the file.")]
-Window = Annotated[str, typer.Option(help="character or token")]
-MaxNewTokens = Annotated[str, typer.Option(help="A number, or label.")]
-Template = Annotated[str, typer.Option(help="raw or target")]
-TargetTemplate = Annotated[
-    str, typer.Option(help="chat, tofu or Jinja; counts with --template target.")
-]
-EngineOption = Annotated[str, typer.Option(help="vllm or transformers")]
-Dtype = Annotated[str, typer.Option(help="Weights and arithmetic of all sides.")]
-MaxModelLen = Annotated[
-    int | None, typer.Option(help="Context length; the model's own by default.")
-]
-BatchSize = Annotated[int, typer.Option(help="Facts of one batch, as resources.memo.batch_size.")]
-Output = Annotated[Path | None, typer.Option(help="JSON file [benchmarks/results/memo-….json].")]
-
-BATCH_SIZE = Resources().memo.batch_size
-TOP_K = Select().top_k
-FACTS = SHARED_DATA / "meow" / "inverted_forget01.json"
+app.command()(bounds)
 
 
 @app.command()
@@ -86,14 +80,14 @@ def speed(
     rows = sides.candidates(facts, num_facts)
     case = Case(
         sides.facts_of(rows),
-        _engine_spec(model, engine, dtype, max_model_len),
+        engine_spec(model, engine, dtype, max_model_len),
         spec,
         target_template,
         batch_size,
     )
     if pipeline and len(case.facts) < 2:
         raise MeowError("--pipeline compares half of the facts with all: it needs two at least.")
-    env = _engine_env()
+    env = engine_env()
     ours, bare, plain, staged = [], [], [], []
     for _ in range(repeat):
         ours.append(fresh(sides.our_steps, case, env=env))
@@ -181,7 +175,7 @@ def speed(
             "over_steps_in_one_process": marginal / (total / found.prompts),
             "peak_pss_mib": max(run.peak_pss_mib for pair in staged for run in pair),
         }
-    settings = _settings(case, facts) | {
+    settings = settings_of(case, facts) | {
         "sample": sample,
         "whole_facts": whole_facts,
         "repeat": repeat,
@@ -214,15 +208,13 @@ def windows(
     rows = sides.candidates(facts, num_facts)
     case = Case(
         sides.facts_of(rows),
-        _engine_spec(model, engine, dtype, max_model_len),
+        engine_spec(model, engine, dtype, max_model_len),
         specs["character", max_new_tokens],
         target_template,
         batch_size,
     )
     found = dict(
-        zip(
-            specs, fresh(sides.variants, case, list(specs.values()), env=_engine_env()), strict=True
-        )
+        zip(specs, fresh(sides.variants, case, list(specs.values()), env=engine_env()), strict=True)
     )
     scores = {key: sides.scores(side.answers) for key, side in found.items()}
 
@@ -256,7 +248,7 @@ def windows(
             ("character", max_new_tokens), ("token", "label")
         ),
     }
-    report("memo-windows", _settings(case, facts) | {"window": "both"}, figures, output)
+    report("memo-windows", settings_of(case, facts) | {"window": "both"}, figures, output)
 
 
 @app.command()
@@ -310,25 +302,6 @@ def overhead(
     report("memo-overhead", settings, figures, output)
 
 
-def _engine_spec(model: str, engine: str, dtype: str, max_model_len: int | None) -> EngineSpec:
-    ref = refs.pin(model, None, "--model")
-    fresh(_convert, ref)
-    return EngineSpec(ref, engine, dtype, max_model_len)  # type: ignore[arg-type]
-
-
-def _convert(ref: refs.ModelRef) -> None:
-    assert (
-        ref.folder.exists()
-    )  # a .gguf file is converted when it is first asked for, which no side shall pay
-
-
-def _engine_env() -> dict[str, str]:
-    """Returns the environment that the pipeline gives its engine actors."""
-    import torch
-
-    return ENV if torch.cuda.is_available() else cpu_env(EngineResources(), os.cpu_count() or 1)
-
-
 def _spread(
     sizes: dict[tuple[int, int], int], wanted: int, whole_facts: bool
 ) -> list[tuple[int, int]]:
@@ -350,20 +323,6 @@ def _spread(
 def _first_half(rows: pa.Table) -> pa.Table:
     ids = list(dict.fromkeys(rows["fact_id"].to_pylist()))
     return rows.filter(pc.is_in(rows["fact_id"], value_set=pa.array(ids[: len(ids) // 2])))
-
-
-def _settings(case: Case, facts: Path) -> dict[str, Any]:
-    return {
-        "model": Path(case.engine.model.uri).name,
-        "model_digest": case.engine.model.digest,
-        "facts": facts.name,
-        "engine": case.engine.engine,
-        "dtype": case.engine.dtype,
-        "max_model_len": case.engine.max_model_len,
-        "target_template": case.template,
-        "batch_size": case.batch_size,
-        **case.memo.spec(),
-    }
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import typer
 import yaml
 from tabulate import tabulate
 
-from benchmarks.common import PROJECT, read_figures, run_script, write
+from benchmarks.common import read_figures, run_script, write
+from benchmarks.host import PROJECT
 from meow_ray.core import storage
 from meow_ray.core.formatting import format_optional
 from meow_ray.pipeline.pipeline import Pipeline, load_config

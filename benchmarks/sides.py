@@ -127,7 +127,7 @@ def bare_engine(case: Case) -> Bare:
     """Gives the engine each distinct prompt of the windows of a fact once."""
     engine: Any = case.engine.load()
     jobs = [job for batch in case.batches() for job in _distinct_prompts(case, engine, batch)]
-    _warm_up(engine)
+    warm_up(engine)
     seconds: dict[str, float] = {}
     if case.engine.engine == "vllm":
         import vllm
@@ -174,7 +174,8 @@ def _limit(spec: Memo, label_tokens: int) -> int:
     return max(1, label_tokens) if spec.max_new_tokens == "label" else spec.max_new_tokens
 
 
-def _warm_up(engine: Engine) -> None:
+def warm_up(engine: Engine) -> None:
+    """Runs an engine once, so that its first call is not measured."""
     prompt = list(engine.tokenizer("Warm up")["input_ids"])
     engine.generate([prompt] * 2, [Sampling(4)] * 2)
     engine.teacher_force([prompt], [prompt])
@@ -247,7 +248,7 @@ class Counting:
 def our_steps(case: Case) -> Ours:
     """Scores the facts with `MemoSteps`, one step after the other."""
     engine = case.engine.load()
-    _warm_up(engine)
+    warm_up(engine)
     return take_steps(case, engine)
 
 
@@ -294,7 +295,7 @@ def _window_tokens(case: Case, tokenizer: Any, windows: Continuations) -> int:
 def variants(case: Case, specs: Sequence[Memo]) -> list[Ours]:
     """Scores the facts under several settings with one engine."""
     engine = case.engine.load()
-    _warm_up(engine)
+    warm_up(engine)
     return [
         take_steps(Case(case.facts, case.engine, spec, case.template, case.batch_size), engine)
         for spec in specs

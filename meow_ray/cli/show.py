@@ -138,6 +138,14 @@ def show_memo(target: Console, artifact: Artifact, summary: dict[str, Any]) -> N
         f"({summary['generations']} generations). "
         f"{summary['too_short']} answers are too short for a window."
     )
+    for part, label in (("true_answers", "True answers"), ("candidates", "Candidates")):
+        bounds = summary.get("bounds", {}).get(part)
+        if bounds and bounds["bounded"]:
+            target.print(
+                f"{label} with only bounds of MEMO (memo.exact=selection): {bounds['bounded']}. "
+                f"The mean of all {label.lower()} is between {bounds['mean_low']:.3f} and "
+                f"{bounds['mean_high']:.3f}. Other figures of them are left out."
+            )
     quantiles = ("min", "10 %", "25 %", "median", "75 %", "90 %", "max")
     table = plain_table("", "answers", "mean", "std", "cv", *quantiles, "0 … 1")
     for label, key in (("true answers", "true_answers"), ("candidates", "candidates")):

@@ -283,7 +283,11 @@ class Invert(ModelSection):
 
 
 class Memo(Section):
-    """Measures how well the target model has memorised each answer (paper, section 3.2)."""
+    """Measures how well the target model has memorised each answer (paper, section 3.2).
+
+    `exact` is marked as content, because it changes the table `memo` alone: `selection` adds the
+    settings of `select` that the table then depends on to the fingerprint of that stage.
+    """
 
     mode: Literal["suffix", "prefix"] = field(
         "suffix", "suffix cuts the answer at each window, prefix cuts the question"
@@ -312,10 +316,15 @@ class Memo(Section):
     template: Literal["raw", "target"] = field(
         "raw", "prompts as plain text (paper) or in target.template"
     )
-    comparators: tuple[Literal["ma", "el", "em", "es"], ...] = field(
+    exact: Literal["all", "selection"] = content(
+        "all",
+        "answers that get an exact MEMO: all, or those that the selection depends on (the others "
+        "get bounds)",
+    )
+    comparators: tuple[Literal["ma", "el", "em", "es", "pz"], ...] = field(
         (),
         "additional columns: memorisation accuracy (ma), extraction likelihood (el), exact "
-        "memorisation (em), extraction strength (es)",
+        "memorisation (em), extraction strength (es), log-probability of the answer (pz)",
     )
     el_n: int = field(10, "length of the n-grams of extraction likelihood", "tokens", gt=0)
 

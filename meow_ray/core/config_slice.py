@@ -5,6 +5,14 @@ from typing import Any
 from meow_ray.config import Config
 
 
+def spec_of(config: Config, name: str) -> Any:
+    """Returns the spec of a section (`select`) or of a single field (`target.template`)."""
+    section, _, key = name.partition(".")
+    spec = getattr(config, section).spec()
+    # a field that is content has no value here: it enters through an input
+    return spec.get(key) if key else spec
+
+
 class ConfigSlice:
     """The sections and fields of a configuration that one stage declares, under their usual names.
 

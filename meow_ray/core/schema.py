@@ -119,6 +119,10 @@ SCHEMAS: dict[str, pa.Schema] = {
 In `audit`, `reason` says why there is no score, by the fixed words of `stages.audit.reasons`; it is
 null where there is one. `weights` is the digest of the weights of a quantised, pruned or relearned
 model that was asked; null if the model itself was asked.
+
+In `memo`, these are the comparators, and with `memo.exact=selection` `memo_low` and `memo_high`
+before them. A row whose MEMO lies between the two has no `memo`, and a row with a `memo` has it in
+both.
 """
 
 SCHEMAS["remaining"] = SCHEMAS["facts"]

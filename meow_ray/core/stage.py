@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from meow_ray.config import Config
 from meow_ray.core import checks, storage
-from meow_ray.core.config_slice import ConfigSlice
+from meow_ray.core.config_slice import ConfigSlice, spec_of
 from meow_ray.core.differences import differences
 from meow_ray.core.lease import Lease, OnWait, held
 from meow_ray.core.manifest import (
@@ -125,6 +125,8 @@ class Stage:
         version: raised by hand when the same inputs and settings give another result.
         sections: the settings that the stage may read and that enter its fingerprint: sections
             (`select`) or single fields (`target.template`).
+        more_sections: returns further settings that the stage reads under some configurations;
+            only then do they enter its fingerprint.
         inputs: what the stage reads; a function if that depends on the configuration.
         run: writes the artifact and returns a summary for the manifest, with counts and figures but
             no text of facts.
@@ -157,6 +159,11 @@ class Stage:
     checks: tuple[Check, ...] = ()
     foresee: Callable[[Config, Known], pa.Table | None] | None = None
     prompt: Callable[[Config, Mapping[str, Artifact]], str | None] | None = None
+    more_sections: Callable[[Config], tuple[str, ...]] = lambda config: ()
+
+    def declared_sections(self, config: Config) -> tuple[str, ...]:
+        """Returns the settings that the stage may read under a configuration."""
+        return (*self.sections, *self.more_sections(config))
 
     def declared_inputs(self, config: Config) -> tuple[Input, ...]:
         """Returns the inputs of the stage under a configuration."""
@@ -177,17 +184,9 @@ class Stage:
             "stage": self.name,
             "version": self.version,
             "schema": {f.name: str(f.type) for f in self.schema} if self.schema else None,
-            "spec": {name: _spec(config, name) for name in self.sections},
+            "spec": {name: spec_of(config, name) for name in self.declared_sections(config)},
             "inputs": dict(digests),
         }
-
-
-def _spec(config: Config, name: str) -> Any:
-    """Returns the spec of a section (`select`) or of a single field (`target.template`)."""
-    section, _, key = name.partition(".")
-    spec = getattr(config, section).spec()
-    # a field that is content has no value here: it enters through an input
-    return spec.get(key) if key else spec
 
 
 # --- the cache ----------------------------------------------------------------------------------
@@ -310,7 +309,7 @@ def execute(
     folder = storage.join(root, stage.artifact, f"{state.fingerprint[:16]}-{_next_number(state)}")
     attempt = uuid4().hex[:8]
     context = Context(
-        config=cast(Config, ConfigSlice(config, stage.name, stage.sections)),
+        config=cast(Config, ConfigSlice(config, stage.name, stage.declared_sections(config))),
         inputs=inputs,
         stage=stage,
         out=storage.join(folder, attempt),

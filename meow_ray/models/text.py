@@ -35,6 +35,11 @@ _SYMBOL = regex.compile(r"(?=[[\p{S}\p{No}]--\p{ASCII}])\X", regex.V1)
 """Matches a symbol with all that modifies it, such as an emoji with its skin colour."""
 _ROUGE_BREAK = re.compile(r"['’_]")
 """Matches where ROUGE breaks a word in two."""
+_TOKEN_STARTS = re.compile(r"[A-Za-z0-9]+|[^\x00-\x7f]")
+"""Matches what can hold a token of ROUGE: letters and digits in ASCII, or any other character."""
+_UNSETTLED = 4
+"""Number of characters at the end of a text that a tokenizer may decode otherwise later: one more
+than those of ` n'`, which follow a word that becomes another one in front of `t`."""
 _HIRAGANA = regex.compile(r"\p{Hiragana}\p{M}*")
 """Matches a letter of the script in which Japanese writes its grammatical words."""
 
@@ -157,6 +162,28 @@ def rouge_tokens(text: str) -> list[str]:
             else:
                 tokens += [_fold(part)] * max(1, len(fragments))
     return tokens
+
+
+def settled(text: str) -> tuple[str, str]:
+    """Splits a text after the last word that stays as it is, whatever is added to the text.
+
+    The words at the end are not settled. The last one may go on, and a tokenizer may still rewrite
+    the last characters when it decodes more tokens: it completes a character of several bytes, or
+    joins `ca n't` to `can't`. The ROUGE tokens of any longer text begin with those of the first
+    part.
+    """
+    text = unicodedata.normalize("NFC", text)
+    ends = [match.end() for match in _WORD.finditer(text)]
+    end = max((end for end in ends if end <= len(text) - _UNSETTLED), default=0)
+    return text[:end], text[end:]
+
+
+def most_rouge_tokens(text: str) -> int:
+    """Returns a number of ROUGE tokens that a part of a text cannot exceed.
+
+    The ROUGE tokens of texts that are joined are at most as many as the sum of these numbers.
+    """
+    return len(_TOKEN_STARTS.findall(text))
 
 
 class _Tokenizer:

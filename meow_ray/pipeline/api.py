@@ -211,7 +211,8 @@ def score_memo(
     Args:
         model: a folder of safetensors, a .gguf file, or a hub name.
         pairs: questions with the answers to score.
-        config: settings of `memo` and `target`; None for the defaults.
+        config: settings of `memo` and `target`; None for the defaults. All pairs are scored,
+            whatever `memo.exact` is.
         overrides: dotted keys with values, such as `"memo.window=token"`.
         **options: options of `run_stage`.
 
@@ -231,7 +232,8 @@ def score_memo(
     """
     settings = configuration(config, overrides)
     target = settings.target.model_copy(update={"model": model, "revision": None})
-    settings = settings.model_copy(update={"target": target, "memorize": None})
+    memo_of_all = settings.memo.model_copy(update={"exact": "all"})
+    settings = settings.model_copy(update={"target": target, "memorize": None, "memo": memo_of_all})
     records = [{"question": question, "answer": answer} for question, answer in pairs]
     candidates = complete(enumerate(records, start=1), "pairs")
     given = {"candidates": _in_memory("candidates", candidates)}

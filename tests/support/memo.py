@@ -37,9 +37,7 @@ def steps_of(**spec: Any) -> MemoSteps:
     return MemoSteps(Memo(**spec), "chat")
 
 
-def run_steps(
-    steps: MemoSteps, engine: "RecordingEngine", facts: Facts, **columns: list[Any]
-) -> pa.Table:
+def run_steps(steps: MemoSteps, engine: Any, facts: Facts, **columns: list[Any]) -> pa.Table:
     """Runs the three steps on one batch."""
     prepared = steps.prepare(engine.tokenizer, batch_of(facts, **columns))
     return steps.finish(engine.tokenizer, steps.generate(engine, prepared))

@@ -23,7 +23,6 @@ from meow_ray.stages.audit import hints, own, registry, reply_judge
 from meow_ray.stages.audit.attack import Subject
 from meow_ray.stages.audit.attacks.probabilities import VERBATIM
 from meow_ray.stages.audit.derived.digests import is_converted, loaded_weights
-from meow_ray.stages.audit.estimators import extraction_probability
 from meow_ray.stages.audit.judging import Judged, key_of
 from meow_ray.stages.audit.missing import settled, unasked_rows
 from meow_ray.stages.audit.scoring import AuditContext, ScoredRow, scored_rows
@@ -33,6 +32,7 @@ from meow_ray.stages.audit.writing import ATTACKER
 from meow_ray.stages.evaluate.sets import check_sets, read_sets
 from meow_ray.stages.evaluate.stage import RETAIN_MODEL, SETS
 from meow_ray.stages.inputs import COLUMNS, GENERATOR, TARGET, model_ref, target_prompt
+from meow_ray.stages.memo.extraction import extraction_probability
 from meow_ray.stages.model_checks import check_target, check_target_engine
 from meow_ray.stages.paraphrases.stage import OF_GENERATOR
 from meow_ray.stages.train import objectives

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 
+import pyarrow.compute as pc
+
 from meow_ray.config import Config
+from meow_ray.core.schema import TRUE_ANSWER
 from meow_ray.core.stage import Known
 from meow_ray.models import checks
 from meow_ray.stages.inputs import target_prompter
@@ -16,6 +19,29 @@ from meow_ray.stages.model_checks import (
     long_texts,
     target_ahead,
 )
+
+
+def _check_exact(config: Config, known: Known) -> Iterator[str]:
+    """Finds settings under which no answer can do without an exact score."""
+    if config.memo.exact == "all":
+        return
+    if config.select.order == "random":
+        yield (
+            "`memo.exact`: selection scores the answers that the order of `select` depends on, but "
+            "the order random needs no score (select.order=random). Set memo.exact=all."
+        )
+    if "el" in config.memo.comparators:
+        yield (
+            "`memo.comparators`: el needs the continuations of all answers, and a selection does "
+            "without some of them (memo.exact=selection). Remove el, or set memo.exact=all."
+        )
+    if "candidates" in known:
+        ids = known["candidates"].table["candidate_id"]
+        if not pc.any(pc.greater(ids, TRUE_ANSWER)).as_py():
+            yield (
+                "`memo.exact`: there is nothing to select, because the candidates have no inverted "
+                "answer (memo.exact=selection). Set memo.exact=all."
+            )
 
 
 def _check_lengths(config: Config, known: Known) -> Iterator[str]:
@@ -40,4 +66,4 @@ def _check_lengths(config: Config, known: Known) -> Iterator[str]:
         yield long_texts("`candidates`", found, limit)
 
 
-CHECKS = (check_target, check_target_engine, _check_lengths)
+CHECKS = (check_target, check_target_engine, _check_exact, _check_lengths)

@@ -109,7 +109,7 @@ def branches(
         The number of tokens to generate from each position, the most that any window needs.
     """
     needed: dict[int, int] = {}
-    for (cut, mismatch), limit in zip(_mismatches(is_greedy, cuts), limits, strict=True):
+    for (cut, mismatch), limit in zip(mismatches(is_greedy, cuts), limits, strict=True):
         if mismatch == len(is_greedy) and ends:
             continue
         tokens = limit - (mismatch - cut)
@@ -136,11 +136,11 @@ def assemble(
     """
     return [
         [*sequence[cut:mismatch], *generated.get(mismatch, ())][:limit]
-        for (cut, mismatch), limit in zip(_mismatches(is_greedy, cuts), limits, strict=True)
+        for (cut, mismatch), limit in zip(mismatches(is_greedy, cuts), limits, strict=True)
     ]
 
 
-def _mismatches(is_greedy: Sequence[bool], cuts: Sequence[int]) -> list[tuple[int, int]]:
+def mismatches(is_greedy: Sequence[bool], cuts: Sequence[int]) -> list[tuple[int, int]]:
     """Returns each cut with the first position at or after it whose token is not the greedy one.
 
     The position is the length of the sequence if all tokens from the cut on are greedy.

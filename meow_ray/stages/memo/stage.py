@@ -20,8 +20,9 @@ from meow_ray.core.tables import Query
 from meow_ray.models.text import TOKENIZER
 from meow_ray.stages.inputs import TARGET, model_ref, target_prompt
 from meow_ray.stages.memo import summary
+from meow_ray.stages.memo.bounds import Choice
 from meow_ray.stages.memo.preflight import CHECKS
-from meow_ray.stages.memo.steps import SCORE_NAMES, MemoSteps
+from meow_ray.stages.memo.steps import BOUNDS_NAMES, MemoSteps, score_columns
 from meow_ray.stages.model_checks import check_target, check_target_engine
 
 _FACTS_TO_SCORE = f"""
@@ -71,11 +72,17 @@ def _memo(context: Context) -> dict[str, Any]:
             checks.check_keys, candidates.source, "candidates", storage.display(candidates.uri)
         )
     facts = Query(_FACTS_TO_SCORE, {"candidates": candidates.source})
-    scored = _score_facts(context, facts, model="target")
-    columns = [*SCORE_NAMES, *config.memo.comparators]
+    choice = None
+    if _depends_on_select(config):
+        order = config.select.order
+        assert order != "random", "refused before the run"
+        choice = Choice(config.select.top_k, order)
+    scored = _score_facts(context, facts, model="target", choice=choice)
+    columns = score_columns(config.memo, choice)
     figures = cluster.call(_write_memo, scored, columns, context.path())
     return {
         **figures,
+        "exact": config.memo.exact,
         "tokenizer": TOKENIZER,
         "dtype": config.target.dtype,
         "max_new_tokens": config.memo.max_new_tokens,
@@ -84,8 +91,14 @@ def _memo(context: Context) -> dict[str, Any]:
     }
 
 
-def _score_facts(context: Context, facts: Query, model: str) -> Query:
-    """Scores facts on Ray; `model` names the input that is the model.
+def _score_facts(context: Context, facts: Query, model: str, choice: Choice | None = None) -> Query:
+    """Scores facts on Ray.
+
+    Args:
+        context: of the stage.
+        facts: the facts with all answers to score.
+        model: the input that is the model.
+        choice: what `select` will choose; None scores all answers.
 
     Returns:
         The facts with the columns that `MemoSteps.finish` adds.
@@ -94,7 +107,9 @@ def _score_facts(context: Context, facts: Query, model: str) -> Query:
 
     config = context.config
     target = config.target
-    steps = MemoSteps(config.memo, target.template, target.system, target.template_variables)
+    steps = MemoSteps(
+        config.memo, target.template, target.system, target.template_variables, choice
+    )
     engine = context.engine_spec(
         model_ref(context.inputs[model]), config.target, config.resources.memo
     )
@@ -108,9 +123,9 @@ def _score_facts(context: Context, facts: Query, model: str) -> Query:
     return map_rows.map_rows(facts, "fact_id", engine, work, context.work, "memo", config.resources)
 
 
-def _write_memo(scored: Query, score_columns: Sequence[str], path: str) -> dict[str, Any]:
+def _write_memo(scored: Query, columns: Sequence[str], path: str) -> dict[str, Any]:
     """Writes the table `memo`, one row per answer; returns the figures for the manifest."""
-    scores = ", ".join(f"score.{name} AS {name}" for name in score_columns)
+    scores = ", ".join(f"score.{name} AS {name}" for name in columns)
     answers = f"""
         WITH
         facts AS ({scored.sql}),
@@ -131,7 +146,8 @@ def _write_memo(scored: Query, score_columns: Sequence[str], path: str) -> dict[
     generations = f"SELECT sum(generations)::BIGINT AS total FROM ({scored.sql})"
     tables.write_sorted(Query(answers, scored.sources), path, SCHEMAS["memo"], KEYS["memo"])
     total = Query(generations, scored.sources).rows()[0]["total"]
-    return summary.summarize([path]) | {"generations": total or 0}
+    has_bounds = set(BOUNDS_NAMES) <= set(columns)
+    return summary.summarize([path], has_bounds=has_bounds) | {"generations": total or 0}
 
 
 def _remain(context: Context) -> dict[str, Any]:
@@ -163,6 +179,15 @@ def _prompt_of_tuned(config: Config, inputs: Mapping[str, Artifact]) -> str | No
     return _prompt(config, {"target": inputs["model"]})
 
 
+def _depends_on_select(config: Config) -> bool:
+    return config.memo.exact == "selection"
+
+
+def _choice_settings(config: Config) -> tuple[str, ...]:
+    """Returns the settings of `select` that decide which answers get an exact score, if any do."""
+    return ("select.top_k", "select.order") if _depends_on_select(config) else ()
+
+
 def _has_rounds(config: Config) -> bool:
     return config.pipeline.rounds > 1
 
@@ -172,6 +197,7 @@ MEMO = Stage(
     artifact="memo",
     version=3,
     sections=("memo", "target"),
+    more_sections=_choice_settings,
     inputs=("candidates", TARGET),
     run=_memo,
     prompt=_prompt,

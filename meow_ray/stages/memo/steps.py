@@ -4,6 +4,7 @@ Only `generate` needs the engine. `prepare` cuts and tokenises, `finish` decodes
 run on CPU.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,11 @@ import pyarrow as pa
 from meow_ray.config import Memo
 from meow_ray.core.schema import SCHEMAS
 from meow_ray.distributed.figures import Figure, Figures
-from meow_ray.engines import Engine, Sampling, TeacherForced
-from meow_ray.errors import MeowError
+from meow_ray.engines import Engine, TeacherForced
 from meow_ray.models.prompts import Prompter
+from meow_ray.stages.memo.bounds import Choice
+from meow_ray.stages.memo.characters import character_windows, distinct_prompts, window_limit
+from meow_ray.stages.memo.extraction import samples_to_extract
 from meow_ray.stages.memo.forced import (
     BRANCH_TYPE,
     FORCED_TYPE,
@@ -26,20 +29,37 @@ from meow_ray.stages.memo.forced import (
     cuts_and_limits,
     forced_sequence,
 )
+from meow_ray.stages.memo.generation import (
+    Batch,
+    Generated,
+    flatten,
+    generate_all,
+    generate_for_choice,
+    regroup,
+)
+from meow_ray.stages.memo.greedy import check_lengths
 from meow_ray.stages.memo.score import (
     Score,
-    Window,
     assemble,
-    branches,
     extraction_likelihood,
     extraction_strength,
     memorization_accuracy,
     score_answer,
-    windows,
 )
 
 SCORE_NAMES = tuple(name for name in SCHEMAS["memo"].names if name in Score.__dataclass_fields__)
 """The columns of `memo` that hold scores of an answer."""
+BOUNDS_NAMES = ("memo_low", "memo_high")
+"""The columns of the bounds of MEMO, if only the answers that a selection needs are scored."""
+COMPARATOR_COLUMNS = {
+    "ma": ("ma",),
+    "el": ("el",),
+    "em": ("em",),
+    "es": ("es",),
+    "pz": ("pz", "pz_samples"),
+}
+"""The columns of each comparator."""
+BOUNDS_TYPE = pa.struct([("low", pa.float64()), ("high", pa.float64())])
 
 
 @dataclass(frozen=True)
@@ -53,10 +73,18 @@ class Continuations:
     """The tokens of the continuations."""
 
 
-def score_type(spec: Memo) -> pa.DataType:
-    """Returns the Arrow type of one answer's scores: columns of `memo`, then the comparators."""
-    fields = [SCHEMAS["memo"].field(name) for name in SCORE_NAMES]
-    return pa.struct([*fields, *(pa.field(name, pa.float64()) for name in spec.comparators)])
+def score_columns(spec: Memo, choice: Choice | None = None) -> list[str]:
+    """Returns the columns of an answer's scores: those of `memo`, bounds, the comparators."""
+    comparators = [column for name in spec.comparators for column in COMPARATOR_COLUMNS[name]]
+    return [*SCORE_NAMES, *(BOUNDS_NAMES if choice else ()), *comparators]
+
+
+def score_type(spec: Memo, choice: Choice | None = None) -> pa.DataType:
+    """Returns the Arrow type of one answer's scores, a struct with these columns."""
+    kinds = {name: SCHEMAS["memo"].field(name).type for name in SCORE_NAMES}
+    return pa.struct(
+        [(name, kinds.get(name, pa.float64())) for name in score_columns(spec, choice)]
+    )
 
 
 @dataclass(frozen=True)
@@ -74,11 +102,15 @@ class MemoSteps:
     system: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     """`target.template_variables`."""
+    choice: Choice | None = None
+    """What `select` will choose; None scores all answers. Otherwise the true answer is a fact's
+    first, and an answer that the selection does not depend on gets bounds instead of scores."""
 
     @property
     def needs_forced_pass(self) -> bool:
         """Whether token windows or a comparator need a teacher-forced pass over the answers."""
-        return self.spec.window == "token" or bool({"ma", "em", "es"} & set(self.spec.comparators))
+        of_pass = {"ma", "em", "es", "pz"}
+        return self.spec.window == "token" or bool(of_pass & set(self.spec.comparators))
 
     def prepare(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
         """Cuts and tokenises the answers.
@@ -93,7 +125,7 @@ class MemoSteps:
         for question, texts in _questions_and_texts(batch):
             limit_of_prompt: dict[str, int] = {}
             if self.spec.window == "character":
-                limit_of_prompt = self._distinct_prompts(prompter, question, texts)
+                limit_of_prompt = distinct_prompts(prompter, question, texts, self.spec)
             prompts.append([prompter.encode_prompt(prompt) for prompt in limit_of_prompt])
             limits.append(list(limit_of_prompt.values()))
             sequences: list[Forced] = []
@@ -111,53 +143,73 @@ class MemoSteps:
         """Runs the model on a prepared batch.
 
         Returns:
-            The batch with the columns `replies` (the continuation of each prompt), `greedy` (for
-            each forced sequence, which tokens are greedy) and `branches` (of token windows: the
-            continuation from each position where a forced sequence is not greedy; see `Branch`).
+            The batch with the columns `replies` (the continuation of each prompt; null if the model
+            did not continue it), `greedy` (for each forced sequence, which tokens are greedy),
+            `log_probs` (the log-probability of the answer in each forced sequence), `branches` (of
+            token windows: the continuation from each position where a forced sequence is not
+            greedy; see `Branch`) and `bounds` (of each answer; null if it gets scores).
 
         Raises:
             MeowError: a prompt leaves no room in the model's context.
         """
         prompts = batch["prompts"].to_pylist()
         forced: list[list[Forced]] = batch["forced"].to_pylist()
-        flat_prompts, flat_forced = _flatten(prompts), _flatten(forced)
-        _check_lengths(engine, flat_prompts, flat_forced)
+        flat_forced = flatten(forced)
+        check_lengths(engine, flatten(prompts), flat_forced)
 
         passes = engine.teacher_force(
             [sequence["prompt"] for sequence in flat_forced],
             [sequence["sequence"] for sequence in flat_forced],
         )
-        replies = _continue_greedily(engine, flat_prompts, _flatten(batch["limits"].to_pylist()))
-        branches_of_facts: list[list[list[Branch]]] = [[] for _ in forced]
-        if self.spec.window == "token":
-            generated = self._generate_branches(engine, flat_forced, passes)
-            branches_of_facts = _regroup(generated, forced)
-        greedy = _regroup([result.is_greedy for result in passes], forced)
+        generated = self._generate(
+            engine,
+            Batch(
+                questions=batch["question"].to_pylist(),
+                texts=batch["texts"].to_pylist(),
+                prompts=prompts,
+                limits=batch["limits"].to_pylist(),
+                forced=forced,
+                passes=regroup(passes, forced),
+            ),
+        )
+        greedy = [result.is_greedy for result in passes]
+        log_probs = list(map(_log_prob, passes, flat_forced))
         return _append_columns(
             batch,
-            replies=pa.array(_regroup(replies, prompts), pa.list_(TOKENS_TYPE)),
-            greedy=pa.array(greedy, pa.list_(pa.list_(pa.bool_()))),
-            branches=pa.array(branches_of_facts, pa.list_(pa.list_(BRANCH_TYPE))),
+            replies=pa.array(generated.replies, pa.list_(TOKENS_TYPE)),
+            greedy=pa.array(regroup(greedy, forced), pa.list_(pa.list_(pa.bool_()))),
+            log_probs=pa.array(regroup(log_probs, forced), pa.list_(pa.float64())),
+            branches=pa.array(generated.branches, pa.list_(pa.list_(BRANCH_TYPE))),
+            bounds=pa.array(generated.bounds, pa.list_(BOUNDS_TYPE)),
         )
+
+    def _generate(self, engine: Engine, batch: Batch) -> Generated:
+        if self.choice is None:
+            return generate_all(engine, batch, self.spec)
+        prompter = self._prompter(engine.tokenizer)
+        return generate_for_choice(engine, batch, self.spec, self.choice, prompter)
 
     def finish(self, tokenizer: Any, batch: pa.Table) -> pa.Table:
         """Scores the continuations of a generated batch.
 
         Returns:
-            The batch with the columns `scores` and `generations`, without the columns of tokens.
+            The batch with the columns `scores` and `generations`, without those that `prepare` and
+            `generate` added.
         """
         scores, generations = [], []
         for fact in batch.select(_COLUMNS_TO_SCORE).to_pylist():
             scores.append(self._score_fact(tokenizer, fact))
             generations.append(self._count_generations(fact))
         return _append_columns(
-            batch.drop_columns(_TOKEN_COLUMNS),
-            scores=pa.array(scores, pa.list_(score_type(self.spec))),
+            batch.drop_columns(_WORKING_COLUMNS),
+            scores=pa.array(scores, pa.list_(score_type(self.spec, self.choice))),
             generations=pa.array(generations, pa.int32()),
         )
 
     def figures(self, batch: pa.Table) -> Figures:
-        """Returns the mean MEMO of the true answers of a finished batch."""
+        """Returns the mean MEMO of the true answers of a finished batch, if all are scored."""
+        if self.choice is not None:
+            return {}
         true_scores = [scores[0]["memo"] for scores in batch["scores"].to_pylist()]
         known = [score for score in true_scores if score is not None]
         return {"memo": Figure.mean(sum(known), len(known))}
@@ -190,76 +242,27 @@ class MemoSteps:
             return Prompter(tokenizer, "raw")
         return Prompter(tokenizer, self.template, self.system, self.variables)
 
-    # --- character windows
-
-    def _character_windows(self, prompter: Prompter, question: str, text: str) -> list[Window]:
-        rendered = prompter.prompt(question) if self.spec.template == "target" else None
-        return windows(question, text, self.spec, rendered)
-
-    def _distinct_prompts(
-        self, prompter: Prompter, question: str, texts: Sequence[str]
-    ) -> dict[str, int]:
-        """Returns the distinct prompts of a fact's windows with the new tokens each needs at most.
-
-        Several answers can share a prompt. It then needs as many tokens as the longest label.
-        """
-        limits: dict[str, int] = {}
-        for text in texts:
-            for window in self._character_windows(prompter, question, text):
-                limit = self._limit(prompter, window.label)
-                limits[window.prompt] = max(limit, limits.get(window.prompt, 0))
-        return limits
-
-    def _limit(self, prompter: Prompter, label: str) -> int:
-        """Returns the largest number of new tokens of the window with this label."""
-        if self.spec.max_new_tokens == "label":
-            return max(1, len(prompter.encode_text(label)))
-        return self.spec.max_new_tokens
+    # --- windows
 
     def _character_continuations(self, tokenizer: Any, fact: dict[str, Any]) -> list[Continuations]:
         prompter = self._prompter(tokenizer)
         question, texts = fact["question"], fact["texts"]
-        prompts = self._distinct_prompts(prompter, question, texts)
+        prompts = distinct_prompts(prompter, question, texts, self.spec)
         reply_to = dict(zip(prompts, fact["replies"], strict=True))
         answers = []
         for text in texts:
-            cuts = self._character_windows(prompter, question, text)
+            cuts = character_windows(prompter, question, text, self.spec)
             labels = [window.label for window in cuts]
             label_tokens = []
             if "el" in self.spec.comparators:
                 label_tokens = [prompter.encode_text(label) for label in labels]
             # a shared reply can be longer than this answer's window allows
             tokens = [
-                reply_to[window.prompt][: self._limit(prompter, window.label)] for window in cuts
+                (reply_to[window.prompt] or [])[: window_limit(prompter, window.label, self.spec)]
+                for window in cuts
             ]
             answers.append(Continuations(labels=labels, label_tokens=label_tokens, tokens=tokens))
         return answers
-
-    # --- token windows
-
-    def _generate_branches(
-        self, engine: Engine, sequences: Sequence[Forced], passes: Sequence[TeacherForced]
-    ) -> list[list[Branch]]:
-        """Generates from the branches of each forced sequence, each distinct beginning once.
-
-        A beginning is the tokens before a branch. Several answers, or facts, can share it;
-        the longest of their windows then decides how many tokens are generated.
-        """
-        branches_of_sequences = []
-        limits: dict[tuple[int, ...], int] = {}
-        for sequence, result in zip(sequences, passes, strict=True):
-            cuts, limits_of_cuts = cuts_and_limits(sequence, self.spec)
-            needed = branches(result.is_greedy, result.ends, cuts, limits_of_cuts)
-            branches_of_sequences.append([(at, beginning_of(sequence, at)) for at in needed])
-            for at, limit in needed.items():
-                beginning = beginning_of(sequence, at)
-                limits[beginning] = max(limit, limits.get(beginning, 0))
-        replies = _continue_greedily(engine, list(limits), list(limits.values()))
-        reply_to = dict(zip(limits, replies, strict=True))
-        return [
-            [{"at": at, "tokens": reply_to[beginning]} for at, beginning in positions]
-            for positions in branches_of_sequences
-        ]
 
     def _token_continuations(
         self,
@@ -283,36 +286,57 @@ class MemoSteps:
     def _score_fact(self, tokenizer: Any, fact: dict[str, Any]) -> list[dict[str, Any]]:
         """Returns the scores of each answer of a fact."""
         answers = self.continuations(tokenizer, fact)
-        greedy = _greedy_tokens_of_answers(fact)
+        passes = _passes_of_answers(fact)
         return [
-            self._score_answer(tokenizer, answer, is_greedy)
-            for answer, is_greedy in zip(answers, greedy, strict=True)
+            self._score(tokenizer, answer, bounds) | self._comparators(answer, *measured)
+            for answer, bounds, measured in zip(answers, fact["bounds"], passes, strict=True)
         ]
 
-    def _score_answer(
-        self, tokenizer: Any, answer: Continuations, is_greedy: Sequence[bool] | None
+    def _score(
+        self, tokenizer: Any, answer: Continuations, bounds: dict[str, float] | None
     ) -> dict[str, Any]:
-        texts = _decode(tokenizer, answer.tokens)
-        score = score_answer(answer.labels, texts, self.spec)
+        """Returns the scores of an answer; of one with bounds, these and no scores."""
+        if bounds is not None:
+            return {
+                **dict.fromkeys(SCORE_NAMES),
+                "num_windows": len(answer.labels),
+                **dict(zip(BOUNDS_NAMES, (bounds["low"], bounds["high"]), strict=True)),
+            }
+        score = score_answer(answer.labels, _decode(tokenizer, answer.tokens), self.spec)
         values: dict[str, Any] = {name: getattr(score, name) for name in SCORE_NAMES}
-        for name in self.spec.comparators:
-            values[name] = self._comparator(name, answer, is_greedy)
-        return values
+        return values | (dict.fromkeys(BOUNDS_NAMES, score.memo) if self.choice else {})
 
-    def _comparator(
-        self, name: str, answer: Continuations, is_greedy: Sequence[bool] | None
-    ) -> float | None:
-        if name == "el":
-            return extraction_likelihood(answer.label_tokens, answer.tokens, self.spec.el_n)
-        assert is_greedy is not None, f"{name} needs a teacher-forced pass"
-        if name == "es":
-            return extraction_strength(is_greedy)
-        return memorization_accuracy(is_greedy)  # `ma`, and `em`, its other name
+    def _comparators(
+        self, answer: Continuations, is_greedy: Sequence[bool] | None, log_prob: float | None
+    ) -> dict[str, float | None]:
+        """Returns the columns of the configured comparators.
+
+        Args:
+            answer: the windows of the answer.
+            is_greedy: `[answer]`, which tokens are greedy; None without a forced pass.
+            log_prob: the log-probability of the answer; None without a forced pass, or if the first
+                token has no token before it.
+        """
+        values: dict[str, float | None] = {}
+        for name in self.spec.comparators:
+            if name == "el":
+                labels, tokens = answer.label_tokens, answer.tokens
+                values[name] = extraction_likelihood(labels, tokens, self.spec.el_n)
+                continue
+            assert is_greedy is not None, f"{name} needs a teacher-forced pass"
+            if name == "pz":
+                values["pz"] = log_prob
+                values["pz_samples"] = None if log_prob is None else samples_to_extract(log_prob)
+            elif name == "es":
+                values[name] = extraction_strength(is_greedy)
+            else:  # `ma`, and `em`, its other name
+                values[name] = memorization_accuracy(is_greedy)
+        return values
 
     def _count_generations(self, fact: dict[str, Any]) -> int:
         """Returns the number of distinct prompts that the model continued for a fact."""
         if self.spec.window == "character":
-            return len(fact["replies"])
+            return sum(reply is not None for reply in fact["replies"])
         beginnings = {
             beginning_of(sequence, branch["at"])
             for sequence, generated in zip(fact["forced"], fact["branches"], strict=True)
@@ -321,41 +345,36 @@ class MemoSteps:
         return len(beginnings)
 
 
-_TOKEN_COLUMNS = ["prompts", "limits", "forced", "replies", "greedy", "branches"]
-_COLUMNS_TO_SCORE = ["question", "texts", "replies", "forced", "greedy", "branches"]
+_WORKING_COLUMNS = [
+    *("prompts", "limits", "forced"),
+    *("replies", "greedy", "log_probs", "branches", "bounds"),
+]
+"""The columns that `prepare` and `generate` add."""
+_COLUMNS_TO_SCORE = ["question", "texts", *_WORKING_COLUMNS[2:]]
 
 
-def _check_lengths(
-    engine: Engine, prompts: Sequence[Sequence[int]], sequences: Sequence[Forced]
-) -> None:
-    """Checks that each prompt and forced sequence leaves room for one new token."""
-    lengths = [len(prompt) for prompt in prompts]
-    lengths += [len(forced["prompt"]) + len(forced["sequence"]) for forced in sequences]
-    longest = max(lengths, default=0)
-    if longest >= engine.max_model_len:
-        raise MeowError(
-            f"`memo`: a window of {longest} tokens leaves no room in the target's context "
-            f"({engine.max_model_len} tokens). Remove long facts, or raise `target.max_model_len`."
-        )
+def _log_prob(result: TeacherForced, forced: Forced) -> float | None:
+    """Returns the log-probability of an answer; None if its first token has no prediction."""
+    log_probs = result.log_probs[forced["start"] :]
+    if not log_probs or math.isnan(log_probs[0]):
+        return None
+    return min(sum(log_probs), 0.0)
 
 
-def _continue_greedily(
-    engine: Engine, prompts: Sequence[Sequence[int]], limits: Sequence[int]
-) -> list[list[int]]:
-    """Continues prompts greedily; starts the longest first, so that none runs alone at the end."""
-    order = sorted(range(len(prompts)), key=lambda i: -limits[i])
-    replies = engine.generate([prompts[i] for i in order], [Sampling(limits[i]) for i in order])
-    reply_to = dict(zip(order, replies, strict=True))
-    return [list(reply_to[i][0].tokens) for i in range(len(prompts))]
+def _passes_of_answers(
+    fact: dict[str, Any],
+) -> list[tuple[list[bool], float | None] | tuple[None, None]]:
+    """Returns for each answer which of its tokens are greedy, and its log-probability.
 
-
-def _greedy_tokens_of_answers(fact: dict[str, Any]) -> list[list[bool] | None]:
-    """Returns for each answer which of its tokens are greedy; None without a forced pass."""
+    Both are None without a forced pass.
+    """
     if not fact["greedy"]:
-        return [None] * len(fact["texts"])
+        return [(None, None)] * len(fact["texts"])
     return [
-        is_greedy[forced["start"] :]
-        for forced, is_greedy in zip(fact["forced"], fact["greedy"], strict=True)
+        (is_greedy[forced["start"] :], log_prob)
+        for forced, is_greedy, log_prob in zip(
+            fact["forced"], fact["greedy"], fact["log_probs"], strict=True
+        )
     ]
 
 
@@ -366,16 +385,6 @@ def _decode(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> list[str]:
 
 def _questions_and_texts(batch: pa.Table) -> list[tuple[str, list[str]]]:
     return list(zip(batch["question"].to_pylist(), batch["texts"].to_pylist(), strict=True))
-
-
-def _flatten(lists: Sequence[Sequence[Any]]) -> list[Any]:
-    return [item for items in lists for item in items]
-
-
-def _regroup(items: Sequence[Any], like: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Cuts a flat list into lists as long as those of `like`."""
-    rest = iter(items)
-    return [[next(rest) for _ in group] for group in like]
 
 
 def _append_columns(batch: pa.Table, **columns: pa.Array) -> pa.Table:

@@ -53,7 +53,18 @@ def _inversion_rows(manifest: Manifest) -> list[LabelledValue]:
 
 def _memo_rows(manifest: Manifest) -> list[LabelledValue]:
     summary = manifest.summary
+    bounds = summary.get("bounds", {})
+    bounded_rows = [
+        (
+            f"{label} with bounds of MEMO only, bounds of the mean over all of them",
+            f"{bounds[part]['bounded']}, {format_optional(bounds[part]['mean_low'])} to "
+            f"{format_optional(bounds[part]['mean_high'])}",
+        )
+        for part, label in (("true_answers", "True answers"), ("candidates", "Inverted answers"))
+        if bounds and bounds[part]["bounded"]
+    ]
     return [
+        *bounded_rows,
         ("MEMO of the true answers: mean, cv", _mean_and_cv(summary["true_answers"])),
         ("MEMO of the inverted answers: mean, cv", _mean_and_cv(summary["candidates"])),
         (

@@ -120,14 +120,18 @@ def _styles(pairs: Sequence[ExamplePair]) -> list[tuple[str, str, str]]:
 def distribution_plot(memo: Artifact) -> str | None:
     """Returns the histograms of MEMO before unlearning.
 
-    None if `memo` is empty or comes from outside, without a summary.
+    None if `memo` comes from outside, without a summary, or has no distribution: it is empty, or
+    some of its answers have only bounds.
     """
-    if memo.manifest is None or not memo.manifest.summary["answers"]:
+    if memo.manifest is None:
         return None
     summary = memo.manifest.summary
+    parts = (("true", "true_answers"), ("inverted", "candidates"))
+    num_answers = sum(summary[key]["count"] for _, key in parts)
+    if not num_answers:
+        return None
 
     def draw(axes: Any) -> None:
-        parts = (("true", "true_answers"), ("inverted", "candidates"))
         for (label, key), colour in zip(parts, _COLOURS, strict=False):
             if summary[key]["count"]:
                 _histogram(axes, label, summary[key], colour)
@@ -138,7 +142,7 @@ def distribution_plot(memo: Artifact) -> str | None:
         )
         axes.figure.legend(loc="outside upper left", ncols=2, frameon=False)
 
-    label = f"Distribution of MEMO over {summary['answers']} answers"
+    label = f"Distribution of MEMO over {num_answers} answers"
     return _svg("distribution", label, 3.0, draw)
 
 

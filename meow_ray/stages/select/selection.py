@@ -48,6 +48,41 @@ def select(memo: TableSource, spec: Select) -> Query:
     return Query(sql, {"memo": memo})
 
 
+def count_undecided(memo: TableSource, spec: Select) -> int:
+    """Counts the facts of which a candidate that has only bounds of MEMO could be chosen.
+
+    Such a candidate has no score, but its best score is not behind the scores of `top_k` others.
+
+    Args:
+        memo: a `memo` table with the columns `memo_low` and `memo_high`.
+        spec: number and order; an order that needs no score leaves nothing undecided.
+    """
+    if spec.order == "random":
+        return 0
+    order = {"largest": "best DESC", "smallest": "best ASC"}[spec.order]
+    best = {"largest": "memo_high", "smallest": "memo_low"}[spec.order]
+    sql = f"""
+        WITH
+        -- the candidates with the best score that each can have
+        candidates AS (
+            SELECT fact_id, candidate_id, memo, coalesce(memo, {best}) AS best
+            FROM memo
+            WHERE candidate_id <> {TRUE_ANSWER}
+        ),
+        -- their ranks by it
+        ranked AS (
+            SELECT *, row_number() OVER (PARTITION BY fact_id ORDER BY {order}, candidate_id) - 1
+                AS rank
+            FROM candidates
+            WHERE NOT isnan(best)
+        )
+        SELECT count(DISTINCT fact_id) AS facts
+        FROM ranked
+        WHERE rank < {spec.top_k} AND memo IS NULL
+    """
+    return int(Query(sql, {"memo": memo}).rows()[0]["facts"])
+
+
 def summarize_selection(
     memo: TableSource, selected: TableSource, spec: Select, num_named: int = 100
 ) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def test_these_keys_name_content():
         "ingest.forget",
         "ingest.retain",
         "report.soup",
+        "memo.exact",
         *(f"evaluate.{name}" for name in ("sets", "retain_model", "text", "task_folder", "twins")),
         *(
             f"train.{name}"

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from meow_ray.config import Memo
+from meow_ray.stages.memo.extraction import samples_to_extract
 from meow_ray.stages.memo.steps import SCORE_NAMES, score_type
 from tests.support.memo import (
     COMPARATORS,
@@ -69,6 +70,26 @@ def test_pairs_are_scored_as_facts_of_one_answer(engine: RecordingEngine, templa
     pairs = [(question, text) for question, texts in FACTS for text in texts]
     table = run_steps(steps, engine, [(question, [text]) for question, text in pairs])
     assert steps.score(engine, pairs) == [scores[0] for scores in table["scores"].to_pylist()]
+
+
+@pytest.mark.parametrize(("mode", "template"), MODES_AND_TEMPLATES)
+def test_pz_is_the_log_probability_of_the_answer(
+    engine: RecordingEngine, plain: PlainModel, mode: str, template: str
+):
+    import torch
+
+    question, text = FACTS[1][0], FACTS[1][1][1]
+    steps = steps_of(
+        mode=mode, template=template, window="token", max_new_tokens=1, comparators=("pz",)
+    )
+    (score,) = steps.score(engine, [(question, text)])
+    prompt, answer = plain.prompt_and_answer(steps.spec, question, text)
+    ids = torch.tensor([[*prompt, *answer]], device=plain.model.device)
+    with torch.no_grad():
+        log_probs = plain.model(ids).logits[0].log_softmax(-1)
+    expected = sum(float(log_probs[len(prompt) + i - 1, token]) for i, token in enumerate(answer))
+    assert score["pz"] == pytest.approx(expected, abs=1e-3)
+    assert score["pz_samples"] == samples_to_extract(score["pz"])
 
 
 @pytest.mark.parametrize(

@@ -139,3 +139,54 @@ def test_a_summary_can_be_written_as_json_and_is_the_same_from_files(tmp_path: P
     for part, file in zip((table.slice(7), table.slice(0, 7)), files, strict=True):
         storage.write_table(part, file)
     assert json.loads(json.dumps(summarize(files))) == summarize(table)
+
+
+def with_bounds(scores: Scores, bounded: dict[tuple[str, int], tuple[float, float]]) -> pa.Table:
+    """Returns a `memo` table with bounds; answers in `bounded` have these, the others no others."""
+    table = memo_table(scores)
+    keys = list(zip(table["fact_id"].to_pylist(), table["candidate_id"].to_pylist(), strict=True))
+    values = table["memo"].to_pylist()
+    pairs = [bounded.get(key, (value, value)) for key, value in zip(keys, values, strict=True)]
+    for index, name in enumerate(("memo_low", "memo_high")):
+        table = table.append_column(name, pa.array([pair[index] for pair in pairs], pa.float64()))
+    return table
+
+
+def test_figures_over_answers_with_bounds_are_left_out():
+    scores: Scores = {"a": [1.0, 0.5, None], "b": [0.5, 0.25, None]}
+    table = with_bounds(scores, {("a", 1): (0.1, 0.4)})
+    summary = summarize(table, has_bounds=True)
+    assert summary["bounds"] == {
+        "true_answers": {"bounded": 0, "mean_low": 0.75, "mean_high": 0.75},
+        "candidates": {
+            "bounded": 1,
+            "mean_low": pytest.approx((0.5 + 0.1 + 0.25) / 3),
+            "mean_high": pytest.approx((0.5 + 0.4 + 0.25) / 3),
+        },
+    }
+    assert summary["too_short"] == 1
+    assert summary["true_answers"] == expected_distribution([1.0, 0.5])
+    assert (summary["candidates"]["count"], summary["candidates"]["mean"]) == (0, None)
+    assert summary["gap"] is None
+    assert summary["facts_with_candidates"] == 0
+    assert [row["fact_id"] for row in summary["most_memorised"]] == ["a", "b"]
+
+
+def test_facts_are_not_ranked_by_true_answers_with_bounds():
+    table = with_bounds({"a": [None, 0.5], "b": [0.5, 0.25]}, {("a", -1): (0.0, 1.0)})
+    summary = summarize(table, has_bounds=True)
+    assert summary["most_memorised"] == summary["least_memorised"] == []
+    assert summary["mean_cv_over_windows"] is summary["gap"] is None
+    assert summary["candidates"] == expected_distribution([0.5, 0.25])
+
+
+def test_a_summary_of_a_table_with_bounds_of_no_answer_is_the_usual_one():
+    none = {"bounded": 0, "mean_low": None, "mean_high": None}
+    summary = summarize(with_bounds(FACTS, {}), has_bounds=True)
+    bounds = summary.pop("bounds")
+    assert summary == summarize(memo_table(FACTS))
+    assert bounds["candidates"]["bounded"] == 0
+    assert summarize(with_bounds({}, {}), has_bounds=True)["bounds"] == {
+        "true_answers": none,
+        "candidates": none,
+    }

@@ -19,7 +19,7 @@ from meow_ray.core.checks import conform
 from meow_ray.core.schema import SCHEMAS, TRUE_ANSWER
 from meow_ray.core.tables import TableSource
 from meow_ray.stages.ingest.facts import fact_id
-from meow_ray.stages.select.selection import select, summarize_selection
+from meow_ray.stages.select.selection import count_undecided, select, summarize_selection
 
 Scores = dict[str, list[float | None]]
 """MEMO by fact: that of the true answer, then those of candidates 0, 1, …"""
@@ -268,3 +268,30 @@ def test_selection_from_the_authors_memo_file_equals_sorting_it(
         "facts_with_none": 0,
         "fewer": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("bounds", "spec", "undecided"),
+    [
+        ([(0.9, 0.9), (0.1, 0.8), (0.5, 0.5)], {"top_k": 1}, 0),
+        ([(0.9, 0.9), (0.1, 0.8), (0.5, 0.5)], {"top_k": 2}, 1),
+        ([(0.9, 0.9), (0.1, 0.5), (0.5, 0.5)], {"top_k": 2}, 1),
+        ([(0.9, 0.9), (0.5, 0.5), (0.1, 0.5)], {"top_k": 2}, 0),
+        ([(0.9, 0.9), (0.1, 0.8), (0.5, 0.5)], {"top_k": 1, "order": "smallest"}, 1),
+        ([(0.2, 0.2), (0.3, 0.8)], {"top_k": 1, "order": "smallest"}, 0),
+        ([(0.2, 0.2), None], {"top_k": 2}, 0),
+        ([(0.2, 0.2), (0.1, 0.1)], {"top_k": 4}, 0),
+        ([(0.9, 0.9), (0.1, 0.8)], {"top_k": 2, "order": "random"}, 0),
+    ],
+)
+def test_bounds_leave_a_selection_open_or_not(
+    bounds: list[tuple[float, float] | None], spec: dict[str, Any], undecided: int
+):
+    scores: list[float | None] = [
+        pair[0] if pair is not None and pair[0] == pair[1] else None for pair in bounds
+    ]
+    table = table_of(rows_of({"a": [None, *scores], "b": [0.5, 0.5]}))
+    pairs = [(0.0, 1.0), *(pair or (None, None) for pair in bounds), (0.5, 0.5), (0.5, 0.5)]
+    for name, values in zip(("memo_low", "memo_high"), zip(*pairs, strict=True), strict=True):
+        table = table.append_column(name, pa.array(values, pa.float64()))
+    assert count_undecided(table, Select(**spec)) == undecided
