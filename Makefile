@@ -9,6 +9,9 @@ TORCH := 2.13.0
 HARDWARE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # the optional packages of `make setup`; `make test` and `make lint` add those of development
 EXTRAS ?= $(HARDWARE)
+# what the driver, the engine actors and the training workers import
+# (the images run `make setup` before they have all of meow_ray)
+IMPORTED := ray.data, ray.train.torch, deepspeed, peft, tensorboardX, transformers.models.llama.modeling_llama, vllm.entrypoints.llm, meow_ray.cli.main
 # number of test files that `make test` runs at the same time; each may use 8 GiB
 JOBS ?= 2
 # quiet twice: errors are printed, warnings are not
@@ -69,7 +72,10 @@ ifeq ($(HARDWARE),cpu)
 	  | xargs -r $(VENV)/bin/python -m pip uninstall --quiet --quiet --yes
 endif
 	@# Compile the bytecode and DeepSpeed's CPU kernels now, instead of at their first use.
-	@$(VENV)/bin/python -m compileall -q -j 0 $(foreach package,torch transformers vllm ray deepspeed,$(VENV)/lib/python3*/site-packages/$(package)) >/dev/null 2>&1 & \
+	@$(VENV)/bin/python -m compileall -q -j 0 meow_ray $(foreach package,torch transformers vllm ray deepspeed,$(VENV)/lib/python3*/site-packages/$(package)) >/dev/null 2>&1 & \
 	test $(HARDWARE) = gpu || $(VENV)/bin/python -c 'from meow_ray.stages.train.zero import compile_kernels; compile_kernels()' >/dev/null 2>&1; wait
+	@# A first import compiles the bytecode of all other packages that the processes of a run load.
+	@# If PYTHONDONTWRITEBYTECODE is set later, each process would compile it again.
+	@$(VENV)/bin/python -c "import $(IMPORTED)" >/dev/null 2>&1 || true
 	@$(VENV)/bin/python -c "import meow_ray, torch, transformers, ray, deepspeed; print('Ready: torch', torch.__version__)" 2>/dev/null
 	@touch $@

@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from meow_ray.core import timeline
 from meow_ray.core.local_cache import cache_home
 from meow_ray.distributed import cluster
 from meow_ray.distributed.failures import user_error
@@ -29,6 +30,7 @@ def main(app: typer.Typer, command: Callable[..., Any] | None, options: dict[str
         command: the only command of a script; None offers all of the application.
         options: what commands find in `typer.Context.obj`.
     """
+    timeline.mark("driver imported")
     program: Callable[..., Any] = app
     if command is not None:
         single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from meow_ray.config import Config
-from meow_ray.core import checks, storage
+from meow_ray.core import checks, storage, timeline
 from meow_ray.core.config_slice import ConfigSlice, spec_of
 from meow_ray.core.differences import differences
 from meow_ray.core.lease import Lease, OnWait, held
@@ -318,6 +318,7 @@ def execute(
         engine_spec=engine_spec,
         on_wait=on_wait,
     )
+    timeline.mark(f"{stage.name} started")
     storage.make_folder(context.out)
     started = datetime.now(UTC)
     clock = time.monotonic()
@@ -352,6 +353,7 @@ def execute(
     )
     artifact = _publish(folder, context.out, manifest)
     storage.remove(context.work)
+    timeline.mark(f"{stage.name} finished")
     return artifact
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from meow_ray.core import sockets
+from meow_ray.core import sockets, timeline
 from meow_ray.distributed.failures import user_error
 from meow_ray.errors import MeowError
 
@@ -60,7 +60,14 @@ def connect() -> None:
     address = to_join()
     if address is None:
         _start_local()
-        return
+    else:
+        _join(address)
+    timeline.mark("Ray joined")
+
+
+def _join(address: str) -> None:
+    import ray
+
     with _naming_errors(address):
         if os.environ.get("RAY_ADDRESS"):
             ray.init()  # without options: those of the driver may conflict with those of the job

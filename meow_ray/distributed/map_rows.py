@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 
 from meow_ray.config import EngineResources, Resources
-from meow_ray.core import storage, tables
+from meow_ray.core import storage, tables, timeline
 from meow_ray.core.tables import Query
 from meow_ray.distributed import cluster, placement, progress
 from meow_ray.distributed.failures import plain_user_errors
@@ -102,6 +102,7 @@ def map_rows(
     ledger = _Ledger(folder, key)
     cluster.connect()
     total, finished = cluster.call(ledger.begin, rows)
+    timeline.mark("rows written")
     if finished < total:
         num_left = total - finished
         with progress.show_progress(name, num_left) as board:
@@ -189,6 +190,7 @@ class EngineActor:
     """The mistake, which the first batch raises: Ray replaces an actor that fails to start."""
 
     def __init__(self, spec: Loader, work: BatchWork, board: Any) -> None:
+        timeline.mark("worker started")
         self.work = work
         self.board = board
         atexit.register(_end_soon)
@@ -197,6 +199,7 @@ class EngineActor:
                 self.engine = spec.load()
         except MeowError as error:
             self.mistake = error
+        timeline.mark("worker ready")
         warning = getattr(self.engine, "warning", None)
         if warning:
             board.warn.remote(warning)
@@ -219,6 +222,7 @@ class EngineActor:
         generated = getattr(self.engine, "generated", 0) - generated_before
         figures["tokens"] = Figure.total(generated)
         self.board.add.remote(batch.num_rows, figures)
+        timeline.mark_first("first result")
         return out
 
 
@@ -279,6 +283,7 @@ def _process(
     board: Any,
 ) -> None:
     """Streams the rows that are left through the steps of the work, and commits block by block."""
+    timeline.mark("stream started")
     resources: EngineResources = getattr(all_resources, name)
     gpus = placement.gpus_per_actor(name, all_resources) if spec.needs_gpu else 0
     if resources.cpu_tasks is False or (resources.cpu_tasks == "auto" and not gpus):

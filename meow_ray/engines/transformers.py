@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import accumulate, groupby
 from typing import Any
 
+from meow_ray.core import timeline
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
 from meow_ray.models import ends, refs
 
@@ -23,6 +24,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM
 
+        timeline.mark("libraries imported")
         self.torch = torch
         self.generated = 0
         self.tokenizer = refs.load_tokenizer(spec.model)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from meow_ray.core import sockets, storage
+from meow_ray.core import sockets, storage, timeline
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
 from meow_ray.errors import MeowError
 from meow_ray.models import ends, refs
@@ -53,9 +53,10 @@ class VllmEngine:
 
     def _load(self, spec: EngineSpec, dtype: str, max_model_len: int | None) -> Any:
         """Loads vLLM; with a `max_model_len` of -1 it takes the longest context that fits."""
-        import vllm
+        from vllm import LLM
 
-        return vllm.LLM(
+        timeline.mark("libraries imported")
+        return LLM(
             model=str(spec.model.folder),
             dtype=dtype,
             max_model_len=max_model_len,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from meow_ray.config import Config, files
-from meow_ray.core import lease, stage, storage
+from meow_ray.core import lease, stage, storage, timeline
 from meow_ray.core.lease import Claim
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput
@@ -260,6 +260,7 @@ class Pipeline:
                 before it; see `preflight`.
         """
         self.preflight(chosen if ahead is None else ahead, force=force)
+        timeline.mark("inputs checked")
         if force or not all(self.artifact(step.artifact) for step in chosen):
             shared_root.check(storage.absolute(self.config.storage.root))
         for number, step in enumerate(chosen, start=1):

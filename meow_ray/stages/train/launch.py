@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meow_ray.config import Resources, TrainResources
-from meow_ray.core import storage
+from meow_ray.core import storage, timeline
 from meow_ray.distributed import cluster, placement, progress
 from meow_ray.distributed.failures import plain_user_errors
 from meow_ray.distributed.figures import Figure
@@ -67,8 +67,10 @@ def fit(
             min_workers=placement.least_workers(name, all_resources),
             on_gpu=on_gpu,
         )
+        timeline.mark("training launched")
         with _interrupts_as_usual():
             trainer.fit()
+        timeline.mark("training returned")
         seconds_per_step = _seconds_per_step(board)
     history = storage.read_json(storage.join(job.out, folders.HISTORY_FILE))
     figures: dict[str, Any] = {}
@@ -196,6 +198,7 @@ def _train(config: dict[str, Any]) -> None:
     """Runs the training loop in one worker, from its last checkpoint if there is one."""
     import ray.train
 
+    timeline.mark("worker started")
     context = ray.train.get_context()
     board = config["board"]
     tracker = Tracker(config["tracker"], say=board.warn.remote)

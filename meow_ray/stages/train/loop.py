@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from meow_ray.core import timeline
 from meow_ray.errors import MeowError
 from meow_ray.stages.train import checkpoints, zero
 from meow_ray.stages.train.batches import Dataset
@@ -81,6 +82,7 @@ def run(job: Job, hooks: Hooks) -> None:
     workers = Workers(hooks.rank, hooks.world_size)
     before = read_before(job, model, data, watched.calibration if watched else (), workers)
     stop = Stop.of(job, model, watched, workers) if watched else None
+    timeline.mark("worker ready")
     step = 0
     history: History = []
     if resume is not None:
@@ -97,6 +99,7 @@ def run(job: Job, hooks: Hooks) -> None:
         kl_weight = _kl_weight(job, history)
         record = _step(job, hooks, model, objective, data, step, before, kl_weight)
         step += 1
+        timeline.mark_first("first result")
         if stop is not None and (stop.is_due(step) or step == _end(cool_down, num_steps)):
             record["never_seen"] = stop.compare(job, model, workers)
         history.append(record)
@@ -107,7 +110,9 @@ def run(job: Job, hooks: Hooks) -> None:
             with TemporaryDirectory() as folder:
                 checkpoints.save(model.engine, Path(folder), state, cut)
                 hooks.save(Path(folder), {"step": step, "loss": record["loss"]})
+    timeline.mark("last result")
     export_model(job, model.engine, hooks.rank, history)
+    timeline.mark("model exported")
 
 
 def _end(cool_down: CoolDown | None, num_steps: int) -> int:

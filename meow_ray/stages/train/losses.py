@@ -174,10 +174,7 @@ def excess(answers: Sequences, margin: float = 0.0) -> Tensor:
     on; a token below its floor counts 0. The sum is 0 only if the tokens of the answer are no more
     probable than those of unseen facts, and then it has no gradient. Log-odds have the same
     gradient for a token of probability 0.999999 as for one of 0.5, log-probabilities almost none.
-
-    Args:
-        answers: answers with floors.
-        margin: what is added to the floors, in log-odds.
+    `margin` is added to all floors, in log-odds.
     """
     return (_above_floors(answers) - margin).clamp(min=0)
 

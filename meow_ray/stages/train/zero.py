@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from meow_ray.config import LEARNING_RATE, FineTuning, TrainResources
+from meow_ray.core import timeline
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
@@ -196,9 +197,12 @@ def build(
     import deepspeed
     from transformers import get_linear_schedule_with_warmup
 
+    timeline.mark("libraries imported")
     compile_kernels(resources.offload)
     deepspeed.init_distributed(dist_init_required=False)
+    timeline.mark("kernels loaded")
     model = _load(ref, spec, resources, config)
+    timeline.mark("model loaded")
     keeps_logits = "logits_to_keep" in refs.forward_parameters(model)
     _without_dropout(model)
     if spec.lora is not None:
