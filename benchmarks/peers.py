@@ -26,8 +26,9 @@ from benchmarks.processes import watch
 from benchmarks.startup import read_points
 from meow_ray.config import Memorize
 from meow_ray.core import storage, timeline
-from meow_ray.core.manifest import EXAMPLES_FILE, HISTORY_FILE
+from meow_ray.core.manifest import EXAMPLES_FILE
 from meow_ray.models import refs
+from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.ingest.facts import fact_id
