@@ -18,6 +18,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,12 +117,21 @@ def method_overrides(name: str) -> list[str]:
     """Returns the overrides of a method on seed 0, at its learning rate."""
     rate: str | None = OWN_RATE
     if METHODS[name].rates != (OWN_RATE,):
-        rate = chosen_rate(read_finished(SETTING), name, SETTING)
+        rate = _rate_of(name)
     if rate is None:
         raise typer.BadParameter(
             f"{name} has no learning rate yet. Run `python -m benchmarks.tofu run` first."
         )
     return overrides_of(name, rate, 0, SETTING)
+
+
+def _rate_of(name: str) -> str | None:
+    """Returns the learning rate that `benchmarks.tofu` chose, in bfloat16 if not in float32."""
+    for setting in (SETTING, replace(SETTING, dtype="bfloat16")):
+        rate = chosen_rate(read_finished(setting), name, setting)
+        if rate is not None:
+            return rate
+    return None
 
 
 def _model(config: Path, name: str, overrides: Sequence[str]) -> str:

@@ -96,6 +96,7 @@ def test_the_command_prints_a_table_and_writes_json(
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path):
-    result = CliRunner().invoke(startup.app, ["--against", str(tmp_path)])
+    arguments = ["--against", str(tmp_path)]
+    result = CliRunner().invoke(startup.app, arguments, env={"COLUMNS": "300"})
     assert result.exit_code == 2
     assert "is no checkout" in result.output

@@ -29,7 +29,7 @@ def test_every_key_has_type_default_and_meaning(row: tuple[str, str, str, str, s
         ("invert.seed", ("int >= 0 | null", "0", "")),
         ("invert.top_p", ("float > 0 and <= 1", "0.95", "")),
         ("memo.max_new_tokens", ("int > 0 | label", "200", "tokens")),
-        ("memo.comparators", ("list[ma | el | em | es]", "[]", "")),
+        ("memo.comparators", ("list[ma | el | em | es | pz]", "[]", "")),
         ("ingest.forget", ("str | {path, subset, split, revision} | null", "null", "")),
         ("train.settings", ("dict[str, int | float]", "{}", "")),
         ("resources.memo.num_actors", ("int > 0 | [int > 0, int > 0]", "1", "actors")),

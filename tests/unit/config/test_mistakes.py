@@ -113,7 +113,7 @@ def test_new_names_are_valid_and_old_names_are_not():
             2,
             "memo.comparators.1",
             "'mae'",
-            "'ma', 'el', 'em' or 'es'",
+            "'ma', 'el', 'em', 'es' or 'pz'",
         ),
     ],
 )
@@ -205,6 +205,7 @@ MAPPINGS = (
     "train.settings",
     "target.template_variables",
     "invert.template_variables",
+    "audit.judge.template_variables",
 )
 SCALARS = [key for key in valid_keys() if key not in MAPPINGS]
 

@@ -288,8 +288,8 @@ def test_equal_inputs_give_equal_pages(tmp_path: Path) -> None:
 
 def test_plots_follow_the_number_of_facts(tmp_path: Path) -> None:
     few = Page(render(Report(), artifacts(tmp_path / "few")))
-    # one of the two retain facts has no MEMO after
-    distribution, loss = "Distribution of MEMO over 4 answers", "Training loss over 4 steps"
+    # one of the two retain facts has no MEMO after, and one of the four answers is too short
+    distribution, loss = "Distribution of MEMO over 3 answers", "Training loss over 4 steps"
     assert few.plots() == ["MEMO before and after unlearning, 4 facts", distribution, loss]
     assert "00000002" in few.text
     rows = examples(forget=MAX_EXAMPLES + 1)
@@ -375,7 +375,7 @@ def test_facts_without_a_leak_or_a_score(tmp_path: Path) -> None:
     page = Page(render(Report(), artifacts(tmp_path, rows)))
     assert "The metrics contain neither the leak of the forget set nor" in page.text
     assert page.tables["examples"][1][1:] == ["–", "–"]
-    assert page.plots() == ["Distribution of MEMO over 4 answers", "Training loss over 4 steps"]
+    assert page.plots() == ["Distribution of MEMO over 3 answers", "Training loss over 4 steps"]
 
 
 def test_the_target_alone_has_no_part_about_unlearning(tmp_path: Path) -> None:
