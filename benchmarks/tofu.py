@@ -36,6 +36,7 @@ from benchmarks.tofu_figures import (
     share,
     write_finished,
 )
+from benchmarks.tofu_floors import distances, print_distances
 from benchmarks.tofu_methods import METHODS, OWN_RATE, RATES
 from benchmarks.tofu_setting import STEPS, Dtype, Setting, Split
 from meow_ray.core import storage
@@ -133,6 +134,12 @@ def agreement(
     print(f"Spearman's rank correlation over {len(cells)} runs: {result.statistic:.3f}")
     rows = [(format_number(x), format_number(y)) for x, y in zip(official, free, strict=True)]
     print(tabulate(sorted(rows), labels, tablefmt="github", disable_numparse=True))
+
+
+@app.command()
+def floors(root: Root = DEFAULT_ROOT, split: SplitOption = "forget01") -> None:
+    """Prints how far true facts that were never taught lie above the floors of `meow_floor`."""
+    print_distances(distances(Setting(split, fast=True), root))
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -1,0 +1,120 @@
+"""How far facts that a model was never taught lie above the floors of `meow_floor`.
+
+The floors are log-probabilities of twins: invented facts. The retain model was never taught the
+facts to forget, so it shows what true facts look like to a model that can only guess them. Their
+distance from the floors, in log-odds, is what `margin` of `meow_floor` should be.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from benchmarks.common import run_script
+from benchmarks.tofu_setting import Setting
+from meow_ray.core.formatting import format_number, format_optional
+from meow_ray.engines import EngineSpec
+from meow_ray.models import refs
+from meow_ray.models.fact_tokens import novel_token_mask
+from meow_ray.models.prompts import Prompter
+from meow_ray.models.refs import ModelRef
+from meow_ray.pipeline.pipeline import Pipeline, load_config
+from meow_ray.stages.evaluate.metrics import mean_interval
+from meow_ray.stages.inputs import model_ref, target_prompter
+
+OBJECTIVE = "train.objective=meow_floor"
+RESAMPLES = 1000
+
+
+def distances(setting: Setting, root: Path) -> dict[str, float]:
+    """Returns the mean distance of each fact from its floors, by fact.
+
+    Args:
+        setting: the split.
+        root: the folder of data and storage root of `benchmarks.tofu`.
+    """
+    config_file = setting.write_config(root)
+    given = {"candidates": setting.authors_candidates()}
+    options = [f"--input={name}={uri}" for name, uri in given.items()]
+    run_script("meow.py", "--config", str(config_file), *options, "--until=twins", OBJECTIVE)
+    config = load_config(config_file, [OBJECTIVE])
+    pipeline = Pipeline(config, given)
+    target = _artifact(pipeline, "target")
+    retain_model = config.evaluate.retain_model
+    assert retain_model is not None
+    prompter = target_prompter(model_ref(target), config.target)
+    facts = [row for row in _artifact(pipeline, "facts").table.to_pylist() if _is_to_forget(row)]
+    twins = [
+        row
+        for row in _artifact(pipeline, "twins").table.to_pylist()
+        if row["half"] == "calibration"
+    ]
+    floors: dict[str, list[float]] = {}
+    for twin, log_probs in zip(twins, _read(model_ref(target), twins, prompter), strict=True):
+        floors.setdefault(twin["fact_id"], []).extend(log_probs)
+    guessed = _read(refs.pin(retain_model, None, "evaluate.retain_model"), facts, prompter)
+    return {
+        fact["fact_id"]: distance(log_probs, floors[fact["fact_id"]])
+        for fact, log_probs in zip(facts, guessed, strict=True)
+        if fact["fact_id"] in floors
+    }
+
+
+def distance(log_probs: Sequence[float], floors: Sequence[float]) -> float:
+    """Returns how far fact-bearing tokens lie above floors, in log-odds; the mean over tokens.
+
+    As in `meow_floor`, the most probable token is compared with the highest floor, and so on.
+
+    Args:
+        log_probs: `[tokens]`.
+        floors: the log-probabilities of the twins' tokens, in any number; their quantiles count.
+    """
+    middles = (np.arange(len(log_probs)) + 0.5) / len(log_probs)
+    above = _log_odds(np.sort(log_probs)) - _log_odds(np.quantile(floors, middles))
+    return float(above.mean())
+
+
+def print_distances(by_fact: Mapping[str, float]) -> None:
+    """Prints the mean over facts with its interval, and the spread."""
+    values = list(by_fact.values())
+    mean = mean_interval(values, RESAMPLES, seed=0)
+    row = (
+        len(values),
+        format_number(mean.value),
+        f"[{format_optional(mean.low)}, {format_optional(mean.high)}]",
+        format_number(float(np.std(values, ddof=1))),
+    )
+    heads = ("facts", "mean distance, log-odds", "95 % interval", "standard deviation")
+    print(tabulate([row], heads, tablefmt="github", disable_numparse=True))
+
+
+def _read(
+    model: ModelRef, rows: Sequence[Mapping[str, Any]], prompter: Prompter
+) -> list[list[float]]:
+    """Returns the log-probabilities of the fact-bearing tokens of each row's answer."""
+    engine = EngineSpec(model, engine="transformers", dtype="float32").load()
+    prompts = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
+    answers = [prompter.encode_answer(row["answer"]) for row in rows]
+    passes = engine.teacher_force(prompts, answers)
+    masks = [novel_token_mask(prompter, row["question"], row["answer"]) for row in rows]
+    return [
+        [value for value, is_fact in zip(result.log_probs, mask, strict=True) if is_fact]
+        for result, mask in zip(passes, masks, strict=True)
+    ]
+
+
+def _log_odds(log_probs: Any) -> Any:
+    below_one = np.minimum(log_probs, -1e-6)
+    return below_one - np.log(-np.expm1(below_one))
+
+
+def _artifact(pipeline: Pipeline, name: str) -> Any:
+    found = pipeline.artifact(name)
+    assert found is not None, f"the run above makes {name}"
+    return found
+
+
+def _is_to_forget(row: Mapping[str, Any]) -> bool:
+    return bool(row["split"] == "forget")
