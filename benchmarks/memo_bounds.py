@@ -98,7 +98,7 @@ def bounds(
         "pz_memo_spearman": correlation(full.rows),
     }
     settings = settings_of(case, facts) | {"top_k": top_k, "order": order}
-    report("memo-bounds", settings, figures, output)
+    report("memo_bounds", settings, figures, output)
 
 
 def both(case: Case, choice: Choice) -> tuple[Scored, Scored]:
