@@ -23,6 +23,7 @@ from meow_ray.models.refs import ModelRef
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.stages.evaluate.metrics import mean_interval
 from meow_ray.stages.inputs import model_ref, target_prompter
+from meow_ray.stages.train.before import quantiles
 
 OBJECTIVE = "train.objective=meow_floor"
 RESAMPLES = 1000
@@ -71,8 +72,8 @@ def distance(log_probs: Sequence[float], floors: Sequence[float]) -> float:
         log_probs: `[tokens]`.
         floors: the log-probabilities of the twins' tokens, in any number; their quantiles count.
     """
-    middles = (np.arange(len(log_probs)) + 0.5) / len(log_probs)
-    above = _log_odds(np.sort(log_probs)) - _log_odds(np.quantile(floors, middles))
+    by_rank = np.array(quantiles(floors, len(log_probs)))
+    above = _log_odds(np.sort(log_probs)) - _log_odds(by_rank)
     return float(above.mean())
 
 

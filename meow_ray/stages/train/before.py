@@ -23,11 +23,16 @@ class Before:
 
         The floors of an answer are quantiles of those of its fact, in ascending order.
         """
-        import numpy as np
-
         mask = pair.fact_mask
         values = self.floors.get(pair.fact_id) or self.all_floors
-        count = sum(mask)
-        middles = (np.arange(count) + 0.5) / max(1, count)
-        ascending = iter(np.quantile(values, middles).tolist())
+        ascending = iter(quantiles(values, sum(mask)))
         return [next(ascending) if is_fact else float("nan") for is_fact in mask]
+
+
+def quantiles(values: Sequence[float], count: int) -> list[float]:
+    """Returns so many quantiles, evenly spread, in ascending order."""
+    import numpy as np
+
+    middles = (np.arange(count) + 0.5) / max(1, count)
+    found: list[float] = np.quantile(values, middles).tolist()
+    return found

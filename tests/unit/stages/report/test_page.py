@@ -289,11 +289,10 @@ def test_equal_inputs_give_equal_pages(tmp_path: Path) -> None:
 def test_plots_follow_the_number_of_facts(tmp_path: Path) -> None:
     few = Page(render(Report(), artifacts(tmp_path / "few")))
     # one of the two retain facts has no MEMO after, and one of the four answers is too short
-    distribution, loss = "Distribution of MEMO over 3 answers", "Training loss over 4 steps"
-    assert few.plots() == ["MEMO before and after unlearning, 4 facts", distribution, loss]
+    others = ["Distribution of MEMO over 3 answers", "Training loss over 4 steps"]
+    assert few.plots() == ["MEMO before and after unlearning, 4 facts", *others]
     assert "00000002" in few.text
-    rows = examples(forget=MAX_EXAMPLES + 1)
-    many = Page(render(Report(), artifacts(tmp_path / "many", rows)))
+    many = Page(render(Report(), artifacts(tmp_path / "many", examples(forget=MAX_EXAMPLES + 1))))
     assert "Facts below the dashed line" in many.text
     assert len(many.tables["examples"]) == 1 + MAX_EXAMPLES
     assert f"{MAX_EXAMPLES} of {MAX_EXAMPLES + 1} facts are shown." in many.text
