@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from meow_ray.distributed.cluster import CURRENT_CLUSTER
+from meow_ray.distributed import cluster as ray_cluster
 from tests.support.tiny import byte_tokenizer
 from tests.support.world import World
 
@@ -37,6 +39,21 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         patch.setenv("TORCH_EXTENSIONS_DIR", extensions)
         yield home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_ray_folder() -> Iterator[None]:
+    """No test joins a cluster that a test of another process started.
+
+    A new cluster writes its address to a file in Ray's temporary folder, where `meow` finds it.
+    """
+    folder = tempfile.mkdtemp(prefix="ray-")  # short, because paths of sockets are
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setattr(ray_cluster, "TEMPORARY", folder)
+        patch.setattr(ray_cluster, "CURRENT_CLUSTER", Path(folder, "ray", "ray_current_cluster"))
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +141,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         )
         for _ in range(2):
             nodes.add_node(num_cpus=2)
-        CURRENT_CLUSTER.unlink(missing_ok=True)  # tests beside this one shall not join
+        # commands that a test starts join this cluster only if they get its address
+        ray_cluster.CURRENT_CLUSTER.unlink(missing_ok=True)
         yield nodes
         nodes.shutdown()
 

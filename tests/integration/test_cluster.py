@@ -220,11 +220,8 @@ def test_images_are_linted(path: Path):
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
 def test_images_copy_only_files_of_their_context(path: Path, tmp_path: Path):
-    allowed = {
-        line[1:]
-        for line in (PROJECT / ".dockerignore").read_text().splitlines()
-        if line.startswith("!")
-    }
+    ignored = (PROJECT / ".dockerignore").read_text().splitlines()
+    allowed = {line[1:] for line in ignored if line.startswith("!")}
     sources = [
         source
         for line in path.read_text().splitlines()
@@ -234,8 +231,11 @@ def test_images_copy_only_files_of_their_context(path: Path, tmp_path: Path):
     assert {source.partition("/")[0] for source in sources} == allowed
     for name in allowed:
         source = PROJECT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, tmp_path / name)
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    assert "**/__pycache__" in ignored
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 4 << 20
 
 
