@@ -261,14 +261,7 @@ def _run_part(part: Part, force: bool, wait: bool, as_json: bool = False) -> lis
         print(text, file=progress.output(), flush=True)
 
     with program.libraries_to_log():
-        return part.pipeline.run(
-            part.stages,
-            force=force,
-            wait=wait,
-            on_event=print_event,
-            label=part.label,
-            ahead=part.ahead,
-        )
+        return part.run(force=force, wait=wait, on_event=print_event)
 
 
 @contextmanager

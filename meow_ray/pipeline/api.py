@@ -137,14 +137,7 @@ def run(
     artifacts: dict[str, Artifact] = {}
     with plain_user_errors():
         for part in parts_of_run(settings, inputs, verify=verify, **options):
-            states = part.pipeline.run(
-                part.stages,
-                force=force,
-                wait=wait,
-                on_event=on_event,
-                label=part.label,
-                ahead=part.ahead,
-            )
+            states = part.run(force=force, wait=wait, on_event=on_event)
             artifacts |= {s.stage.artifact: s.artifact for s in states if s.artifact}
         # what the last part was given: the user's inputs, and the selection of all rounds
         artifacts |= part.pipeline.made_elsewhere()

@@ -50,14 +50,7 @@ def audit(
             if number == 0:
                 warn_before_audit(part)
             for piece, is_forced in pieces(part, force=force):
-                states = piece.pipeline.run(
-                    piece.stages,
-                    force=is_forced,
-                    wait=wait,
-                    on_event=on_event,
-                    label=piece.label,
-                    ahead=piece.ahead,
-                )
+                states = piece.run(force=is_forced, wait=wait, on_event=on_event)
                 artifacts |= {s.stage.artifact: s.artifact for s in states if s.artifact}
         artifacts |= part.pipeline.made_elsewhere()
     return Run(settings, artifacts)

@@ -12,7 +12,7 @@ from meow_ray.errors import MeowError
 from meow_ray.pipeline.graph import STAGES_TO_AUDIT
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.pipeline.rounds import Part, parts_of_run
-from meow_ray.stages.audit import hints, reply_judge
+from meow_ray.stages.audit import hints
 
 
 def parts_of_audit(
@@ -49,14 +49,11 @@ def parts_of_audit(
 
 
 def warn_before_audit(part: Part) -> None:
-    """Warns that an audit has no facts never taught to compare with, or sends facts elsewhere."""
+    """Warns that an audit has no facts never taught to compare with."""
     pipeline = part.pipeline
-    for hint in (
-        hints.hint(pipeline.config, [*pipeline.overrides, *pipeline.producers]),
-        reply_judge.hint(pipeline.config),
-    ):
-        if hint:
-            progress.warn("audit", hint)
+    hint = hints.hint(pipeline.config, [*pipeline.overrides, *pipeline.producers])
+    if hint:
+        progress.warn("audit", hint)
 
 
 def pieces(part: Part, *, force: bool) -> Iterator[tuple[Part, bool]]:

@@ -1,6 +1,6 @@
 """Rounds of forgetting: facts that the tuned model still knows go through the pipeline again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from meow_ray.config import Config
 from meow_ray.core import storage
 from meow_ray.core.manifest import Artifact
-from meow_ray.core.stage import Stage
+from meow_ray.core.stage import Stage, State
 from meow_ray.errors import MeowError
+from meow_ray.pipeline.events import Event
 from meow_ray.pipeline.pipeline import Pipeline
 
 KEPT_IN_EACH_ROUND = ("generator", "paraphrases", "neighbours", "twins")
@@ -32,6 +33,17 @@ class Part:
     ahead: list[Stage]
     """The stages whose mistakes are found before this part: all stages of the run, in its first
     part."""
+
+    def run(self, *, force: bool, wait: bool, on_event: Callable[[Event], Any]) -> list[State]:
+        """Runs the stages that are not cached, as `Pipeline.run` does; returns all their states."""
+        return self.pipeline.run(
+            self.stages,
+            force=force,
+            wait=wait,
+            on_event=on_event,
+            label=self.label,
+            ahead=self.ahead,
+        )
 
 
 def parts_of_run(
