@@ -49,10 +49,14 @@ mixed = prompts + long
 seeded = [Sampling(8, temperature=1.0, n=2, seed=seed) for seed in range(len(mixed))]
 together = engine.generate(mixed, seeded)
 alone = [engine.generate([prompt], [spec])[0] for prompt, spec in zip(mixed, seeded)]
+forced = engine.teacher_force(prompts, answers)
+engine.generate(whole, [Sampling(4)] * len(whole))  # what they share with the pairs may be cached
+backwards = engine.teacher_force(prompts[::-1], answers[::-1])
 results = {
     "greedy": [asdict(completion) for (completion,) in greedy],
     "restricted": [reply.text for reply in engine.generate(prompts[:1], [restricted])[0]],
-    "forced": [asdict(result) for result in engine.teacher_force(prompts, answers)],
+    "forced": [asdict(result) for result in forced],
+    "backwards": [asdict(result) for result in backwards[::-1]],
     "whole": [asdict(result) for result in engine.teacher_force([[]] * len(whole), whole)],
     "together": [[reply.text for reply in replies] for replies in together],
     "alone": [[reply.text for reply in replies] for replies in alone],
@@ -148,6 +152,15 @@ def test_engines_give_an_answer_the_probabilities_of_the_plain_model(
         start = expected["start"]
         assert result["log_probs"] == pytest.approx(expected["log_probs"][start:], abs=1e-4)
         assert result["is_greedy"] == expected["is_greedy"][start:]
+        assert result["ends"] == expected["ends"]
+
+
+def test_scores_do_not_depend_on_order_or_on_what_was_generated_before(
+    results: dict[str, Any],
+) -> None:
+    for result, expected in zip(results["backwards"], results["forced"], strict=True):
+        assert result["log_probs"] == pytest.approx(expected["log_probs"], abs=1e-5)
+        assert result["is_greedy"] == expected["is_greedy"]
         assert result["ends"] == expected["ends"]
 
 
