@@ -38,6 +38,7 @@ class TransformersEngine:
             trust_remote_code=spec.model.trust_remote_code,
         )
         self.model.to(self.device).eval()
+        self.keeps_logits = "logits_to_keep" in refs.forward_parameters(self.model)
         self.ends = {*ends.declared_ends(spec.model.folder), *ends.ends_of(self.tokenizer)}
 
     def generate(
@@ -171,9 +172,13 @@ class TransformersEngine:
         next_index = [position + 1 for position in position_index]
         # one column more, because the last position of the longest sequence has no next token
         next_tokens = torch.cat([ids, ids[:, :1]], 1)[row_index, next_index]  # [position]
+        # no logits are computed before the first position that any row needs
+        first = min(position_index) if self.keeps_logits else 0
+        kept = {"logits_to_keep": width - first} if first else {}
+        columns = [position - first for position in position_index]
         with torch.inference_mode():
-            output = self.model(input_ids=ids, attention_mask=mask)
-            logits = output.logits[row_index, position_index].float()  # [position, vocab]
+            output = self.model(input_ids=ids, attention_mask=mask, **kept)
+            logits = output.logits[row_index, columns].float()  # [position, vocab]
             next_logits = logits.gather(1, next_tokens[:, None])[:, 0]
             chosen = next_logits - logits.logsumexp(-1)
             # not by argmax, which takes one of several tokens with the same largest logit
