@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+import numpy as np
+
 from meow_ray.stages import never_seen
 from meow_ray.stages.never_seen import Figures
 from meow_ray.stages.train.items import Pair
@@ -15,6 +17,8 @@ from meow_ray.stages.train.zero import Model
 
 LEAST_STEPS = 5
 """The smallest number of optimiser steps between two comparisons."""
+CERTAIN = -1e-6
+"""The largest log-probability that has finite log-odds here."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Stop:
     truth: Sequence[Pair]
     """The facts to forget with their true answers."""
     twins: Sequence[Figures]
-    """The figures of the twins before training."""
+    """The figures of the twins before training, their facts made more probable by `margin`."""
     interval: int
     """Number of optimiser steps between two comparisons."""
 
@@ -41,7 +45,9 @@ class Stop:
         """
         if job.objective.until != "never_seen":
             return None
-        scores = map_pairs(job, model, watched.stop, score, workers)
+        margin = job.objective.settings.get("margin", 0.0)
+        found = map_pairs(job, model, watched.stop, score, workers)
+        scores = [raised(*of_twin, margin) for of_twin in zip(watched.stop, found, strict=True)]
         steps_per_pass = -(-len(watched.truth) // job.spec.batch_size)
         return cls(
             truth=watched.truth,
@@ -97,6 +103,23 @@ class CoolDown:
 def is_reached(job: Job, p_values: Mapping[str, float]) -> bool:
     """Whether no figure tells the facts from those that no model has seen."""
     return never_seen.looks_never_seen(p_values, job.objective.stop_level)
+
+
+def raised(twin: Pair, found: Score, margin: float) -> Score:
+    """Returns what a model says of a twin, with fact-bearing tokens that are easier to guess.
+
+    Args:
+        twin: the twin.
+        found: what the model says of its answer.
+        margin: what is added to the log-odds of its fact-bearing tokens. The floors of true answers
+            are raised by the same number.
+    """
+    log_probs = np.array(found.log_probs)
+    below_one = np.minimum(log_probs, CERTAIN)
+    odds = below_one - np.log(-np.expm1(below_one))
+    more_probable = -np.logaddexp(0, -(odds + margin))
+    is_raised = np.array(twin.fact_mask) & (margin != 0)
+    return found._replace(log_probs=np.where(is_raised, more_probable, log_probs).tolist())
 
 
 def _figures(pairs: Sequence[Pair], scores: Sequence[Score]) -> list[Figures]:

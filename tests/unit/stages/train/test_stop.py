@@ -1,13 +1,18 @@
 """The end of a run that ends by itself."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from meow_ray.config import Train, TrainResources
 from meow_ray.models.refs import ModelRef
+from meow_ray.stages.train.items import IGNORE, Pair
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.objectives import resolve
-from meow_ray.stages.train.stop import CoolDown
+from meow_ray.stages.train.passes import Score
+from meow_ray.stages.train.stop import CoolDown, raised
 
 HISTORY = [
     {"step": 1},
@@ -54,3 +59,11 @@ def test_without_a_cool_down_the_run_ends_at_once():
 def test_part_of_a_step_counts_as_a_step():
     short = replace(job(), objective=replace(job().objective, cooldown=0.3))
     assert CoolDown.of(short, HISTORY) == CoolDown(start=4, length=2)
+
+
+def test_a_margin_raises_the_facts_of_twins_in_log_odds():
+    twin = Pair([1, 2, 3, 4], [IGNORE, 2, 3, 4], is_fact=[False, False, True, True])
+    found = Score([math.log(0.9), math.log(0.5), -math.inf], [True, False, False])
+    expected = [math.log(0.9), math.log(0.75), -math.inf]
+    assert raised(twin, found, math.log(3)).log_probs == pytest.approx(expected)
+    assert raised(twin, found, 0.0) == found
