@@ -3,13 +3,18 @@
 The floors are log-probabilities of twins: invented facts. The retain model was never taught the
 facts to forget, so it shows what true facts look like to a model that can only guess them. Their
 distance from the floors, in log-odds, is what `margin` of `meow_floor` should be.
+
+A user has no retain model. The generator was never taught the facts either, so its distances, of
+the true facts from its own log-probabilities of the twins, may tell how the margin should differ
+from fact to fact.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import spearmanr
 from tabulate import tabulate
 
 from benchmarks.common import run_script
@@ -29,8 +34,17 @@ OBJECTIVE = "train.objective=meow_floor"
 RESAMPLES = 1000
 
 
-def distances(setting: Setting, root: Path) -> dict[str, float]:
-    """Returns the mean distance of each fact from its floors, by fact.
+class Distances(NamedTuple):
+    """How far the fact-bearing tokens of one fact lie above floors, in log-odds; means."""
+
+    needed: float
+    """By the retain model, above the floors of the target."""
+    guessed: float
+    """By the generator, above the generator's own floors."""
+
+
+def distances(setting: Setting, root: Path) -> dict[str, Distances]:
+    """Returns the distances of each fact that has twins, by fact.
 
     Args:
         setting: the split.
@@ -52,13 +66,34 @@ def distances(setting: Setting, root: Path) -> dict[str, float]:
         for row in _artifact(pipeline, "twins").table.to_pylist()
         if row["half"] == "calibration"
     ]
+    never_taught = refs.pin(retain_model, None, "evaluate.retain_model")
+    needed = _above(_floors(model_ref(target), twins, prompter), never_taught, facts, prompter)
+    assert config.invert.model is not None
+    generator = refs.pin(config.invert.model, None, "invert.model")
+    guessed = _above(_floors(generator, twins, prompter), generator, facts, prompter)
+    return {fact_id: Distances(needed[fact_id], guessed[fact_id]) for fact_id in needed}
+
+
+def _floors(
+    model: ModelRef, twins: Sequence[Mapping[str, Any]], prompter: Prompter
+) -> dict[str, list[float]]:
+    """Returns what a model says of the fact-bearing tokens of the twins, by fact."""
     floors: dict[str, list[float]] = {}
-    for twin, log_probs in zip(twins, _read(model_ref(target), twins, prompter), strict=True):
+    for twin, log_probs in zip(twins, _read(model, twins, prompter), strict=True):
         floors.setdefault(twin["fact_id"], []).extend(log_probs)
-    guessed = _read(refs.pin(retain_model, None, "evaluate.retain_model"), facts, prompter)
+    return floors
+
+
+def _above(
+    floors: Mapping[str, Sequence[float]],
+    model: ModelRef,
+    facts: Sequence[Mapping[str, Any]],
+    prompter: Prompter,
+) -> dict[str, float]:
+    """Returns how far a model's log-probabilities of each fact lie above its floors."""
     return {
         fact["fact_id"]: distance(log_probs, floors[fact["fact_id"]])
-        for fact, log_probs in zip(facts, guessed, strict=True)
+        for fact, log_probs in zip(facts, _read(model, facts, prompter), strict=True)
         if fact["fact_id"] in floors
     }
 
@@ -77,18 +112,31 @@ def distance(log_probs: Sequence[float], floors: Sequence[float]) -> float:
     return float(above.mean())
 
 
-def print_distances(by_fact: Mapping[str, float]) -> None:
-    """Prints the mean over facts with its interval, and the spread."""
-    values = list(by_fact.values())
-    mean = mean_interval(values, RESAMPLES, seed=0)
-    row = (
+def print_distances(by_fact: Mapping[str, Distances]) -> None:
+    """Prints the means over facts with intervals and spread, and how well one predicts the other.
+
+    The residual is what remains of the distances needed if those of the generator are subtracted.
+    """
+    columns = np.array(list(by_fact.values()))
+    needed, guessed = columns[:, 0], columns[:, 1]
+    rows = [
+        ("needed, by the retain model", *_mean_and_spread(needed)),
+        ("guessed, by the generator", *_mean_and_spread(guessed)),
+        ("residual", *_mean_and_spread(needed - guessed)),
+    ]
+    heads = ("distance, log-odds", "facts", "mean", "95 % interval", "standard deviation")
+    print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
+    print(f"Spearman's rank correlation: {spearmanr(needed, guessed).statistic:.3f}")
+
+
+def _mean_and_spread(values: Any) -> tuple[Any, ...]:
+    mean = mean_interval(values.tolist(), RESAMPLES, seed=0)
+    return (
         len(values),
         format_number(mean.value),
         f"[{format_optional(mean.low)}, {format_optional(mean.high)}]",
         format_number(float(np.std(values, ddof=1))),
     )
-    heads = ("facts", "mean distance, log-odds", "95 % interval", "standard deviation")
-    print(tabulate([row], heads, tablefmt="github", disable_numparse=True))
 
 
 def _read(

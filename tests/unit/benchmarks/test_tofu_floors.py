@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks.tofu_floors import distance, print_distances
+from benchmarks.tofu_floors import Distances, distance, print_distances
 
 
 def test_the_distance_is_in_log_odds_and_by_rank():
@@ -22,9 +22,15 @@ def test_a_certain_token_has_a_finite_distance():
     assert math.isfinite(distance([0.0], [-1.0]))
 
 
-def test_the_table_has_the_mean_over_facts(capsys: pytest.CaptureFixture[str]):
-    print_distances({"a": 1.0, "b": 3.0})
-    assert "| 2       | 2.000" in capsys.readouterr().out
+def test_the_table_tells_how_well_the_generator_predicts_what_is_needed(
+    capsys: pytest.CaptureFixture[str],
+):
+    print_distances({"a": Distances(1.0, 0.0), "b": Distances(3.0, 2.0), "c": Distances(5.0, 4.0)})
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:5]]
+    assert [cell[2] for cell in cells] == ["3.000", "2.000", "1.000"]
+    assert [cell[4] for cell in cells] == ["2.000", "2.000", "0.000"]
+    assert lines[-1].endswith("1.000")
 
 
 def _odds(log_prob: float) -> float:
