@@ -102,12 +102,8 @@ FLOOR = {
     "meow_floor, no style": _floor("train.settings.style=0"),
     "meow_floor, no push": _floor("train.settings.floor=0"),
     "meow_floor, no lift": _floor("train.settings.lift=0"),
-    "meow_floor, margin 0.5": _floor(
-        "train.settings.margin=0.5", "train.stop_level=0.0001", uses_authors_candidates=True
-    ),
-    "meow_floor, margin 1": _floor(
-        "train.settings.margin=1", "train.stop_level=0.0001", uses_authors_candidates=True
-    ),
+    "meow_floor, margin 0.5": _floor("train.settings.margin=0.5", uses_authors_candidates=True),
+    "meow_floor, margin 1": _floor("train.settings.margin=1", uses_authors_candidates=True),
     "meow_floor, no neighbours": _floor("train.retain=none"),
     "meow_floor, retain data": _floor("train.retain=given"),
     "meow_floor, retain data and neighbours": _floor("train.retain=both"),
