@@ -135,6 +135,11 @@ class Train(FineTuning):
         "adapted; null keeps the weight",
         gt=0,
     )
+    guessed_floors: bool | None = content(
+        None,
+        "whether the floors of an answer rise with the probability that the generator gives it, "
+        "which was never taught the facts (stage guesses); null is the default of the objective",
+    )
     retain: RetainSource | None = content(
         None,
         "pairs that the objective retains: given (`ingest.retain`), neighbours (made by the stage "

@@ -84,6 +84,16 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("log_probs", pa.list_(pa.float64())),
         ]
     ),
+    "guesses": pa.schema(
+        [
+            ("role", pa.string()),
+            ("fact_id", pa.string()),
+            ("question", pa.string()),
+            ("answer", pa.string()),
+            ("guess", pa.float64()),
+            ("tokens", pa.int32()),
+        ]
+    ),
     "metrics": pa.schema(
         [
             ("suite", pa.string()),
@@ -140,6 +150,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "memo": ("fact_id", "candidate_id"),
     "selected": ("fact_id", "rank"),
     "reference": ("role", "fact_id", "question", "answer"),
+    "guesses": ("role", "fact_id", "question", "answer"),
     "metrics": ("suite", "metric", "model"),
     "audit": ("attack", "variant", "model", "group", "fact_id"),
 }

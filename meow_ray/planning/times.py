@@ -19,7 +19,12 @@ class Estimate:
     gpu_hours: float
 
 
-_SECTIONS = {"reference": "memo", "neighbours": "memo", "paraphrases": "invert"}
+_SECTIONS = {
+    "reference": "memo",
+    "neighbours": "memo",
+    "paraphrases": "invert",
+    "guesses": "invert",
+}
 """The section of `resources` of stages that have none of their own name."""
 
 

@@ -33,6 +33,7 @@ TOKENS = pa.schema(
         ("prompt", pa.int32()),
         ("log_probs", pa.list_(pa.float64())),
         ("is_fact", pa.list_(pa.bool_())),
+        ("shift", pa.float64()),
     ]
 )
 """`pairs.PAIRS` after tokenisation.
@@ -40,6 +41,7 @@ TOKENS = pa.schema(
 The rows of an item are those of its question (wording 0), then those of each further wording that
 fits. `fact` is the number of the fact, and `prompt` is the number of tokens before the answer.
 `is_fact` tells which tokens of the answer bear the fact; it is null if no objective reads it.
+`shift` is null for answers whose floors are those of their fact.
 """
 
 
@@ -83,7 +85,9 @@ def _tokenised(
     fact_id = None
     for piece in _pieces(batches):
         encoded = prompter.encode_pairs(piece["question"].to_pylist(), piece["answer"].to_pylist())
-        rows = piece.select(["item", "wording", "role", "fact_id", "log_probs"]).to_pylist()
+        rows = piece.select(
+            ["item", "wording", "role", "fact_id", "log_probs", "shift"]
+        ).to_pylist()
         if marks_facts:
             for row, texts in zip(rows, piece.to_pylist(), strict=True):
                 row["is_fact"] = _fact_mask(prompter, texts)
@@ -290,6 +294,7 @@ def pair_of(row: Mapping[str, Any], number: int) -> Pair:
         labels=[IGNORE] * prompt + input_ids[prompt:],
         log_probs=row["log_probs"],
         is_fact=row["is_fact"],
+        shift=row["shift"] or 0.0,
         fact_id=row["fact_id"] or "",
         row=number,
     )

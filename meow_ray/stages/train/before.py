@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meow_ray.stages.train.items import Pair
+from meow_ray.stages.train.log_odds import raised
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Before:
     def floors_of(self, pair: Pair) -> list[float]:
         """Returns a floor for each token of a loss; NaN for those that bear no fact.
 
-        The floors of an answer are quantiles of those of its fact, in ascending order.
+        The floors of an answer are quantiles of those of its fact, in ascending order, shifted by
+        the guess of the generator if there is one.
         """
         mask = pair.fact_mask
         values = self.floors.get(pair.fact_id) or self.all_floors
-        ascending = iter(quantiles(values, sum(mask)))
+        floors = quantiles(values, sum(mask))
+        ascending = iter(raised(floors, pair.shift).tolist() if pair.shift else floors)
         return [next(ascending) if is_fact else float("nan") for is_fact in mask]
 
 

@@ -20,6 +20,8 @@ class Pair:
     """Log-probabilities of the answer's tokens in the model before training."""
     is_fact: list[bool] | None = None
     """Whether each of the answer's tokens bears the fact."""
+    shift: float = 0.0
+    """By how much the floors of the answer are higher than those of its fact, in log-odds."""
     fact_id: str = ""
     row: int = 0
     """The row of the pair in the table of all pairs."""

@@ -76,6 +76,8 @@ class ObjectiveSpec:
     None leaves the weight as it is.
     """
 
+    guessed_floors: bool = field(default=False, metadata=NEWER)
+    """Whether floors are shifted by the guesses of the generator; see `guesses`."""
     paraphrases: int = field(default=0, metadata=NEWER)
     """Rewordings of each forget question, which are trained on in turn with the question."""
 

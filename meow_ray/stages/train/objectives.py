@@ -243,6 +243,7 @@ def _changed_fields(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
         "stop_level",
         "cooldown",
         "utility_budget",
+        "guessed_floors",
         "paraphrases",
     )
     changes = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
@@ -268,6 +269,11 @@ def _check_end(spec: Train, objective: ObjectiveSpec) -> None:
                 f"`train.{name}` has no effect while training ends after its epochs. Set "
                 "train.until=never_seen, or remove it."
             )
+    if objective.guessed_floors and not objective.twins:
+        raise MeowError(
+            f"`train.guessed_floors` has no effect on {spec.objective}, which reads no floors. "
+            "Remove it, or set train.objective=meow_floor."
+        )
     if "epochs" in spec.model_fields_set and objective.until == "never_seen":
         raise MeowError(
             "`train.epochs` has no effect while training ends by itself. Set train.until=epochs, "

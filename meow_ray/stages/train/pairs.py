@@ -20,6 +20,7 @@ PAIRS = pa.schema(
         *SCHEMAS["reference"],
         ("opposite", pa.string()),
         ("original", pa.string()),
+        ("shift", pa.float64()),
     ]
 )
 """One row per pair.
@@ -28,12 +29,13 @@ The pairs of one item are consecutive: those of each wording of its question, in
 objective's roles. Wording 0 is the question itself, which `original` repeats. The pairs of the
 retain set come last; they belong to no item. `log_probs` are those of the answer's tokens in the
 model before training. `opposite` is the true answer for an inverted one of the same item, and the
-inverted answer for the true one; null if the item does not have both.
+inverted answer for the true one; null if the item does not have both. `shift` is that of the
+answer's floors, in log-odds; null without guesses.
 """
 
 WITHOUT_ITEM = (
     "NULL::INTEGER AS item, 0 AS wording, NULL::DOUBLE[] AS log_probs, "
-    "NULL::VARCHAR AS opposite, question AS original"
+    "NULL::VARCHAR AS opposite, question AS original, NULL::DOUBLE AS shift"
 )
 """SQL of the columns of `PAIRS` that say nothing of a pair outside an item."""
 
@@ -50,6 +52,7 @@ def pairs_of(
     num_paraphrases: int = 0,
     reference: TableSource | None = None,
     compared: Sequence[str] = (),
+    guesses: TableSource | None = None,
 ) -> Query:
     """Returns a query of the pairs that an objective trains on, as `PAIRS`.
 
@@ -66,6 +69,7 @@ def pairs_of(
         num_paraphrases: the largest number of further wordings of an item's question.
         reference: the artifact that fills `log_probs`; None leaves the column null.
         compared: the roles whose pairs `reference` has to contain.
+        guesses: the artifact that fills `shift`; None leaves the column null.
 
     Raises:
         MeowError: there is no retain set, `selected` has an unknown fact, or `reference` lacks a
@@ -83,6 +87,8 @@ def pairs_of(
         tables["paraphrases"] = paraphrases
     if reference is not None:
         tables["reference"] = reference
+    if guesses is not None:
+        tables["guesses"] = guesses
     if "idk" in roles:
         assert facts is not None
         tables["refusals"] = _draw_refusals(facts, idk_answers)
@@ -96,13 +102,14 @@ def pairs_of(
         retained,
         num_paraphrases=num_paraphrases if paraphrases is not None else 0,
         has_reference=reference is not None,
+        has_guesses=guesses is not None,
     )
     if compared:
         _check_reference(steps, compared, tables)
     sql = f"""
         WITH {steps}
-        SELECT item, wording, role, fact_id, question, answer, log_probs, opposite, original
-        FROM scored_pairs
+        SELECT item, wording, role, fact_id, question, answer, log_probs, opposite, original, shift
+        FROM shifted_pairs
         ORDER BY item NULLS LAST, wording, number, fact_id
     """
     return Query(sql, tables)
@@ -173,6 +180,39 @@ _LOG_PROBS_OF_REFERENCE = """
 """
 _LOG_PROBS_UNKNOWN = "SELECT *, NULL AS log_probs FROM worded_pairs"
 
+LONGEST_SHIFT = 8.0
+"""The largest shift of an answer's floors, in log-odds, up or down."""
+
+SHIFTS = f"""
+    SELECT
+        answers.role,
+        answers.fact_id,
+        answers.answer,
+        greatest(-{LONGEST_SHIFT}, least({LONGEST_SHIFT},
+            any_value(answers.guess) - coalesce(any_value(of_fact.guess), any_value(of_all.guess))
+        )) AS shift
+    FROM guesses AS answers
+    LEFT JOIN (
+        SELECT fact_id, sum(guess * tokens) / sum(tokens) AS guess
+        FROM guesses WHERE role = 'twin' GROUP BY fact_id
+    ) AS of_fact USING (fact_id)
+    CROSS JOIN (
+        SELECT sum(guess * tokens) / sum(tokens) AS guess FROM guesses WHERE role = 'twin'
+    ) AS of_all
+    WHERE answers.role <> 'twin'
+    GROUP BY answers.role, answers.fact_id, answers.answer
+"""
+"""SQL of the shift of each answer's floors, in log-odds: its guess less that of its twins.
+
+A fact without twins is compared with all twins.
+"""
+
+_SHIFTED = """
+    SELECT scored_pairs.*, shift
+    FROM scored_pairs LEFT JOIN shifts USING (role, fact_id, answer)
+"""
+_NOT_SHIFTED = "SELECT *, NULL::DOUBLE AS shift FROM scored_pairs"
+
 
 def _steps(
     item_roles: Sequence[str],
@@ -180,14 +220,16 @@ def _steps(
     *,
     num_paraphrases: int,
     has_reference: bool,
+    has_guesses: bool,
 ) -> str:
-    """Returns the common table expressions of the query; the last is `scored_pairs`.
+    """Returns the common table expressions of the query; the last is `shifted_pairs`.
 
     Args:
         item_roles: the roles of an item, in order.
         retained: the tables whose pairs to retain follow.
         num_paraphrases: the largest number of further wordings; 0 if there are none.
         has_reference: whether there is a table `reference`.
+        has_guesses: whether there is a table `guesses`.
     """
     steps: dict[str, str] = {}
     # the facts to forget with their true answers
@@ -223,6 +265,10 @@ def _steps(
         )
     # the pairs with the log-probabilities of their answers
     steps["scored_pairs"] = _LOG_PROBS_OF_REFERENCE if has_reference else _LOG_PROBS_UNKNOWN
+    # the same pairs with the shifts of their floors
+    if has_guesses:
+        steps["shifts"] = SHIFTS
+    steps["shifted_pairs"] = _SHIFTED if has_guesses else _NOT_SHIFTED
     return ",\n".join(f"{name} AS ({sql})" for name, sql in steps.items())
 
 

@@ -146,7 +146,8 @@ def _fit(
     if objective.watches_facts:
         watched = storage.join(context.work, "watched.parquet")
         facts, twins = context.inputs["facts"].source, context.inputs["twins"].source
-        write_watched(facts, twins, prompter, spec.max_length, watched)
+        guesses = context.inputs["guesses"].source if objective.guessed_floors else None
+        write_watched(facts, twins, prompter, spec.max_length, watched, guesses)
     deepspeed = context.inputs.get(f"{name}_deepspeed")
     if spec.learning_rate is None:
         rate = _learning_rate(model) if objective.scales_learning_rate else LEARNING_RATE
@@ -193,7 +194,7 @@ def _pairs(
 ) -> Query:
     """Returns the pairs of some roles of an objective from the inputs; see `pairs_of`."""
     sources: dict[str, TableSource] = {}
-    for name in ("facts", "selected", "neighbours", "paraphrases", "reference"):
+    for name in ("facts", "selected", "neighbours", "paraphrases", "reference", "guesses"):
         if name not in context.inputs:
             continue
         artifact = context.inputs[name]
@@ -210,6 +211,7 @@ def _pairs(
         paraphrases=sources.get("paraphrases"),
         num_paraphrases=objective.paraphrases,
         reference=sources.get("reference"),
+        guesses=sources.get("guesses"),
         **options,
     )
 
@@ -361,6 +363,8 @@ def _train_inputs(config: Config) -> tuple[Input, ...]:
         inputs.append("twins")
     if objective.watches_facts and "facts" not in inputs:
         inputs.append("facts")
+    if objective.guessed_floors:
+        inputs.append("guesses")
     if objective.reference == "log_probs":
         inputs.append("reference")
     if config.train.deepspeed:

@@ -11,14 +11,13 @@ from meow_ray.stages import never_seen
 from meow_ray.stages.never_seen import Figures
 from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.job import Job
+from meow_ray.stages.train.log_odds import raised
 from meow_ray.stages.train.passes import Score, Workers, map_pairs, score
 from meow_ray.stages.train.watched import Watched
 from meow_ray.stages.train.zero import Model
 
 LEAST_STEPS = 5
 """The smallest number of optimiser steps between two comparisons."""
-CERTAIN = -1e-6
-"""The largest log-probability that has finite log-odds here."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Stop:
     truth: Sequence[Pair]
     """The facts to forget with their true answers."""
     twins: Sequence[Figures]
-    """The figures of the twins before training, their facts made more probable by `margin`."""
+    """The figures of the twins before training, their facts as easy to guess as the true ones."""
     interval: int
     """Number of optimiser steps between two comparisons."""
 
@@ -47,7 +46,10 @@ class Stop:
             return None
         margin = job.objective.settings.get("margin", 0.0)
         found = map_pairs(job, model, watched.stop, score, workers)
-        scores = [raised(*of_twin, margin) for of_twin in zip(watched.stop, found, strict=True)]
+        scores = [
+            easier(twin, of_twin, margin + twin.shift)
+            for twin, of_twin in zip(watched.stop, found, strict=True)
+        ]
         steps_per_pass = -(-len(watched.truth) // job.spec.batch_size)
         return cls(
             truth=watched.truth,
@@ -105,21 +107,20 @@ def is_reached(job: Job, p_values: Mapping[str, float]) -> bool:
     return never_seen.looks_never_seen(p_values, job.objective.stop_level)
 
 
-def raised(twin: Pair, found: Score, margin: float) -> Score:
+def easier(twin: Pair, found: Score, by: float) -> Score:
     """Returns what a model says of a twin, with fact-bearing tokens that are easier to guess.
 
     Args:
         twin: the twin.
         found: what the model says of its answer.
-        margin: what is added to the log-odds of its fact-bearing tokens. The floors of true answers
-            are raised by the same number.
+        by: what is added to the log-odds of its fact-bearing tokens. The floors of the true answer
+            to the same fact are raised by the same number.
     """
-    log_probs = np.array(found.log_probs)
-    below_one = np.minimum(log_probs, CERTAIN)
-    odds = below_one - np.log(-np.expm1(below_one))
-    more_probable = -np.logaddexp(0, -(odds + margin))
-    is_raised = np.array(twin.fact_mask) & (margin != 0)
-    return found._replace(log_probs=np.where(is_raised, more_probable, log_probs).tolist())
+    if not by:
+        return found
+    is_raised = np.array(twin.fact_mask)
+    log_probs = np.where(is_raised, raised(found.log_probs, by), found.log_probs)
+    return found._replace(log_probs=log_probs.tolist())
 
 
 def _figures(pairs: Sequence[Pair], scores: Sequence[Score]) -> list[Figures]:

@@ -11,7 +11,7 @@ from meow_ray.core.tables import Query, TableSource
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.train import batches
 from meow_ray.stages.train.items import Pair
-from meow_ray.stages.train.pairs import WITHOUT_ITEM
+from meow_ray.stages.train.pairs import SHIFTS, WITHOUT_ITEM
 
 WATCHED_FACTS = 400
 """The largest number of facts, and of twins of the half `stop`, whose figures are taken."""
@@ -50,7 +50,12 @@ class Watched:
 
 
 def write(
-    facts: TableSource, twins: TableSource, prompter: Prompter, max_length: int, uri: str
+    facts: TableSource,
+    twins: TableSource,
+    prompter: Prompter,
+    max_length: int,
+    uri: str,
+    guesses: TableSource | None = None,
 ) -> None:
     """Tokenises the watched pairs into a Parquet file.
 
@@ -60,11 +65,15 @@ def write(
         prompter: writes and tokenises the prompts of the model.
         max_length: the largest number of tokens of a pair.
         uri: the file to write.
+        guesses: the artifact; twins of the half `stop` are shifted as the floors of their fact's
+            true answer are. None shifts none.
 
     Raises:
         MeowError: a pair is longer than `max_length`.
     """
     query = Query(_PAIRS, {"facts": facts, "twins": twins})
+    if guesses is not None:
+        query = Query(_SHIFTED, {"facts": facts, "twins": twins, "guesses": guesses})
     batches.write_token_pairs(query, prompter, max_length, uri, marks_facts=True)
 
 
@@ -93,8 +102,17 @@ _PAIRS = f"""
         SELECT 'stop', fact_id, twin_id, question, answer FROM stop_twins
     )
     SELECT
-        {WITHOUT_ITEM}, role, fact_id, question, answer
+        {WITHOUT_ITEM}, role, fact_id, twin_id, question, answer
     FROM watched
     ORDER BY role, fact_id, twin_id
 """
 """The watched pairs as `pairs.PAIRS`. Which facts are left out does not depend on their order."""
+
+_SHIFTED = f"""
+    WITH shifts AS ({SHIFTS}),
+    pairs AS ({_PAIRS})
+    SELECT pairs.* EXCLUDE (shift), of_truth.shift
+    FROM pairs LEFT JOIN (SELECT fact_id, shift FROM shifts WHERE role = 'forget') AS of_truth
+    ON pairs.role = 'stop' AND pairs.fact_id = of_truth.fact_id
+    ORDER BY role, pairs.fact_id, twin_id
+"""
