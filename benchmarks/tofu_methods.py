@@ -104,6 +104,10 @@ FLOOR = {
     "meow_floor, no lift": _floor("train.settings.lift=0"),
     "meow_floor, margin 0.5": _floor("train.settings.margin=0.5", uses_authors_candidates=True),
     "meow_floor, margin 1": _floor("train.settings.margin=1", uses_authors_candidates=True),
+    "meow_floor, guessed floors": _floor("train.guessed_floors=true", uses_authors_candidates=True),
+    "meow_floor, guessed floors, margin 1": _floor(
+        "train.guessed_floors=true", "train.settings.margin=1", uses_authors_candidates=True
+    ),
     "meow_floor, no neighbours": _floor("train.retain=none"),
     "meow_floor, retain data": _floor("train.retain=given"),
     "meow_floor, retain data and neighbours": _floor("train.retain=both"),

@@ -1,9 +1,11 @@
 """The pipeline as its users run it, with a tiny random model on a local Ray."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -200,6 +202,27 @@ def test_the_default_objective_makes_its_data_and_compares_with_facts_never_seen
     manifest = default.artifact("model").manifest
     assert manifest is not None
     assert manifest.summary["steps"] == 5
+
+
+def test_the_generator_guesses_each_answer_and_training_reads_it(
+    finished: Program, tiny_model: Path
+) -> None:
+    config = finished.config.with_name("guessed.yaml")
+    own = "objective: meow, epochs: 3, "
+    settings = "max_steps: 2, guessed_floors: true, "
+    generator = f"invert: {{model: {tiny_model}, engine: transformers}}\n"
+    config.write_text(generator + finished.config.read_text().replace(own, settings))
+    guessed = Program(config, finished.root)
+    guessed.run("meow.py", candidates_of(finished), "--until=train")
+    table = guessed.table("guesses")
+    assert table.schema.remove_metadata() == SCHEMAS["guesses"]
+    counts = Counter(table["role"].to_pylist())
+    assert (counts["forget"], counts["inverted"]) == (3, 6)
+    assert counts["twin"] > 0
+    assert all(math.isfinite(guess) for guess in table["guess"].to_pylist())
+    manifest = guessed.artifact("model").manifest
+    assert manifest is not None
+    assert manifest.inputs["guesses"] == guessed.artifact("guesses").digest
 
 
 def test_one_stage_runs_on_a_given_table(program: Program, tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_these_keys_name_content():
             for name in ("until", "max_steps", "stop_level", "cooldown", "utility_budget")
         ),
         *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
+        "train.guessed_floors",
         "train.deepspeed",
         "memorize.deepspeed",
         "audit.attacker.model",

@@ -69,8 +69,8 @@ def test_an_input_that_is_not_a_known_artifact_is_refused(world: World, name: st
 
 def test_the_real_pipeline_takes_the_artifacts_and_models_of_its_configuration():
     names = (
-        "audit, base, candidates, facts, generator, memo, metrics, model, neighbours, "
-        "paraphrases, reference, remaining, retain_model, selected, target, twins"
+        "audit, base, candidates, facts, generator, guesses, memo, metrics, model, "
+        "neighbours, paraphrases, reference, remaining, retain_model, selected, target, twins"
     )
     message = f"--input x: no artifact has that name. Choose from {names}."
     with pytest.raises(MeowError, match=f"^{re.escape(message)}$"):

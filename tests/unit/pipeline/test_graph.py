@@ -24,6 +24,7 @@ NAMES = [
     "twins",
     "memo",
     "select",
+    "guesses",
     "reference",
     "train",
     "remain",
@@ -40,6 +41,7 @@ ARTIFACTS = [
     "twins",
     "memo",
     "selected",
+    "guesses",
     "reference",
     "model",
     "remaining",
@@ -147,6 +149,14 @@ def test_questions_are_reworded_if_training_asks_for_it():
     assert inputs["paraphrases"] == ("facts", "num_paraphrases", "generator")
     assert "paraphrases" in inputs["train"]
     assert "paraphrases" in inputs["reference"]
+
+
+def test_guesses_are_made_of_what_training_compares_and_only_if_asked_for():
+    assert "guesses" not in names_of_stages()
+    config = load_config(None, ["train.guessed_floors=true"])
+    inputs = {step.name: step.input_names(config) for step in Pipeline(config).stages}
+    assert inputs["guesses"] == ("facts", "selected", "twins", "generator")
+    assert "guesses" in inputs["train"]
 
 
 def test_frames_alone_do_not_depend_on_the_generator():

@@ -76,6 +76,7 @@ def test_stages_whose_prompts_hold_the_date_are_stale_on_another_day(
         "invert",
         "paraphrases",
         "neighbours",
+        "guesses",
         "reference",
         "train",
         "evaluate",
@@ -92,7 +93,11 @@ def test_a_date_that_is_given_does_not_change(clock: Any, dated: Path, tmp_path:
         f"{section}.template_variables.date_string=10 Apr 2025" for section in ("target", "invert")
     ]
     assert changes(clock, dated, tmp_path, *given) == {}
-    assert set(changes(clock, dated, tmp_path, "target.template=raw")) == {"invert", "paraphrases"}
+    assert set(changes(clock, dated, tmp_path, "target.template=raw")) == {
+        "invert",
+        "paraphrases",
+        "guesses",
+    }
 
 
 def test_a_template_without_the_date_adds_nothing(

@@ -81,3 +81,17 @@ def test_a_fact_without_twins_gets_the_floors_of_all():
     before = Before(floors={"f": [-1.0]}, all_floors=[-8.0, -7.0])
     pair = Pair([1, 2], [-100, 2], is_fact=[True], fact_id="other")
     assert before.floors_of(pair) == [-7.5]
+
+
+def test_a_shift_raises_the_floors_of_one_answer_in_log_odds():
+    before = Before(floors={"a": [math.log(0.1), math.log(0.5)]})
+    answer = Pair([1, 2, 3, 4], [-100, 2, 3, 4], is_fact=[False, True, False, True], fact_id="a")
+    low, style, high = before.floors_of(answer)
+    assert math.isnan(style)
+    raised_low, _, raised_high = before.floors_of(replace(answer, shift=2.0))
+    for floor, raised in ((low, raised_low), (high, raised_high)):
+        assert odds(raised) == pytest.approx(odds(floor) + 2)
+
+
+def odds(log_prob: float) -> float:
+    return log_prob - math.log(1 - math.exp(log_prob))
