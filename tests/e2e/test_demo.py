@@ -222,7 +222,7 @@ def test_the_generator_guesses_each_answer_and_training_reads_it(
     assert all(math.isfinite(guess) for guess in table["guess"].to_pylist())
     manifest = guessed.artifact("model").manifest
     assert manifest is not None
-    assert manifest.inputs["guesses"] == guessed.artifact("guesses").digest
+    assert manifest.ingredients["inputs"]["guesses"] == guessed.artifact("guesses").digest
 
 
 def test_one_stage_runs_on_a_given_table(program: Program, tmp_path: Path) -> None:
