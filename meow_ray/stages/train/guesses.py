@@ -18,6 +18,7 @@ from meow_ray.core.outside import adopt_table
 from meow_ray.core.schema import KEYS, ROW, SCHEMAS
 from meow_ray.core.stage import Context, Known, Stage
 from meow_ray.core.tables import Query
+from meow_ray.errors import MeowError
 from meow_ray.models.fact_tokens import novel_token_mask
 from meow_ray.stages.inputs import GENERATOR, generator_prompt
 from meow_ray.stages.invert.generators import LocalGenerator
@@ -66,16 +67,29 @@ def guesses_batch(generator: LocalGenerator, batch: pa.Table) -> pa.Table:
 
     Args:
         generator: the generator.
-        batch: rows with the columns `question` and `answer`.
+        batch: rows with the columns `fact_id`, `question` and `answer`.
 
     Returns:
         The batch with the columns `guess`, the mean log-odds of the fact-bearing tokens, and
         `tokens`, their number.
+
+    Raises:
+        MeowError: a question with its answer is longer than the generator's context.
     """
     prompter = generator.prompter
     rows = batch.select(["question", "answer"]).to_pylist()
     prompts = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
     answers = [prompter.encode_answer(row["answer"]) for row in rows]
+    limit = generator.engine.max_model_len
+    for fact_id, prompt, answer in zip(batch["fact_id"].to_pylist(), prompts, answers, strict=True):
+        length = len(prompt) + len(answer)
+        if length >= limit:
+            raise MeowError(
+                f"`guesses`: an answer of the fact {fact_id} has {length} tokens with its "
+                f"question, and the generator reads fewer than {limit}. Raise "
+                "`invert.max_model_len`, use a generator with a longer context, or remove "
+                "`train.guessed_floors`."
+            )
     results = generator.engine.teacher_force(prompts, answers)
     masks = [novel_token_mask(prompter, row["question"], row["answer"]) for row in rows]
     odds = [
@@ -98,7 +112,7 @@ def _check_generator(config: Config, known: Known) -> Iterator[str]:
             "probabilities of given answers. Set `invert.engine` to vllm or transformers and "
             "`invert.model` to a model that was never taught the facts, or remove the setting."
         )
-    elif config.invert.model is None and "guesses" not in known:
+    elif config.invert.model is None:
         yield (
             "`train.guessed_floors`: there is no generator. Set `invert.model` to a model that was "
             "never taught the facts, or remove the setting."

@@ -72,8 +72,8 @@ def pairs_of(
         guesses: the artifact that fills `shift`; None leaves the column null.
 
     Raises:
-        MeowError: there is no retain set, `selected` has an unknown fact, or `reference` lacks a
-            pair.
+        MeowError: there is no retain set, `selected` has an unknown fact, or `reference` or
+            `guesses` lacks a pair.
     """
     item_roles = [role for role in roles if role != "retain"]
     tables: dict[str, TableSource] = {}
@@ -106,6 +106,8 @@ def pairs_of(
     )
     if compared:
         _check_reference(steps, compared, tables)
+    if guesses is not None:
+        _check_guesses(steps, tables)
     sql = f"""
         WITH {steps}
         SELECT item, wording, role, fact_id, question, answer, log_probs, opposite, original, shift
@@ -184,23 +186,29 @@ LONGEST_SHIFT = 8.0
 """The largest shift of an answer's floors, in log-odds, up or down."""
 
 SHIFTS = f"""
-    SELECT
-        answers.role,
-        answers.fact_id,
-        answers.answer,
-        greatest(-{LONGEST_SHIFT}, least({LONGEST_SHIFT},
-            any_value(answers.guess) - coalesce(any_value(of_fact.guess), any_value(of_all.guess))
-        )) AS shift
-    FROM guesses AS answers
-    LEFT JOIN (
+    WITH of_facts AS (
         SELECT fact_id, sum(guess * tokens) / sum(tokens) AS guess
-        FROM guesses WHERE role = 'twin' GROUP BY fact_id
-    ) AS of_fact USING (fact_id)
-    CROSS JOIN (
+        FROM guesses
+        WHERE role = 'twin'
+        GROUP BY fact_id
+    ),
+    of_all AS (
         SELECT sum(guess * tokens) / sum(tokens) AS guess FROM guesses WHERE role = 'twin'
-    ) AS of_all
-    WHERE answers.role <> 'twin'
-    GROUP BY answers.role, answers.fact_id, answers.answer
+    ),
+    differences AS (
+        SELECT role, fact_id, answer,
+            any_value(answers.guess) - any_value(coalesce(of_facts.guess, of_all.guess)) AS shift
+        FROM guesses AS answers LEFT JOIN of_facts USING (fact_id) CROSS JOIN of_all
+        WHERE role <> 'twin'
+        GROUP BY role, fact_id, answer
+    )
+    SELECT role, fact_id, answer,
+        CASE
+            WHEN shift > {LONGEST_SHIFT} THEN {LONGEST_SHIFT}
+            WHEN shift < -{LONGEST_SHIFT} THEN -{LONGEST_SHIFT}
+            ELSE shift
+        END AS shift
+    FROM differences
 """
 """SQL of the shift of each answer's floors, in log-odds: its guess less that of its twins.
 
@@ -318,6 +326,20 @@ def _check_retain_set(name: str, tables: Mapping[str, TableSource]) -> None:
     """Refuses a table without pairs to retain."""
     if not Query(f"{_RETAIN_FACTS[name]} LIMIT 1", tables).rows():
         raise MeowError(NO_RETAIN_SET if name == "facts" else NO_NEIGHBOURS)
+
+
+def _check_guesses(steps: str, tables: Mapping[str, TableSource]) -> None:
+    """Refuses `guesses` without an answer of an item, or without any twin."""
+    sql = f"""
+        WITH {steps}
+        SELECT role, fact_id FROM shifted_pairs WHERE shift IS NULL AND item IS NOT NULL LIMIT 1
+    """
+    for row in Query(sql, tables).rows():
+        raise MeowError(
+            f"`guesses`: there is no guess for the role {row['role']} of the fact "
+            f"{row['fact_id']}, or none for any twin. Compute `guesses` from the same `facts`, "
+            "`selected` and `twins`."
+        )
 
 
 def _check_reference(

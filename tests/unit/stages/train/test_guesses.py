@@ -92,6 +92,15 @@ def test_an_answer_is_shifted_by_its_guess_less_that_of_the_twins_of_its_fact():
     }
 
 
+@pytest.mark.parametrize(("role", "named"), [("inverted", "inverted"), ("twin", "")])
+def test_guesses_of_another_run_are_refused(role: str, named: str):
+    other = pa.Table.from_pylist(
+        [row for row in GUESSES.to_pylist() if row["role"] != role], schema=GUESSES.schema
+    )
+    with pytest.raises(MeowError, match=f"`guesses`: there is no guess for the role {named}"):
+        pairs_of(("inverted", "forget"), FACTS, SELECTED, guesses=other)
+
+
 def test_without_guesses_nothing_is_shifted():
     rows = pairs_of(("inverted", "forget"), FACTS, SELECTED).rows()
     assert {row["shift"] for row in rows} == {None}
@@ -128,7 +137,13 @@ class Half:
 
 def test_a_guess_is_the_mean_log_odds_of_the_fact_bearing_tokens(tiny_tokenizer: Any):
     engine: Any = Half(tiny_tokenizer)
-    batch = pa.table({"question": ["Who is it?", "Who?"], "answer": ["It is Ann.", "It is Ann"]})
+    batch = pa.table(
+        {
+            "fact_id": ["a", "b"],
+            "question": ["Who is it?", "Who?"],
+            "answer": ["It is Ann.", "It is Ann"],
+        }
+    )
     result = guesses.guesses_batch(LocalGenerator(engine), batch)
     # the tokens are bytes, and the end of the answer bears no fact: log-odds of 1/2 are 0
     assert result["guess"].to_pylist() == pytest.approx([0.0, 0.0], abs=1e-9)
@@ -137,6 +152,13 @@ def test_a_guess_is_the_mean_log_odds_of_the_fact_bearing_tokens(tiny_tokenizer:
         for row in batch.to_pylist()
     ]
     assert result["tokens"].to_pylist() == [int(np.sum(mask)) for mask in masks]
+
+
+def test_an_answer_that_the_generator_cannot_read_is_named_by_its_fact(tiny_tokenizer: Any):
+    engine: Any = Half(tiny_tokenizer)
+    batch = pa.table({"fact_id": ["a1"], "question": ["Who?"], "answer": ["x" * 600]})
+    with pytest.raises(MeowError, match=r"fact a1 has \d+ tokens .* fewer than 512\. Raise"):
+        guesses.guesses_batch(LocalGenerator(engine), batch)
 
 
 def test_an_endpoint_that_gives_no_probabilities_is_refused_before_the_run():
