@@ -6,6 +6,7 @@ transformers runs one forward pass over batches of similar length.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ from benchmarks.sides import warm_up
 from meow_ray.engines import EngineSpec
 from meow_ray.models.prompts import Prompter
 from meow_ray.stages.ingest.readers import read_records
+from meow_ray.stages.train.steps import Row, encode_rows
 
 ENGINES = ("vllm", "transformers")
 FACTS = SHARED_DATA / "tofu" / "forget05_perturbed.jsonl"
@@ -48,28 +50,25 @@ def compare(
 ) -> None:
     """Time both engines on the same answers, and compare what they say of each token."""
     rows = [row for _, row in islice(read_records(str(facts)), num_facts)]
-    pairs = [(row["question"], row["answer"]) for row in rows]
     specs = {engine: engine_spec(model, engine, dtype, None) for engine in ENGINES}
     rounds = [
-        {engine: fresh(score, specs[engine], pairs, env=engine_env()) for engine in ENGINES}
+        {engine: fresh(score, specs[engine], rows, env=engine_env()) for engine in ENGINES}
         for _ in range(repeat)
     ]
     settings = {
         "model": Path(model).name,
         "facts": facts.name,
-        "answers": len(pairs),
+        "answers": len(rows),
         "dtype": dtype,
         "repeat": repeat,
     }
     report("scoring", settings, figures(rounds), output)
 
 
-def score(spec: EngineSpec, pairs: list[tuple[str, str]]) -> Scored:
+def score(spec: EngineSpec, rows: Sequence[Row]) -> Scored:
     """Scores all answers with one engine."""
     engine = spec.load()
-    prompter = Prompter(engine.tokenizer, "chat")
-    prompts = [prompter.encode_prompt(prompter.prompt(question)) for question, _ in pairs]
-    answers = [prompter.encode_answer(answer) for _, answer in pairs]
+    prompts, answers = encode_rows(Prompter(engine.tokenizer, "chat"), rows)
     warm_up(engine)
     seconds: dict[str, float] = {}
     with stopwatch(seconds, "score"):

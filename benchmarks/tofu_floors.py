@@ -22,13 +22,14 @@ from benchmarks.tofu_setting import Setting
 from meow_ray.core.formatting import format_number, format_optional
 from meow_ray.engines import EngineSpec
 from meow_ray.models import refs
-from meow_ray.models.fact_tokens import novel_token_mask
 from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.stages.evaluate.metrics import mean_interval
 from meow_ray.stages.inputs import model_ref, target_prompter
 from meow_ray.stages.train.before import quantiles
+from meow_ray.stages.train.log_odds import log_odds
+from meow_ray.stages.train.steps import encode_rows, fact_log_probs
 
 OBJECTIVE = "train.objective=meow_floor"
 RESAMPLES = 1000
@@ -107,8 +108,8 @@ def distance(log_probs: Sequence[float], floors: Sequence[float]) -> float:
         log_probs: `[tokens]`.
         floors: the log-probabilities of the twins' tokens, in any number; their quantiles count.
     """
-    by_rank = np.array(quantiles(floors, len(log_probs)))
-    above = _log_odds(np.sort(log_probs)) - _log_odds(by_rank)
+    by_rank = quantiles(floors, len(log_probs))
+    above = log_odds(np.sort(log_probs)) - log_odds(by_rank)
     return float(above.mean())
 
 
@@ -144,19 +145,8 @@ def _read(
 ) -> list[list[float]]:
     """Returns the log-probabilities of the fact-bearing tokens of each row's answer."""
     engine = EngineSpec(model, engine="transformers", dtype="float32").load()
-    prompts = [prompter.encode_prompt(prompter.prompt(row["question"])) for row in rows]
-    answers = [prompter.encode_answer(row["answer"]) for row in rows]
-    passes = engine.teacher_force(prompts, answers)
-    masks = [novel_token_mask(prompter, row["question"], row["answer"]) for row in rows]
-    return [
-        [value for value, is_fact in zip(result.log_probs, mask, strict=True) if is_fact]
-        for result, mask in zip(passes, masks, strict=True)
-    ]
-
-
-def _log_odds(log_probs: Any) -> Any:
-    below_one = np.minimum(log_probs, -1e-6)
-    return below_one - np.log(-np.expm1(below_one))
+    results = engine.teacher_force(*encode_rows(prompter, rows))
+    return [values.tolist() for values in fact_log_probs(prompter, rows, results)]
 
 
 def _artifact(pipeline: Pipeline, name: str) -> Any:

@@ -126,6 +126,13 @@ def write_sorted(query: Query, uri: str, schema: pa.Schema, key: Sequence[str]) 
         return write_stream(_checked(groups, full, key, uri), full, uri)
 
 
+def sort_and_write(query: Query, uri: str, schema: pa.Schema, key: Sequence[str]) -> int:
+    """Writes the columns of a schema from a query in any order; see `write_sorted`."""
+    columns, order = ", ".join(schema.names), ", ".join(key)
+    ordered = Query(f"SELECT {columns} FROM ({query.sql}) ORDER BY {order}", query.sources)
+    return write_sorted(ordered, uri, schema, key)
+
+
 def write_stream(groups: Iterable[pa.Table], schema: pa.Schema, uri: str) -> int:
     """Writes tables one after the other into one Parquet file; returns the number of rows."""
     num_rows = 0

@@ -37,7 +37,7 @@ from meow_ray.stages.memo.steps import MemoSteps
 from meow_ray.stages.paraphrases.steps import SPARE, ParaphraseSteps
 from meow_ray.stages.train import objectives
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
-from meow_ray.stages.twins.making import HALVES, wanted_per_half
+from meow_ray.stages.twins.making import wanted_per_half
 
 ROW_BYTES = 200
 """Bytes of a row in any table, apart from its text."""
@@ -93,8 +93,9 @@ def count_work(
         works.append(_neighbours_work(config, sample, sizes))
     works.append(_memo_work(config, sample, sizes))
     if objective.guessed_floors:
-        # true answers, inverted facts and half of the twins
-        num_guessed = num_forget * (1 + inverted_per_fact) + _num_twins(config, num_forget) / 2
+        # true answers, inverted facts and the twins that set the floors
+        calibrating = wanted_per_half(num_forget, config.twins)
+        num_guessed = num_forget * (1 + inverted_per_fact + calibrating)
         works.append(
             StageWork(
                 stage="guesses",
@@ -128,11 +129,6 @@ def count_work(
         asked = audit.asked_of(config, sample, objective.paraphrases, on_gpu)
         works += audit.count_audit(asked, num_layers, sizes.forget_answer, sizes.row_bytes)
     return works
-
-
-def _num_twins(config: Config, num_forget: int) -> int:
-    """Returns the number of twins in both halves, if all facts have some."""
-    return len(HALVES) * wanted_per_half(num_forget, config.twins) * num_forget
 
 
 def _trained_items(config: Config, objective: ObjectiveSpec, num_items: int) -> int:

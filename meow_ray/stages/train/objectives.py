@@ -167,7 +167,7 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
     if "idk" in preset.reads:
         changes["idk_answers"] = spec.idk_answers
     objective = replace(preset, settings=_complete_settings(spec, preset), **changes)
-    _check_end(spec, objective)
+    _check_effect(spec, objective)
     return objective if spec.retain is None else _with_retain(objective, spec)
 
 
@@ -261,8 +261,8 @@ def _changed_fields(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
     return changes
 
 
-def _check_end(spec: Train, objective: ObjectiveSpec) -> None:
-    """Refuses settings of the end of training, or of its budget, that would have no effect."""
+def _check_effect(spec: Train, objective: ObjectiveSpec) -> None:
+    """Refuses settings of the end, the floors or the budget that would have no effect."""
     for name in ("max_steps", "stop_level", "cooldown"):
         if getattr(spec, name) is not None and objective.until != "never_seen":
             raise MeowError(

@@ -5,6 +5,7 @@ They are a query, since the pairs may not fit into memory.
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -330,11 +331,8 @@ def _check_retain_set(name: str, tables: Mapping[str, TableSource]) -> None:
 
 def _check_guesses(steps: str, tables: Mapping[str, TableSource]) -> None:
     """Refuses `guesses` without an answer of an item, or without any twin."""
-    sql = f"""
-        WITH {steps}
-        SELECT role, fact_id FROM shifted_pairs WHERE shift IS NULL AND item IS NOT NULL LIMIT 1
-    """
-    for row in Query(sql, tables).rows():
+    row = _first_pair(steps, tables, "shift IS NULL AND item IS NOT NULL")
+    if row:
         raise MeowError(
             f"`guesses`: there is no guess for the role {row['role']} of the fact "
             f"{row['fact_id']}, or none for any twin. Compute `guesses` from the same `facts`, "
@@ -347,15 +345,17 @@ def _check_reference(
 ) -> None:
     """Refuses a `reference` without the log-probabilities of a pair of the compared roles."""
     compared_roles = ", ".join(f"'{role}'" for role in compared)
-    sql = f"""
-        WITH {steps}
-        SELECT role, fact_id
-        FROM scored_pairs
-        WHERE log_probs IS NULL AND role IN ({compared_roles})
-        LIMIT 1
-    """
-    for row in Query(sql, tables).rows():
+    row = _first_pair(steps, tables, f"log_probs IS NULL AND role IN ({compared_roles})")
+    if row:
         raise MeowError(
             f"`reference`: there are no log-probabilities for the role {row['role']} of the fact "
             f"{row['fact_id']}. Compute `reference` from the same `facts` and `selected`."
         )
+
+
+def _first_pair(
+    steps: str, tables: Mapping[str, TableSource], condition: str
+) -> dict[str, Any] | None:
+    """Returns role and fact of a pair for which an SQL condition holds; None if there is none."""
+    sql = f"WITH {steps} SELECT role, fact_id FROM shifted_pairs WHERE {condition} LIMIT 1"
+    return next(iter(Query(sql, tables).rows()), None)

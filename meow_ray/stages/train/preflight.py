@@ -311,6 +311,21 @@ def _check_trackers(config: Config, known: Known) -> Iterator[str]:
     yield from tracker_faults(config.tracking, storage.absolute(config.storage.root))
 
 
+def check_generator(config: Config, known: Known) -> Iterator[str]:
+    """Finds that an endpoint writes the inverted facts, since it gives no probabilities."""
+    if config.invert.engine == "openai":
+        yield (
+            "`train.guessed_floors`: the generator is an endpoint, which does not return the "
+            "probabilities of given answers. Set `invert.engine` to vllm or transformers and "
+            "`invert.model` to a model that was never taught the facts, or remove the setting."
+        )
+    elif config.invert.model is None:
+        yield (
+            "`train.guessed_floors`: there is no generator. Set `invert.model` to a model that was "
+            "never taught the facts, or remove the setting."
+        )
+
+
 TRAIN_CHECKS = (
     check_target,
     _check_trained_model,

@@ -87,11 +87,7 @@ def reference(context: Context) -> dict[str, Any]:
     work = map_rows.BatchWork(score)
     scored = map_rows.map_rows(rows, ROW, engine, work, context.work, "memo", config.resources)
     schema, key = SCHEMAS["reference"], KEYS["reference"]
-    table = Query(
-        f"SELECT {', '.join(schema.names)} FROM ({scored.sql}) ORDER BY {', '.join(key)}",
-        scored.sources,
-    )
-    return {"pairs": tables.write_sorted(table, context.path(), schema, key)}
+    return {"pairs": tables.sort_and_write(scored, context.path(), schema, key)}
 
 
 def _distinct_answers(pairs: Query) -> Query:

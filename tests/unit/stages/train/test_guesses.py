@@ -16,7 +16,7 @@ from meow_ray.models.fact_tokens import novel_token_mask
 from meow_ray.models.prompts import Prompter
 from meow_ray.pipeline.pipeline import load_config
 from meow_ray.stages.invert.generators import LocalGenerator
-from meow_ray.stages.train import guesses, objectives, watched
+from meow_ray.stages.train import guesses, objectives, steps, watched
 from meow_ray.stages.train.pairs import pairs_of
 
 FACTS = pa.Table.from_pylist(
@@ -144,7 +144,7 @@ def test_a_guess_is_the_mean_log_odds_of_the_fact_bearing_tokens(tiny_tokenizer:
             "answer": ["It is Ann.", "It is Ann"],
         }
     )
-    result = guesses.guesses_batch(LocalGenerator(engine), batch)
+    result = steps.guesses_batch(LocalGenerator(engine), batch)
     # the tokens are bytes, and the end of the answer bears no fact: log-odds of 1/2 are 0
     assert result["guess"].to_pylist() == pytest.approx([0.0, 0.0], abs=1e-9)
     masks = [
@@ -158,7 +158,7 @@ def test_an_answer_that_the_generator_cannot_read_is_named_by_its_fact(tiny_toke
     engine: Any = Half(tiny_tokenizer)
     batch = pa.table({"fact_id": ["a1"], "question": ["Who?"], "answer": ["x" * 600]})
     with pytest.raises(MeowError, match=r"fact a1 has \d+ tokens .* fewer than 512\. Raise"):
-        guesses.guesses_batch(LocalGenerator(engine), batch)
+        steps.guesses_batch(LocalGenerator(engine), batch)
 
 
 def test_an_endpoint_that_gives_no_probabilities_is_refused_before_the_run():
