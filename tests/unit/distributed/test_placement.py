@@ -120,6 +120,7 @@ def test_stages_with_actors_or_workers_name_their_resources():
         "paraphrases": "invert",
         "neighbours": "memo",
         "memo": "memo",
+        "guesses": "invert",
         "reference": "memo",
         "train": "train",
         "remain": "memo",

@@ -58,4 +58,5 @@ def engine_with_logits(logits: list[float], ends: set[Any]) -> TransformersEngin
     engine.tokenizer = SimpleNamespace(pad_token_id=0)
     engine.ends = ends
     engine.model = model
+    engine.keeps_logits = False
     return engine
