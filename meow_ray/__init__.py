@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     )
     from meow_ray.pipeline.audit_api import audit, certify, verify
     from meow_ray.pipeline.pipeline import load_config
-    from meow_ray.stages.train.losses import uses
     from meow_ray.stages.train.registered import register_objective
+    from meow_ray.stages.train.sequences import uses
 
 __all__ = [
     "Config",
@@ -54,7 +54,7 @@ _MODULES = {
     "certify": "pipeline.audit_api",
     "load_config": "pipeline.pipeline",
     "register_objective": "stages.train.registered",
-    "uses": "stages.train.losses",
+    "uses": "stages.train.sequences",
     "verify": "pipeline.audit_api",
 }
 """Where a public name is defined, if not in `pipeline.api`."""

@@ -182,12 +182,13 @@ def _loss(
 ) -> Any:
     """Returns the loss of the objective `meow`, a scalar."""
     from meow_ray.stages.train import losses
+    from meow_ray.stages.train.sequences import Sequences
 
     laid_out = layout.lay_out(items, PAD, device, packed=packed)
     logits, _ = forward(model, laid_out, keeps_logits, None)
     totals = totals_of(items)["inverted"]
     return losses.meow(
-        losses.Sequences(
+        Sequences(
             logits=logits,
             labels=laid_out.labels,
             owner=laid_out.owners,

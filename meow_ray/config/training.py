@@ -135,6 +135,12 @@ class Train(FineTuning):
         "adapted; null keeps the weight",
         gt=0,
     )
+    retain_budget: float | None = content(
+        None,
+        "cross-entropy on the retain set, in nats per token, to which the weight of that term is "
+        "adapted; null is the default of the objective, which for most keeps the weight",
+        gt=0,
+    )
     guessed_floors: bool | None = content(
         None,
         "whether the floors of an answer rise with the probability that the generator gives it, "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +267,7 @@ def variants(curves: Curves) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
         "kl": kl(zero2),
         "kl3": kl(zero3),
         "kl_lora": kl(zero2, lora=lora),
+        "kl_budget": kl(zero2, utility_budget=0.001),
         "kl_half": kl(zero2, train_dtype="bfloat16"),
         "kl_half3": kl(zero3, train_dtype="bfloat16"),
         "half1": curves.job(zero1, spec(train_dtype="bfloat16")),
@@ -381,3 +382,15 @@ def test_the_terms_of_an_objective_do_not_depend_on_workers_and_packing(name: st
         # before the first step the model is the reference
         assert packed[0]["terms"]["kl"] == pytest.approx(0, abs=1e-6)
         assert packed[-1]["terms"]["kl"] > 0
+
+
+@pytest.mark.parametrize(("term", "budget"), [("kl", 0.001), ("retain", 0.3)])
+def test_a_weight_rises_by_5_times_what_its_term_exceeds_the_budget(
+    term: str, budget: float, variants: Any, methods: Any
+):
+    history = variants["kl_budget"][1] if term == "kl" else methods["pdu"][0]
+    assert history[0][f"{term}_weight"] == (1.0 if term == "kl" else 50.0)
+    for before, after in pairwise(history):
+        weight = before[f"{term}_weight"]
+        expected = weight + 5 * (before["terms"][term] / weight - budget)
+        assert after[f"{term}_weight"] == pytest.approx(expected)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meow_ray.stages.train import losses
-from meow_ray.stages.train.losses import Sequences, TopK
+from meow_ray.stages.train import losses, terms
 from meow_ray.stages.train.objectives import PRESETS
+from meow_ray.stages.train.sequences import Sequences, TopK
 
 VOCAB, HIDDEN = 5, 3
 TOP_K = 3
@@ -26,6 +26,7 @@ READS = {spec.function: spec.reads for spec in PRESETS.values()} | {
     "nll": ("retain",),
     "kl_to_reference": ("retain",),
     "kl_to_cached": ("retain",),
+    "js_to_reference": ("retain",),
 }
 SETTINGS = {
     "meow_floor": {
@@ -42,6 +43,10 @@ SETTINGS = {
     "dpo": {"beta": 0.5},
     "altpo": {"beta": 0.5},
     "undial": {"beta": 3.0},
+    "satimp": {"beta1": 2.0, "beta2": 0.5},
+    "jensun": {"alpha": 0.5},
+    "shred": {"share": 0.4, "skip_tokens": 1},
+    "tpo": {"beta": 0.5},
     "ceu": {"skip_tokens": 1},
     "rmu": {"layer": 0, "steering": 4.0, "alpha": 10.0},
 }
@@ -133,6 +138,7 @@ def sequences(part: list[Answer], whole: list[Answer]) -> Sequences:
     log_probs = torch.log_softmax(before.float(), -1)
     top = log_probs.topk(TOP_K)
     rest = log_probs.scatter(1, top.indices, -torch.inf).logsumexp(-1)
+    before_training = torch.tensor([p for answer in part for p in log_p_before(answer)])
     return Sequences(
         logits=torch.cat([answer.logits for answer in part]),
         labels=torch.cat([answer.labels for answer in part]),
@@ -140,11 +146,11 @@ def sequences(part: list[Answer], whole: list[Answer]) -> Sequences:
         num_sequences=len(part),
         total_tokens=sum(len(answer.labels) for answer in whole),
         total_sequences=len(whole),
-        reference_log_probs=torch.tensor([p for answer in part for p in log_p_before(answer)]),
+        reference_log_probs=before_training,
         reference_logits=torch.cat([answer.before for answer in part]),
         hidden=torch.cat([answer.hidden for answer in part]),
         reference_hidden=torch.cat([answer.hidden_before for answer in part]),
-        reference_top_k=TopK(top.indices, top.values, rest),
+        reference_top_k=TopK(top.indices, top.values, rest, before_training),
         is_fact=torch.tensor([bears for answer in part for bears in answer.is_fact]),
         total_facts=sum(sum(answer.is_fact) for answer in whole),
         floors=torch.tensor([floor for answer in part for floor in answer.floors]),
@@ -154,7 +160,8 @@ def sequences(part: list[Answer], whole: list[Answer]) -> Sequences:
 def loss(name: str, batch: Batch, part: slice = slice(None)) -> Tensor:
     """Returns the loss of a part of a batch, by default of the whole batch."""
     read = (sequences(batch[role][part], batch[role]) for role in READS[name])
-    value: Tensor = getattr(losses, name)(*read, **SETTINGS.get(name, {}))
+    function = getattr(losses, name, None) or getattr(terms, name)
+    value: Tensor = function(*read, **SETTINGS.get(name, {}))
     assert value.shape == ()
     assert value.dtype == torch.float32
     return value
@@ -167,7 +174,8 @@ def gradients(name: str, batch: Batch, value: Tensor) -> dict[str, list[Tensor]]
         for role in READS[name]
     }
     flat = [leaf for of_role in leaves.values() for leaf in of_role]
-    grads = iter(torch.autograd.grad(value, flat))
+    # jensun reads the tokens of refusals alone
+    grads = iter(torch.autograd.grad(value, flat, allow_unused=True, materialize_grads=True))
     return {role: [next(grads) for _ in of_role] for role, of_role in leaves.items()}
 
 

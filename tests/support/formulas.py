@@ -128,6 +128,99 @@ def wga_by_hand(answers: list[Answer], beta: float) -> float:
     return mean(math.exp(p) ** beta * p for answer in answers for p in log_p(answer))
 
 
+def satimp_by_hand(answers: list[Answer], beta1: float, beta2: float) -> float:
+    def weighted(log_p: float) -> float:
+        p = math.exp(log_p)
+        return p**beta1 * (1 - p) ** beta2 * log_p
+
+    return mean(weighted(p) for answer in answers for p in log_p(answer))
+
+
+def pdu_by_hand(answers: list[Answer]) -> float:
+    rows = [row for answer in answers for row in answer.logits.tolist()]
+    return mean((max(row) - mean(row)) ** 2 for row in rows)
+
+
+def jensen_shannon(p: list[float], q: list[float]) -> float:
+    """Returns the divergence of two rows of probabilities."""
+
+    def to_middle(a: float, b: float) -> float:
+        return a * math.log(2 * a / (a + b)) if a > 0 else 0.0
+
+    return sum(to_middle(a, b) + to_middle(b, a) for a, b in zip(p, q, strict=True)) / 2
+
+
+def js_by_hand(answers: list[Answer]) -> float:
+    return mean(
+        jensen_shannon(*([math.exp(x) for x in log_softmax(row)] for row in rows))
+        for answer in answers
+        for rows in zip(answer.before.tolist(), answer.logits.tolist(), strict=True)
+    )
+
+
+def jensun_by_hand(
+    idk: list[Answer], forget: list[Answer], retain: list[Answer], alpha: float
+) -> float:
+    values = []
+    for refusal, answer in zip(idk, forget, strict=True):
+        repeated = refusal.labels.tolist() * len(answer.labels)
+        for row, wanted in zip(answer.logits.tolist(), repeated, strict=False):
+            certain = [float(token == wanted) for token in range(VOCAB)]
+            values.append(jensen_shannon([math.exp(x) for x in log_softmax(row)], certain))
+    return mean(values) + alpha * js_by_hand(retain)
+
+
+def demoted_by_hand(answer: Answer, share: float, skip_tokens: int) -> set[int]:
+    """Returns the positions of the least probable tokens before training."""
+    before = log_p_before(answer)
+    eligible = sorted(range(skip_tokens, len(before)), key=lambda position: before[position])
+    return set(eligible[: math.ceil(share * len(before))])
+
+
+def shred_by_hand(answers: list[Answer], share: float, skip_tokens: int) -> float:
+    values = []
+    for answer in answers:
+        demoted = demoted_by_hand(answer, share, skip_tokens)
+        rows = zip(
+            answer.before.tolist(), answer.logits.tolist(), answer.labels.tolist(), strict=True
+        )
+        for position, (before, now, label) in enumerate(rows):
+            if position not in demoted:
+                values.append(kl_of_top_k(before, now))
+                continue
+            before, now = log_softmax(before), log_softmax(now)
+            top = sorted(range(VOCAB), key=lambda token: -before[token])[:TOP_K]
+            rest = [token for token in range(VOCAB) if token not in top]
+            groups = [
+                [token for token in group if token != label]
+                for group in [*([token] for token in top), rest]
+            ]
+            masses = [
+                (log_sum_exp([before[t] for t in group]), log_sum_exp([now[t] for t in group]))
+                for group in groups
+                if group
+            ]
+            whole = log_sum_exp([a for a, _ in masses])
+            values.append(sum(math.exp(a - whole) * (a - whole - b) for a, b in masses))
+    return mean(values)
+
+
+def tpo_by_hand(answers: list[Answer], beta: float) -> float:
+    values = []
+    for answer in answers:
+        tokens = zip(
+            answer.before.tolist(),
+            answer.logits.tolist(),
+            answer.labels.tolist(),
+            answer.is_fact,
+            strict=True,
+        )
+        lowered = [before[label] - now[label] for before, now, label, bears in tokens if bears]
+        others = [p for p, bears in zip(log_p(answer), answer.is_fact, strict=True) if not bears]
+        values.append(2 / beta * minus_log_sigmoid(beta * mean(lowered)) - sum(others))
+    return mean(values)
+
+
 def log_ratio(answer: Answer) -> float:
     return sum(log_p(answer)) - sum(log_p_before(answer))
 
@@ -226,11 +319,17 @@ BY_HAND: dict[str, Callable[..., float]] = {
     "nll": cross_entropy,
     "kl_to_reference": kl_by_hand,
     "kl_to_cached": kl_to_cached_by_hand,
+    "js_to_reference": js_by_hand,
     "meow": cross_entropy,
     "meow_floor": meow_floor_by_hand,
     "idk": cross_entropy,
     "gradient_ascent": lambda forget: -cross_entropy(forget),
     "wga": wga_by_hand,
+    "satimp": satimp_by_hand,
+    "pdu": pdu_by_hand,
+    "jensun": jensun_by_hand,
+    "shred": shred_by_hand,
+    "tpo": tpo_by_hand,
     "npo": npo_by_hand,
     "simnpo": simnpo_by_hand,
     "dpo": preference,

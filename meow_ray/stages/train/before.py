@@ -12,8 +12,8 @@ from meow_ray.stages.train.log_odds import raised
 class Before:
     """What the model said before training."""
 
-    top_k: Mapping[int, tuple[Any, Any, Any]] = field(default_factory=dict)
-    """By the row of a pair: the fields of `losses.TopK`."""
+    top_k: Mapping[int, tuple[Any, ...]] = field(default_factory=dict)
+    """By the row of a pair: the fields of `sequences.TopK`."""
     floors: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """By fact: log-probabilities of the fact-bearing tokens of its twins, ascending."""
     all_floors: Sequence[float] = ()

@@ -27,7 +27,7 @@ def weighted_terms(
     items: Sequence[Item],
     totals: Mapping[str, Totals],
     before: Before,
-    kl_weight: float,
+    weights: Mapping[str, float],
 ) -> dict[str, Any]:
     """Returns the weighted terms of the loss of some items, scalars by name.
 
@@ -38,9 +38,11 @@ def weighted_terms(
         items: a micro-batch.
         totals: the sizes of the global batch by role.
         before: what the model said before training.
-        kl_weight: the weight of the KL term, which a utility budget changes from step to step.
+        weights: the weights of the terms `retain` and `kl`, which a budget changes from step to
+            step.
     """
-    from meow_ray.stages.train import losses
+    from meow_ray.stages.train import terms as added
+    from meow_ray.stages.train.sequences import Sequences
 
     spec = job.objective
     laid_out = layout.lay_out(items, model.pad, model.engine.device, packed=job.resources.packing)
@@ -56,7 +58,7 @@ def weighted_terms(
     sequences = {}
     for role, (tokens, num_sequences) in laid_out.roles.items():
         pairs = [item[role] for item in items]
-        sequences[role] = losses.Sequences(
+        sequences[role] = Sequences(
             logits=logits[tokens],
             labels=laid_out.labels[tokens],
             owner=laid_out.owners[tokens],
@@ -75,11 +77,11 @@ def weighted_terms(
     loss = objective(*(sequences[role] for role in spec.reads), **spec.settings)
     terms = {"objective": spec.forget_weight * loss}
     if spec.retain_weight:
-        terms["retain"] = spec.retain_weight * losses.nll(sequences["retain"])
+        terms["retain"] = weights["retain"] * added.nll(sequences["retain"])
     if spec.kl_weight:
         is_cached = spec.kl_reference == "top_k"
-        divergence = losses.kl_to_cached if is_cached else losses.kl_to_reference
-        terms["kl"] = kl_weight * divergence(sequences["retain"])
+        divergence = added.kl_to_cached if is_cached else added.kl_to_reference
+        terms["kl"] = weights["kl"] * divergence(sequences["retain"])
     return terms
 
 
@@ -87,13 +89,13 @@ def _top_k_of(pairs: Sequence[Pair], before: Before, device: Any) -> Any:
     """Returns the most probable tokens before training; None if they were not asked for."""
     import torch
 
-    from meow_ray.stages.train import losses
+    from meow_ray.stages.train.sequences import TopK
 
     if any(pair.row not in before.top_k for pair in pairs):
         return None
     fields = zip(*(before.top_k[pair.row] for pair in pairs), strict=True)
-    tokens, log_probs, log_rest = (torch.cat(parts).to(device) for parts in fields)
-    return losses.TopK(tokens.long(), log_probs, log_rest)
+    tokens, log_probs, log_rest, log_label = (torch.cat(parts).to(device) for parts in fields)
+    return TopK(tokens.long(), log_probs, log_rest, log_label)
 
 
 def _fact_mask(pairs: Sequence[Pair], device: Any) -> Any:

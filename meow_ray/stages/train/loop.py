@@ -26,9 +26,9 @@ from meow_ray.stages.train.zero import Model
 History = list[dict[str, Any]]
 """One record per optimiser step."""
 DUAL_RATE = 5.0
-"""Change of the KL term's weight per step, for each nat per token beyond the utility budget."""
-LEAST_KL_WEIGHT = 0.1
-"""The smallest weight of the KL term with a utility budget, so that the KL remains measured."""
+"""Change of a term's weight per step, for each nat per token beyond the term's budget."""
+LEAST_WEIGHT = 0.1
+"""The smallest weight of a term with a budget, so that the term remains measured."""
 LEAST_STEPS_TO_SAVE = 20
 """The smallest number of steps between two checkpoints of a run that ends by itself."""
 
@@ -96,8 +96,8 @@ def run(job: Job, hooks: Hooks) -> None:
     while step < _end(cool_down, num_steps):
         if cool_down is not None:
             _scale_learning_rate(model, cool_down.share(step))
-        kl_weight = _kl_weight(job, history)
-        record = _step(job, hooks, model, objective, data, step, before, kl_weight)
+        weights = _term_weights(job, history)
+        record = _step(job, hooks, model, objective, data, step, before, weights)
         step += 1
         timeline.mark_first("first result")
         if stop is not None and (stop.is_due(step) or step == _end(cool_down, num_steps)):
@@ -131,7 +131,7 @@ def _step(
     data: Dataset,
     step: int,
     before: Before,
-    kl_weight: float,
+    weights: Mapping[str, float],
 ) -> dict[str, Any]:
     """Takes one optimiser step, counted from 0; returns its record.
 
@@ -143,7 +143,7 @@ def _step(
         data: the pairs.
         step: the number of the step.
         before: what the model said before training.
-        kl_weight: the weight of the KL term in this step.
+        weights: the weights of the added terms in this step.
 
     Raises:
         MeowError: the loss is NaN or infinite.
@@ -162,7 +162,7 @@ def _step(
         # the others. DeepSpeed averages over workers, but the terms are shares of a mean over the
         # global batch.
         has_items = bool(items)
-        terms = weighted_terms(job, model, objective, items or batch[:1], totals, before, kl_weight)
+        terms = weighted_terms(job, model, objective, items or batch[:1], totals, before, weights)
         loss = sum(terms.values()) * (hooks.world_size if has_items else 0)
         model.engine.backward(loss, scale_wrt_gas=False)
         names = list(terms)
@@ -173,7 +173,9 @@ def _step(
     terms_of_batch = dict(zip(names, sums.tolist(), strict=True))
     record = _record(terms_of_batch, totals, step + 1, data, learning_rate)
     if job.objective.utility_budget is not None:
-        record["kl_weight"] = kl_weight
+        record["kl_weight"] = weights["kl"]
+    if job.objective.retain_budget is not None:
+        record["retain_weight"] = weights["retain"]
     return record
 
 
@@ -183,19 +185,33 @@ def _scale_learning_rate(model: Model, share: float) -> None:
         group["lr"] *= share
 
 
-def _kl_weight(job: Job, history: History) -> float:
-    """Returns the weight of the KL term in the next step.
+def _term_weights(job: Job, history: History) -> dict[str, float]:
+    """Returns the weights of the added terms in the next step, by the name of the term."""
+    spec = job.objective
+    return {
+        "retain": _adapted("retain", spec.retain_weight, spec.retain_budget, history),
+        "kl": _adapted("kl", spec.kl_weight, spec.utility_budget, history),
+    }
 
-    With a utility budget it rises while the KL on the retain set exceeds the budget, and falls
-    otherwise, by the dual step of PDU (arXiv 2506.05314).
+
+def _adapted(term: str, weight: float, budget: float | None, history: History) -> float:
+    """Returns the weight of a term in the next step.
+
+    With a budget it rises while the term exceeds the budget, and falls otherwise, by the dual step
+    of PDU (arXiv 2506.05314).
+
+    Args:
+        term: the name of the term.
+        weight: its weight in the first step.
+        budget: the budget of the term without its weight, in nats per token; None keeps the weight.
+        history: the records of the steps before.
     """
-    budget = job.objective.utility_budget
     if budget is None or not history:
-        return job.objective.kl_weight
+        return weight
     last = history[-1]
-    divergence = last["terms"]["kl"] / last["kl_weight"]
-    adapted: float = last["kl_weight"] + DUAL_RATE * (divergence - budget)
-    return max(LEAST_KL_WEIGHT, adapted)
+    last_weight: float = last[f"{term}_weight"]
+    value: float = last["terms"][term] / last_weight
+    return max(LEAST_WEIGHT, last_weight + DUAL_RATE * (value - budget))
 
 
 def _record(

@@ -6,215 +6,14 @@ An objective returns a scalar that is already divided by the size of the global 
 micro-batches and workers is therefore the loss of the batch, however the batch is divided.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, NamedTuple, TypeVar
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-class TopK(NamedTuple):
-    """The most probable next tokens in the model before training, at each position."""
-
-    tokens: Tensor
-    """`[tokens, k]`"""
-    log_probs: Tensor
-    """`[tokens, k]`, float32."""
-    log_rest: Tensor
-    """`[tokens]`: log-probability of all other tokens together."""
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """The answers of one role in a micro-batch, concatenated: `tokens` tokens in all."""
-
-    logits: Tensor
-    """`[tokens, vocab]`: the model's predictions of the answers' tokens."""
-    labels: Tensor
-    """`[tokens]`: the answers' tokens."""
-    owner: Tensor
-    """`[tokens]`: the answer, from 0, that a token belongs to."""
-    num_sequences: int
-    """Number of answers."""
-    total_tokens: int
-    """Number of tokens of this role in the global batch, over all micro-batches and workers."""
-    total_sequences: int
-    """Number of answers of this role in the global batch."""
-    reference_log_probs: Tensor | None = None
-    """`[tokens]`: log-probabilities of the labels in the model before training."""
-    reference_logits: Tensor | None = None
-    """`[tokens, vocab]`: logits of the model before training."""
-    hidden: Tensor | None = None
-    """`[tokens, hidden]`: activations after the block `layer` of the objective."""
-    reference_hidden: Tensor | None = None
-    """`[tokens, hidden]`: these activations in the model before training."""
-    reference_top_k: TopK | None = None
-    """The beginning of the distributions of the model before training."""
-    is_fact: Tensor | None = None
-    """`[tokens]`: whether a token bears the fact; see `fact_tokens`."""
-    total_facts: int = 0
-    """Number of fact-bearing tokens of this role in the global batch."""
-    floors: Tensor | None = None
-    """`[tokens]`: log-probabilities of facts that no model has seen; see `excess`."""
-
-    @cached_property
-    def log_probs(self) -> Tensor:
-        """`[tokens]`: log-probabilities of the labels, in float32."""
-        return -functional.cross_entropy(self.logits.float(), self.labels, reduction="none")
-
-    def sum_by_sequence(self, values: Tensor) -> Tensor:
-        """Returns the sums of `[tokens]` over each answer, `[num_sequences]`."""
-        zeros = torch.zeros(self.num_sequences, dtype=values.dtype, device=values.device)
-        return zeros.index_add(0, self.owner, values)
-
-    def mean_by_sequence(self, values: Tensor) -> Tensor:
-        """Returns the means of `[tokens]` over each answer, `[num_sequences]`."""
-        return self.sum_by_sequence(values) / self.sum_by_sequence(torch.ones_like(values))
-
-    def token_mean(self, values: Tensor) -> Tensor:
-        """Returns the share of these answers in the mean of `[tokens]` over the global batch."""
-        return values.sum() / self.total_tokens
-
-    def fact_mean(self, values: Tensor) -> Tensor:
-        """Returns the share of these answers in the mean over fact-bearing tokens.
-
-        Args:
-            values: `[tokens]`; those of other tokens are ignored.
-        """
-        assert self.is_fact is not None
-        return values[self.is_fact].sum() / max(1, self.total_facts)
-
-    def style_mean(self, values: Tensor) -> Tensor:
-        """Returns the share of these answers in the mean over the tokens that bear no fact."""
-        assert self.is_fact is not None
-        return values[~self.is_fact].sum() / max(1, self.total_tokens - self.total_facts)
-
-    def sequence_mean(self, values: Tensor) -> Tensor:
-        """Returns their share in the mean of `[num_sequences]` over the global batch."""
-        return values.sum() / self.total_sequences
-
-    @property
-    def log_ratio(self) -> Tensor:
-        """`[num_sequences]`: log(p/p_ref) of each answer, with p_ref before training."""
-        assert self.reference_log_probs is not None
-        return self.sum_by_sequence(self.log_probs - self.reference_log_probs)
-
-
-_F = TypeVar("_F", bound=Callable[..., Tensor])
-
-
-def uses(reference: Literal["log_probs", "model"]) -> Callable[[_F], _F]:
-    """Declares that a user's objective reads the model before training.
-
-    Args:
-        reference: `log_probs` are the log-probabilities of the labels; they are computed once,
-            before training. `model` gives whole distributions and activations. It needs a frozen
-            copy of the model next to the trained one; with LoRA, that copy is the model without
-            its adapter.
-    """
-
-    def mark(function: _F) -> _F:
-        function.reference = reference  # type: ignore[attr-defined]
-        return function
-
-    return mark
-
-
-# --- terms that are added to an objective -------------------------------------------------------
-
-
-def nll(answers: Sequences) -> Tensor:
-    """Cross-entropy: −mean over tokens of log p(token)."""
-    return -answers.token_mean(answers.log_probs)
-
-
-def kl_to_reference(answers: Sequences) -> Tensor:
-    """KL(reference ‖ model) of the next-token distributions, mean over tokens.
-
-    Source: TOFU, arXiv 2401.06121, sec. 3.
-    """
-    assert answers.reference_logits is not None
-    target = torch.log_softmax(_finite(answers.reference_logits), -1)
-    predicted = torch.log_softmax(_finite(answers.logits), -1)
-    divergence = functional.kl_div(predicted, target, reduction="none", log_target=True)
-    return answers.token_mean(divergence.sum(-1))
-
-
-def kl_to_top_k(answers: Sequences) -> Tensor:
-    """KL(model before training ‖ model) of the next tokens, `[tokens]`.
-
-    All tokens but the k most probable ones count as one, so that the result is a lower bound of
-    the divergence of the whole distributions.
-    """
-    assert answers.reference_top_k is not None
-    tokens, before, rest_before = answers.reference_top_k
-    log_probs = torch.log_softmax(_finite(answers.logits), -1)
-    now = log_probs.gather(1, tokens)
-    if tokens.shape[1] < log_probs.shape[1]:
-        rest_now = log_probs.scatter(1, tokens, -torch.inf).logsumexp(-1)
-        now = torch.cat([now, rest_now[:, None]], 1)
-        before = torch.cat([before, rest_before[:, None]], 1)
-    divergence = functional.kl_div(now, _finite(before), reduction="none", log_target=True)
-    return divergence.sum(-1)
-
-
-def kl_to_cached(answers: Sequences) -> Tensor:
-    """`kl_to_top_k`, mean over tokens."""
-    return answers.token_mean(kl_to_top_k(answers))
-
-
-def excess(answers: Sequences, margin: float = 0.0) -> Tensor:
-    """By how much the fact-bearing tokens exceed the floors in log-odds, `[fact-bearing tokens]`.
-
-    The floors of an answer are the log-probabilities of tokens of facts that no model has seen.
-    Its most probable token is compared with the highest floor, the second with the second, and so
-    on; a token below its floor counts 0. The sum is 0 only if the tokens of the answer are no more
-    probable than those of unseen facts, and then it has no gradient. Log-odds have the same
-    gradient for a token of probability 0.999999 as for one of 0.5, log-probabilities almost none.
-    `margin` is added to all floors, in log-odds.
-    """
-    return (_above_floors(answers) - margin).clamp(min=0)
-
-
-def shortfall(answers: Sequences, margin: float = 0.0) -> Tensor:
-    """By how much the fact-bearing tokens fall short of the floors; see `excess`."""
-    return (margin - _above_floors(answers)).clamp(min=0)
-
-
-def _above_floors(answers: Sequences) -> Tensor:
-    """Log-odds of the fact-bearing tokens less those of their floors, `[fact-bearing tokens]`."""
-    assert answers.is_fact is not None
-    assert answers.floors is not None
-    labels = answers.labels[answers.is_fact]
-    owner = answers.owner[answers.is_fact]
-    logits = _finite(answers.logits[answers.is_fact])
-    odds = _log_odds(logits, labels)
-    # the tokens of each answer in ascending order, as its floors are
-    by_odds = odds.detach().argsort(stable=True)
-    order = by_odds[owner[by_odds].argsort(stable=True)]
-    floors = answers.floors[answers.is_fact].float().clamp(max=-1e-6)
-    floor_odds = floors - torch.log(-torch.expm1(floors))
-    return odds[order] - floor_odds
-
-
-def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns log p − log(1 − p) of the labels, `[tokens]`, from logits `[tokens, vocab]`."""
-    others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(-1)
-    return logits.gather(1, labels[:, None])[:, 0] - others
-
-
-def _finite(logits: Tensor) -> Tensor:
-    """Returns logits in float32, with the lowest finite number for −∞.
-
-    Some models mask tokens by −∞, and 0 · ∞ is not a number.
-    """
-    return logits.float().clamp(min=torch.finfo(torch.float32).min)
-
-
-# --- objectives ---------------------------------------------------------------------------------
+from meow_ray.stages.train.sequences import Sequences
+from meow_ray.stages.train.terms import excess, finite, js_to_reference, kl_to_top_k, nll, shortfall
 
 
 def meow(inverted: Sequences) -> Tensor:
@@ -289,6 +88,90 @@ def wga(forget: Sequences, *, beta: float) -> Tensor:
     return forget.token_mean(forget.log_probs.detach().exp() ** beta * forget.log_probs)
 
 
+def satimp(forget: Sequences, *, beta1: float, beta2: float) -> Tensor:
+    """Gradient ascent weighted by p^β₁ · (1 − p)^β₂, without a gradient through the weight.
+
+    p^β₁ gives weight to tokens that are still probable (saturation), (1 − p)^β₂ to those that are
+    informative (importance). Source: SatImp, arXiv 2505.11953.
+    """
+    p = forget.log_probs.detach().exp()
+    return forget.token_mean(p**beta1 * (1 - p) ** beta2 * forget.log_probs)
+
+
+def pdu(forget: Sequences) -> Tensor:
+    """Flattens the logits: mean of (largest − mean of the vocabulary's)² at each token.
+
+    The preset adds the retain set as a constraint (`retain_budget`): its cross-entropy shall not
+    exceed a budget, whatever forgetting takes. Source: PDU, arXiv 2506.05314.
+    """
+    logits = forget.logits.float()
+    known = logits.isfinite()  # some models mask tokens by −∞
+    mean = logits.where(known, 0).sum(-1) / known.sum(-1)
+    return forget.token_mean((logits.amax(-1) - mean).square())
+
+
+def jensun(idk: Sequences, forget: Sequences, retain: Sequences, *, alpha: float) -> Tensor:
+    """Jensen-Shannon divergence: to a refusal on forget answers, to the target on retain answers.
+
+    At each token of a true answer, the model's distribution is compared with the certainty of a
+    token of the refusal, whose tokens are repeated to the length of the answer. The second term,
+    with weight α, compares it with the model before training. Both lie between 0 and log 2.
+    Source: JensUn, arXiv 2509.02820.
+    """
+    # the refusal's tokens from its first on, and again when they are used up
+    first_of_refusal = idk.lengths.cumsum(0) - idk.lengths
+    offsets = forget.positions % idk.lengths[forget.owner]
+    refusal = idk.labels[first_of_refusal[forget.owner] + offsets]
+    log_p = torch.log_softmax(finite(forget.logits), -1).gather(1, refusal[:, None])[:, 0]
+    p = log_p.exp()
+    # with m the mean of both distributions: KL(model ‖ m), then KL(refusal ‖ m)
+    log_mean = torch.log1p(p) - math.log(2)
+    from_model = p * (log_p - log_mean) + (1 - p) * math.log(2)
+    return forget.token_mean((from_model - log_mean) / 2) + alpha * js_to_reference(retain)
+
+
+def shred(forget: Sequences, *, share: float, skip_tokens: int) -> Tensor:
+    """KL to the target's own distribution, without the true token where it was least probable.
+
+    A share of the tokens of each answer, the least probable ones before training, are demoted:
+    there the distribution before training is taken without the true token. At all other tokens the
+    model keeps its distribution, so that no retain set is needed. The first `skip_tokens` tokens
+    are never demoted. Source: SHRED, arXiv 2605.07482 (its variant without the nucleus).
+    """
+    assert forget.reference_top_k is not None
+    # the most probable tokens come last, and skipped ones after all others
+    log_probs = forget.reference_top_k.log_label
+    by_probability = log_probs.masked_fill(forget.positions < skip_tokens, torch.inf).argsort(
+        stable=True
+    )
+    order = by_probability[forget.owner[by_probability].argsort(stable=True)]
+    rank = torch.empty_like(order).scatter(0, order, forget.positions)
+    eligible = (forget.lengths - skip_tokens).clamp(min=0)
+    count = torch.minimum((share * forget.lengths).ceil().long(), eligible)
+    demoted = rank < count[forget.owner]
+    return forget.token_mean(kl_to_top_k(forget, demoted))
+
+
+def tpo(forget: Sequences, *, beta: float) -> Tensor:
+    """Lowers the logits of fact-bearing tokens, and keeps the other tokens of the same answer.
+
+    −2/β · log σ(β · (mean logit before training − mean logit)) over the fact-bearing tokens of each
+    answer, plus the cross-entropy of its other tokens, summed over the answer; both are means over
+    answers. Source: TPO, arXiv 2506.03142, with the sums of its authors' code; there, a language
+    model names the tokens, and the first difference is a mean over the batch.
+    """
+    assert forget.is_fact is not None
+    assert forget.reference_logits is not None
+    labels = forget.labels[:, None]
+    now = finite(forget.logits).gather(1, labels)[:, 0]
+    before = finite(forget.reference_logits).gather(1, labels)[:, 0]
+    facts = forget.sum_by_sequence(forget.is_fact.float())
+    lowered = forget.sum_by_sequence((before - now) * forget.is_fact) / facts.clamp(min=1)
+    preference = -2 / beta * functional.logsigmoid(beta * lowered)
+    others = -forget.sum_by_sequence(forget.log_probs * ~forget.is_fact)
+    return forget.sequence_mean(preference + others)
+
+
 def npo(forget: Sequences, *, beta: float) -> Tensor:
     """Negative preference optimisation: −2/β · log σ(−β · log(p/p_ref)) for each answer.
 
@@ -345,9 +228,9 @@ def undial(forget: Sequences, *, beta: float) -> Tensor:
     """
     assert forget.reference_logits is not None
     penalty = torch.full_like(forget.labels, beta, dtype=torch.float32)[:, None]
-    teacher = _finite(forget.reference_logits).scatter_add(1, forget.labels[:, None], -penalty)
+    teacher = finite(forget.reference_logits).scatter_add(1, forget.labels[:, None], -penalty)
     loss = functional.cross_entropy(
-        _finite(forget.logits), torch.softmax(teacher, -1), reduction="none"
+        finite(forget.logits), torch.softmax(teacher, -1), reduction="none"
     )
     return forget.token_mean(loss)
 
@@ -359,11 +242,9 @@ def ceu(forget: Sequences, *, skip_tokens: int) -> Tensor:
     """
     target = forget.logits.detach().float().scatter(1, forget.labels[:, None], -torch.inf)
     loss = functional.cross_entropy(
-        _finite(forget.logits), torch.softmax(target, -1), reduction="none"
+        finite(forget.logits), torch.softmax(target, -1), reduction="none"
     )
-    starts = torch.searchsorted(forget.owner, forget.owner)
-    positions = torch.arange(len(forget.owner), device=starts.device) - starts
-    counts = positions >= skip_tokens
+    counts = forget.positions >= skip_tokens
     total = max(1, forget.total_tokens - skip_tokens * forget.total_sequences)
     return (loss * counts).sum() / total
 

@@ -75,7 +75,8 @@ class ObjectiveSpec:
 
     None leaves the weight as it is.
     """
-
+    retain_budget: float | None = field(default=None, metadata=NEWER)
+    """The same for the cross-entropy on the retain set and its weight."""
     guessed_floors: bool = field(default=False, metadata=NEWER)
     """Whether floors are shifted by the guesses of the generator; see `guesses`."""
     paraphrases: int = field(default=0, metadata=NEWER)

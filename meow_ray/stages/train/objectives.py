@@ -90,6 +90,33 @@ PRESETS: dict[str, ObjectiveSpec] = {
     "wga": ObjectiveSpec(
         function="wga", reads=("forget",), settings={"beta": 1.0}, retain_weight=1.0
     ),
+    "satimp": ObjectiveSpec(
+        function="satimp",
+        reads=("forget",),
+        settings={"beta1": 5.0, "beta2": 1.0},
+        forget_weight=0.1,
+        retain_weight=1.0,
+    ),
+    "pdu": ObjectiveSpec(function="pdu", reads=("forget",), retain_weight=50.0, retain_budget=0.3),
+    "jensun": ObjectiveSpec(
+        function="jensun",
+        reads=("idk", "forget", "retain"),
+        reference="model",
+        settings={"alpha": 1.0},
+    ),
+    "shred": ObjectiveSpec(
+        function="shred",
+        reads=("forget",),
+        reference="top_k",
+        settings={"share": 0.3, "skip_tokens": 1},
+    ),
+    "tpo": ObjectiveSpec(
+        function="tpo",
+        reads=("forget",),
+        reference="model",
+        settings={"beta": 0.32},
+        marks_facts=True,
+    ),
     "ceu": ObjectiveSpec(function="ceu", reads=("forget",), settings={"skip_tokens": 1}),
     "flat": ObjectiveSpec(function="flat", reads=("idk", "forget")),
     "rmu": ObjectiveSpec(
@@ -191,12 +218,19 @@ def _with_retain(objective: ObjectiveSpec, spec: Train) -> ObjectiveSpec:
             f"{place}, but the function of {spec.objective} reads retain pairs. Set it to given, "
             "neighbours or both."
         )
-    if spec.retain_weight or spec.kl_weight:
+    if any((spec.retain_weight, spec.kl_weight, spec.retain_budget, spec.utility_budget)):
         raise MeowError(
-            f"{place}, which drops `train.retain_weight` and `train.kl_weight`. Remove them, or "
-            "set `train.retain` to given, neighbours or both."
+            f"{place}, which drops `train.retain_weight` and `train.kl_weight` with their budgets. "
+            "Remove these keys, or set `train.retain` to given, neighbours or both."
         )
-    return replace(objective, retain="none", retain_weight=0.0, kl_weight=0.0)
+    return replace(
+        objective,
+        retain="none",
+        retain_weight=0.0,
+        kl_weight=0.0,
+        retain_budget=None,
+        utility_budget=None,
+    )
 
 
 def _check_settings(spec: Train, preset: ObjectiveSpec) -> None:
@@ -243,6 +277,7 @@ def _changed_fields(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
         "stop_level",
         "cooldown",
         "utility_budget",
+        "retain_budget",
         "guessed_floors",
         "paraphrases",
     )
@@ -283,6 +318,11 @@ def _check_effect(spec: Train, objective: ObjectiveSpec) -> None:
         raise MeowError(
             f"`train.utility_budget`: {spec.objective} has no KL term whose weight it could adapt. "
             "Set train.kl_weight, or remove the budget."
+        )
+    if objective.retain_budget is not None and not objective.retain_weight:
+        raise MeowError(
+            f"`train.retain_budget`: {spec.objective} has no retain term whose weight it could "
+            "adapt. Set train.retain_weight, or remove the budget."
         )
 
 

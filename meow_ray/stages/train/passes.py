@@ -64,14 +64,15 @@ def read_before(
     )
 
 
-def _top_k(logits: Any, labels: Any) -> tuple[Any, Any, Any]:
-    """Returns the fields of `losses.TopK` for logits `[tokens, vocab]`, on the CPU."""
+def _top_k(logits: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
+    """Returns the fields of `sequences.TopK` for logits `[tokens, vocab]`, on the CPU."""
     import torch
 
     log_probs = torch.log_softmax(logits.float(), -1)
     top = log_probs.topk(min(TOP_K, log_probs.shape[-1]))
     rest = log_probs.scatter(1, top.indices, -torch.inf).logsumexp(-1)
-    return top.indices.int().cpu(), top.values.cpu(), rest.cpu()
+    own = log_probs.gather(1, labels[:, None])[:, 0]
+    return top.indices.int().cpu(), top.values.cpu(), rest.cpu(), own.cpu()
 
 
 def score(logits: Any, labels: Any) -> Score:

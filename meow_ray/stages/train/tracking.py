@@ -73,8 +73,9 @@ class Tracker:
         figures |= {f"terms/{name}": value for name, value in record.get("terms", {}).items()}
         compared = record.get("never_seen", {})
         figures |= {f"never_seen/{name}": value for name, value in compared.items()}
-        if "kl_weight" in record:
-            figures["kl_weight"] = record["kl_weight"]
+        for weight in ("kl_weight", "retain_weight"):
+            if weight in record:
+                figures[weight] = record[weight]
         if self._clock is None:
             self._open()
         else:

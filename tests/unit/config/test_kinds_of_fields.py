@@ -144,11 +144,10 @@ def test_these_keys_name_content():
                 "idk_answers",
             )
         ),
-        *(
-            f"train.{name}"
-            for name in ("until", "max_steps", "stop_level", "cooldown", "utility_budget")
-        ),
+        *(f"train.{name}" for name in ("until", "max_steps", "stop_level", "cooldown")),
         *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
+        "train.utility_budget",
+        "train.retain_budget",
         "train.guessed_floors",
         "train.deepspeed",
         "memorize.deepspeed",

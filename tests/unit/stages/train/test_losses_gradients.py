@@ -20,7 +20,7 @@ from tests.support.answers import (
     log_softmax,
     loss,
 )
-from tests.support.formulas import control, kl
+from tests.support.formulas import control, demoted_by_hand, kl
 
 PULLS = {
     "nll": {"retain": 1},
@@ -28,6 +28,7 @@ PULLS = {
     "idk": {"idk": 1},
     "gradient_ascent": {"forget": -1},
     "wga": {"forget": -1},
+    "satimp": {"forget": -1},
     "npo": {"forget": -1},
     "simnpo": {"forget": -1},
     "dpo": {"idk": 1, "forget": -1},
@@ -92,12 +93,19 @@ def held_wga(p: list[float], label: int) -> list[float]:
     return [weight * ((token == label) - x) for token, x in enumerate(p)]
 
 
+def held_satimp(p: list[float], label: int) -> list[float]:
+    """Returns the gradient of w · log p for a token, with a constant w = p^β₁ · (1 − p)^β₂."""
+    settings = SETTINGS["satimp"]
+    weight = p[label] ** settings["beta1"] * (1 - p[label]) ** settings["beta2"]
+    return [weight * ((token == label) - x) for token, x in enumerate(p)]
+
+
 def held_ceu(p: list[float], label: int) -> list[float]:
     """Returns p − q, the gradient of the cross-entropy to q; q is p without the true token."""
     return [x - (0.0 if token == label else x / (1 - p[label])) for token, x in enumerate(p)]
 
 
-@pytest.mark.parametrize("held", [held_wga, held_ceu])
+@pytest.mark.parametrize("held", [held_wga, held_satimp, held_ceu])
 def test_weights_and_targets_have_no_gradient(held: Callable[[list[float], int], list[float]]):
     name, batch = held.__name__.removeprefix("held_"), example()
     skipped = SETTINGS[name].get("skip_tokens", 0)
@@ -155,3 +163,56 @@ def test_rmu_is_0_at_its_targets():
     }
     assert loss("rmu", batch).item() == pytest.approx(0, abs=1e-10)
     assert wanted.norm().item() == pytest.approx(SETTINGS["rmu"]["steering"])
+
+
+def test_shred_lowers_the_demoted_tokens_and_leaves_all_others():
+    batch = at_the_start()
+    grads = gradients("shred", batch, loss("shred", batch))["forget"]
+    for answer, grad in zip(batch["forget"], grads, strict=True):
+        demoted = demoted_by_hand(answer, **SETTINGS["shred"])
+        for position, label in enumerate(answer.labels.tolist()):
+            if position in demoted:
+                # the true token loses what all others gain
+                assert grad[position, label] > 0
+                assert (grad[position] < 0).sum() == VOCAB - 1
+            else:
+                assert grad[position].abs().max() < 1e-7
+
+
+def test_tpo_lowers_the_tokens_of_facts_and_raises_the_others():
+    for old, new in stepped("tpo", example())["forget"]:
+        change = [b - a for a, b in zip(log_p(old), log_p(new), strict=True)]
+        assert [value < 0 for value in change] == old.is_fact
+
+
+def test_a_step_on_jensun_raises_the_tokens_of_the_refusal():
+    batch = example()
+    for refusal, (old, new) in zip(batch["idk"], stepped("jensun", batch)["forget"], strict=True):
+        wanted = (refusal.labels.tolist() * len(old.labels))[: len(old.labels)]
+        rows = zip(wanted, old.logits.tolist(), new.logits.tolist(), strict=True)
+        assert all(log_softmax(now)[token] > log_softmax(was)[token] for token, was, now in rows)
+
+
+def test_jensun_is_bounded_by_log_2():
+    impossible = example(
+        now={role: [-8192.0] * 4 for role in LENGTHS},
+        before={role: [8192.0] * 4 for role in LENGTHS},
+    )
+    # what was certain before training has become impossible
+    assert loss("js_to_reference", impossible).item() == pytest.approx(math.log(2))
+    assert 0 < loss("jensun", impossible).item() <= 1.5 * math.log(2)
+
+
+def test_pdu_flattens_the_logits():
+    for old, new in stepped("pdu", example())["forget"]:
+        for was, now in zip(old.logits, new.logits, strict=True):
+            assert now.max() - now.mean() < was.max() - was.mean()
+
+
+def test_pdu_ignores_tokens_that_a_model_masks():
+    batch = example()
+    masked = [
+        replace(answer, logits=torch.nn.functional.pad(answer.logits, (0, 2), value=-torch.inf))
+        for answer in batch["forget"]
+    ]
+    assert loss("pdu", {**batch, "forget": masked}).item() == loss("pdu", batch).item()

@@ -84,6 +84,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "idk": (NEVER, 0),
     "gradient_ascent": (0, -NEVER),
     "wga": (0, 0),
+    "satimp": (0, 0),
     "npo": (2 / 0.5 * mean(math.log1p(VOCAB ** (0.5 * length)) for length in LENGTHS["forget"]), 0),
     "simnpo": (2 / 2.5 * math.log1p(math.exp(0.25)), 0),
     "dpo": (preferred_wrongly("idk"), 0),

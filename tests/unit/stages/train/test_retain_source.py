@@ -26,6 +26,26 @@ def test_without_a_retain_set_its_terms_are_dropped():
     assert (spec.retain, spec.retain_weight, spec.roles) == ("none", 0.0, ("forget",))
     spec = preset("meow_kl", retain="none")
     assert (spec.kl_weight, spec.needs_frozen, spec.forget_weight) == (0.0, False, 0.9)
+    spec = preset("pdu", retain="none")
+    assert (spec.retain_weight, spec.retain_budget, spec.roles) == (0.0, None, ("forget",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "term", "key"),
+    [
+        ({"retain_budget": 0.5}, "retain term", "retain_weight"),
+        ({"utility_budget": 0.5}, "KL term", "kl_weight"),
+    ],
+)
+def test_a_budget_needs_its_term(changes: dict[str, Any], term: str, key: str):
+    (budget,) = changes
+    with pytest.raises(MeowError) as caught:
+        preset("meow", **changes)
+    assert str(caught.value) == (
+        f"`train.{budget}`: meow has no {term} whose weight it could adapt. Set train.{key}, or "
+        "remove the budget."
+    )
+    assert getattr(preset("meow", **changes, **{key: 1.0}), budget) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -40,8 +60,14 @@ def test_without_a_retain_set_its_terms_are_dropped():
         (
             "meow",
             {"retain": "none", "kl_weight": 1.0},
-            "`train.retain` is none, which drops `train.retain_weight` and `train.kl_weight`. "
-            "Remove them, or set `train.retain` to given, neighbours or both.",
+            "`train.retain` is none, which drops `train.retain_weight` and `train.kl_weight` with "
+            "their budgets. Remove these keys, or set `train.retain` to given, neighbours or both.",
+        ),
+        (
+            "meow_floor",
+            {"retain": "none", "utility_budget": 0.1},
+            "`train.retain` is none, which drops `train.retain_weight` and `train.kl_weight` with "
+            "their budgets. Remove these keys, or set `train.retain` to given, neighbours or both.",
         ),
         (
             "meow",
