@@ -21,7 +21,7 @@ from meow_ray.core.formatting import format_number
 from meow_ray.core.manifest import EXAMPLES_FILE
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import parts_of_run
-from meow_ray.stages.train.objectives import PRESETS
+from meow_ray.stages.train.presets import PRESETS
 
 CONFIG = PROJECT / "pipelines" / "configs" / "demo.yaml"
 SETTINGS = ("train.learning_rate=3e-4", "train.epochs=4", "train.batch_size=12")

@@ -79,6 +79,8 @@ PEERS = {
     "JensUn": _method("train.objective=jensun"),
     "SHRED": _method("train.objective=shred"),
     "TPO": _method("train.objective=tpo"),
+    "SNAP": _method("train.objective=snap"),
+    "Opt-Out": _method("train.objective=opt_out"),
     "NPO, neighbours": _method("train.objective=npo_gd", "train.retain=neighbours"),
     "GradDiff, neighbours": _method("train.objective=grad_diff", "train.retain=neighbours"),
     "SimNPO, neighbours": _method("train.objective=simnpo", "train.retain=neighbours"),

@@ -37,8 +37,8 @@ from meow_ray.stages.invert import own_candidates
 from meow_ray.stages.train import batches
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.launch import CPU_ENV
-from meow_ray.stages.train.objectives import PRESETS
 from meow_ray.stages.train.pairs import pairs_of
+from meow_ray.stages.train.presets import PRESETS
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False

@@ -64,7 +64,7 @@ def _job(setting: Setting, resources: Any, batch_size: int, length: int, folder:
     from meow_ray.core import storage
     from meow_ray.stages.train.batches import TOKENS
     from meow_ray.stages.train.job import Job
-    from meow_ray.stages.train.objectives import PRESETS
+    from meow_ray.stages.train.presets import PRESETS
 
     shape = models.shape_to_train(setting)
     rows = [

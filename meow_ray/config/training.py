@@ -141,6 +141,12 @@ class Train(FineTuning):
         "adapted; null is the default of the objective, which for most keeps the weight",
         gt=0,
     )
+    weight_distance: float | None = content(
+        None,
+        "weight of the sliced Wasserstein distance of the weights from those before training, "
+        "which needs no data; null is the default of the objective",
+        ge=0,
+    )
     guessed_floors: bool | None = content(
         None,
         "whether the floors of an answer rise with the probability that the generator gives it, "

@@ -18,7 +18,7 @@ from meow_ray.pipeline.events import Event
 from meow_ray.pipeline.graph import STAGES
 from meow_ray.stages.inputs import engine_spec as default_engine_spec
 from meow_ray.stages.invert import rules
-from meow_ray.stages.train import objectives
+from meow_ray.stages.train import objectives, presets
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -33,7 +33,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             valid key.
     """
     names: files.Names = {
-        "objectives": [*objectives.PRESETS, *objectives.REGISTERED],
+        "objectives": [*presets.PRESETS, *objectives.REGISTERED],
         "rules": rules.RULES,
     }
     return files.load_config(path, overrides, names=names)

@@ -16,7 +16,7 @@ from meow_ray.engines import EngineSpec, Sampling
 from meow_ray.models.prompts import Prompter
 from meow_ray.planning.rates import EngineRates, Rates, TrainingRates
 from meow_ray.planning.sample import FactSample
-from meow_ray.stages.train import batches, launch, objectives
+from meow_ray.stages.train import batches, launch, presets
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.pairs import pairs_of
 from meow_ray.stages.train.tracking import TrackerSpec
@@ -153,7 +153,7 @@ def _training_job(
         model=target.model,
         pairs=pairs,
         spec=spec,
-        objective=objectives.MEMORIZE,
+        objective=presets.MEMORIZE,
         resources=getattr(config.resources, stage),
         out=storage.join(folder, "model"),
     )

@@ -16,7 +16,7 @@ from meow_ray.core.schema import SCHEMAS
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.stages.train import zero
-from meow_ray.stages.train.objectives import PRESETS
+from meow_ray.stages.train.presets import PRESETS
 from tests.support.training import Run, Workers, job, reference_of
 
 SPEC = Train(objective="meow", epochs=3, batch_size=4, learning_rate=1e-3, num_batch=None)
@@ -376,7 +376,10 @@ def test_the_terms_of_an_objective_do_not_depend_on_workers_and_packing(name: st
         assert first["loss"] == pytest.approx(second["loss"], rel=TOLERANCE, abs=1e-6)
         assert first.get("never_seen") == pytest.approx(second.get("never_seen"))
         assert first.get("terms", {}).keys() == second.get("terms", {}).keys()
-    if PRESETS[name].retain_weight:
+    if PRESETS[name].weight_distance:
+        assert packed[0]["terms"]["distance"] == 0
+        assert packed[-1]["terms"]["distance"] > 0
+    elif PRESETS[name].retain_weight:
         assert set(packed[0]["terms"]) == {"objective", "retain"}
     if PRESETS[name].kl_weight:
         # before the first step the model is the reference
@@ -389,8 +392,8 @@ def test_a_weight_rises_by_5_times_what_its_term_exceeds_the_budget(
     term: str, budget: float, variants: Any, methods: Any
 ):
     history = variants["kl_budget"][1] if term == "kl" else methods["pdu"][0]
-    assert history[0][f"{term}_weight"] == (1.0 if term == "kl" else 50.0)
+    assert history[0][f"{term}_weight"] == (0.1 if term == "kl" else 50.0)
     for before, after in pairwise(history):
         weight = before[f"{term}_weight"]
         expected = weight + 5 * (before["terms"][term] / weight - budget)
-        assert after[f"{term}_weight"] == pytest.approx(expected)
+        assert after[f"{term}_weight"] == pytest.approx(max(0.1, expected))

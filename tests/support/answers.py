@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from meow_ray.stages.train import losses, terms
-from meow_ray.stages.train.objectives import PRESETS
+from meow_ray.stages.train.presets import PRESETS
 from meow_ray.stages.train.sequences import Sequences, TopK
 
 VOCAB, HIDDEN = 5, 3

@@ -21,6 +21,7 @@ from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.passes import Workers, read_before
 from meow_ray.stages.train.stop import CoolDown, Stop
 from meow_ray.stages.train.watched import Watched
+from meow_ray.stages.train.weight_distance import WeightDistance
 from meow_ray.stages.train.zero import Model
 
 History = list[dict[str, Any]]
@@ -81,6 +82,7 @@ def run(job: Job, hooks: Hooks) -> None:
     # a run that resumes asks the model before training again, and gets the same answers
     workers = Workers(hooks.rank, hooks.world_size)
     before = read_before(job, model, data, watched.calibration if watched else (), workers)
+    moved = WeightDistance.of(model.engine.module) if job.objective.weight_distance else None
     stop = Stop.of(job, model, watched, workers) if watched else None
     timeline.mark("worker ready")
     step = 0
@@ -97,7 +99,7 @@ def run(job: Job, hooks: Hooks) -> None:
         if cool_down is not None:
             _scale_learning_rate(model, cool_down.share(step))
         weights = _term_weights(job, history)
-        record = _step(job, hooks, model, objective, data, step, before, weights)
+        record = _step(job, hooks, model, objective, data, step, before, weights, moved)
         step += 1
         timeline.mark_first("first result")
         if stop is not None and (stop.is_due(step) or step == _end(cool_down, num_steps)):
@@ -132,6 +134,7 @@ def _step(
     step: int,
     before: Before,
     weights: Mapping[str, float],
+    moved: WeightDistance | None,
 ) -> dict[str, Any]:
     """Takes one optimiser step, counted from 0; returns its record.
 
@@ -144,6 +147,7 @@ def _step(
         step: the number of the step.
         before: what the model said before training.
         weights: the weights of the added terms in this step.
+        moved: the term of the distance of the weights; None if the objective has none.
 
     Raises:
         MeowError: the loss is NaN or infinite.
@@ -157,6 +161,7 @@ def _step(
     accumulation = job.accumulation(hooks.world_size)
     names: list[str] = []
     sums: Any = 0  # `[terms]`, this worker's share of each term
+    distance: Any = None
     for items in micro_batches(batch, hooks.rank, hooks.world_size, accumulation):
         # A worker without an item sends a stand-in through without a loss, to stay in step with
         # the others. DeepSpeed averages over workers, but the terms are shares of a mean over the
@@ -164,6 +169,10 @@ def _step(
         has_items = bool(items)
         terms = weighted_terms(job, model, objective, items or batch[:1], totals, before, weights)
         loss = sum(terms.values()) * (hooks.world_size if has_items else 0)
+        if moved is not None and distance is None:
+            # once per step: it depends on no item, and is the same for all workers
+            distance = job.objective.weight_distance * moved.to(model.engine.module)
+            loss = loss + distance
         model.engine.backward(loss, scale_wrt_gas=False)
         names = list(terms)
         sums = sums + torch.stack([term.detach() for term in terms.values()]) * has_items
@@ -171,6 +180,8 @@ def _step(
     if hooks.world_size > 1:
         torch.distributed.all_reduce(sums)
     terms_of_batch = dict(zip(names, sums.tolist(), strict=True))
+    if distance is not None:
+        terms_of_batch["distance"] = distance.item()
     record = _record(terms_of_batch, totals, step + 1, data, learning_rate)
     if job.objective.utility_budget is not None:
         record["kl_weight"] = weights["kl"]

@@ -1,7 +1,7 @@
 """Objectives of unlearning: small functions over the tokens of answers.
 
 The positional parameters of an objective name the roles that it reads (`inverted`, `forget`,
-`retain`, `idk`). Its keyword parameters are its settings; `objectives.PRESETS` has their defaults.
+`retain`, `idk`). Its keyword parameters are its settings; `presets.PRESETS` has their defaults.
 An objective returns a scalar that is already divided by the size of the global batch. The sum over
 micro-batches and workers is therefore the loss of the batch, however the batch is divided.
 """

@@ -28,7 +28,8 @@ class ObjectiveSpec:
     """An objective of training: a loss function with its settings, and the terms added to it.
 
     The loss is `forget_weight` · function + `retain_weight` · cross-entropy on the retain set +
-    `kl_weight` · KL to the model before training on the retain set.
+    `kl_weight` · KL to the model before training on the retain set +
+    `weight_distance` · distance of the weights from those before training.
     """
 
     function: str
@@ -77,6 +78,8 @@ class ObjectiveSpec:
     """
     retain_budget: float | None = field(default=None, metadata=NEWER)
     """The same for the cross-entropy on the retain set and its weight."""
+    weight_distance: float = field(default=0.0, metadata=NEWER)
+    """Weight of the distance of the weights from those before training; see `weight_distance`."""
     guessed_floors: bool = field(default=False, metadata=NEWER)
     """Whether floors are shifted by the guesses of the generator; see `guesses`."""
     paraphrases: int = field(default=0, metadata=NEWER)

@@ -53,6 +53,11 @@ def _check_trained_model(config: Config, known: Known) -> Iterator[str]:
         objective = objectives.configured(config.train)
         yield from _training_faults(*target, "train", config.train, config.resources.train)
         yield from _objective_faults(*target, objective)
+        if objective.weight_distance and config.resources.train.zero_stage == 3:
+            yield (
+                "`train.weight_distance` needs whole matrices, of which ZeRO 3 gives each worker a "
+                "part. Set resources.train.zero_stage to 2, or train.weight_distance to 0."
+            )
 
 
 def _check_memorizing_model(config: Config, known: Known) -> Iterator[str]:

@@ -13,7 +13,8 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, Literal, TypeVar, get_args, overload
 
 from meow_ray.errors import MeowError
-from meow_ray.stages.train.objectives import PRESETS, REGISTERED
+from meow_ray.stages.train.objectives import REGISTERED
+from meow_ray.stages.train.presets import PRESETS
 
 Reference = Literal["none", "log_probs", "model"]
 """The part of the model before training that an objective reads."""

@@ -35,7 +35,7 @@ from meow_ray.stages.inputs import (
     target_prompt,
 )
 from meow_ray.stages.model_checks import check_target, check_target_engine
-from meow_ray.stages.train import batches, objectives, steps, zero
+from meow_ray.stages.train import batches, objectives, presets, steps, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import RETAIN_SETS, pairs_of
@@ -59,7 +59,7 @@ def memorize(context: Context) -> dict[str, Any]:
         pairs=pairs_of(("inverted",), None, _as_selected(facts)),
         model=model_ref(context.inputs["base"]),
         spec=config.memorize,
-        objective=objectives.MEMORIZE,
+        objective=presets.MEMORIZE,
     )
 
 

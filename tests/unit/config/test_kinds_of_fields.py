@@ -148,6 +148,7 @@ def test_these_keys_name_content():
         *(f"train.{name}_weight" for name in ("forget", "retain", "kl")),
         "train.utility_budget",
         "train.retain_budget",
+        "train.weight_distance",
         "train.guessed_floors",
         "train.deepspeed",
         "memorize.deepspeed",

@@ -12,7 +12,7 @@ from meow_ray.core import schema, storage
 from meow_ray.core.stage import Context, Stage
 from meow_ray.pipeline.graph import STAGES
 from meow_ray.pipeline.pipeline import Pipeline, load_config
-from meow_ray.stages.train import objectives
+from meow_ray.stages.train import presets
 from tests.support.world import write_inputs
 
 NAMES = [
@@ -169,8 +169,8 @@ def test_twins_are_made_if_evaluation_reads_them(monkeypatch: pytest.MonkeyPatch
     assert "twins" not in names_of_stages("train.objective=meow")
     with_evaluation = names_of_stages("train.objective=meow", "evaluate.twins=true")
     assert with_evaluation[1:4] == ["invert", "twins", "memo"]
-    with_twins = replace(objectives.PRESETS["meow"], twins=True)
-    monkeypatch.setitem(objectives.PRESETS, "meow", with_twins)
+    with_twins = replace(presets.PRESETS["meow"], twins=True)
+    monkeypatch.setitem(presets.PRESETS, "meow", with_twins)
     assert "twins" in names_of_stages("train.objective=meow")
 
 

@@ -11,7 +11,7 @@ from meow_ray.errors import MeowError
 from meow_ray.planning import memory
 from meow_ray.planning.methods import Method, training_methods
 from meow_ray.planning.shapes import Architecture, target_shapes
-from meow_ray.stages.train.objectives import MEMORIZE, PRESETS
+from meow_ray.stages.train.presets import MEMORIZE, PRESETS
 from tests.support.tiny import BLOCK, HIDDEN, INTERMEDIATE, LAYERS, PARAMETERS, VOCAB
 
 RANK_16 = LAYERS * 16 * (4 * 2 * HIDDEN + 3 * (HIDDEN + INTERMEDIATE))

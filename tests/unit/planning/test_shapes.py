@@ -11,7 +11,7 @@ from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.planning.methods import training_methods
 from meow_ray.planning.shapes import Architecture, target_shapes
-from meow_ray.stages.train.objectives import MEMORIZE, PRESETS
+from meow_ray.stages.train.presets import MEMORIZE, PRESETS
 from tests.support.tiny import HEADS, HIDDEN, INTERMEDIATE, LAYERS, PARAMETERS, VOCAB
 
 PROJECT = Path(__file__).parents[3]

@@ -19,7 +19,7 @@ from meow_ray.planning.rates import Rates, read_rates
 from meow_ray.planning.tally import Tally
 from meow_ray.planning.workload import RunPlan, StageWork
 from meow_ray.stages.memo.steps import MemoSteps
-from meow_ray.stages.train.objectives import PRESETS
+from meow_ray.stages.train.presets import PRESETS
 
 FACTS = [{"question": f"Who is number {i}?", "answer": f"It is Mr Zorblax {i}."} for i in range(6)]
 FORGET, RETAIN = FACTS[:4], FACTS[4:]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from meow_ray.stages.train import losses
-from meow_ray.stages.train.objectives import PRESETS
+from meow_ray.stages.train.presets import PRESETS
 from tests.support.answers import DTYPES, READS, SETTINGS, example, gradients, loss, sequences
 from tests.support.formulas import BY_HAND, by_hand
 

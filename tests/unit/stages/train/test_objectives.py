@@ -13,14 +13,9 @@ from meow_ray.config import Train
 from meow_ray.errors import MeowError
 from meow_ray.pipeline.pipeline import load_config
 from meow_ray.stages.train.losses import Sequences
-from meow_ray.stages.train.objectives import (
-    PRESETS,
-    REGISTERED,
-    ROLES,
-    ObjectiveSpec,
-    resolve,
-    source_of,
-)
+from meow_ray.stages.train.objective_spec import ROLES, ObjectiveSpec
+from meow_ray.stages.train.objectives import REGISTERED, resolve, source_of
+from meow_ray.stages.train.presets import PRESETS
 
 FILE_TEXT = """
 import math

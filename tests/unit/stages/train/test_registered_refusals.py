@@ -14,7 +14,8 @@ from torch import Tensor
 from meow_ray import register_objective, uses
 from meow_ray.errors import MeowError
 from meow_ray.stages.train.losses import Sequences
-from meow_ray.stages.train.objectives import PRESETS, REGISTERED
+from meow_ray.stages.train.objectives import REGISTERED
+from meow_ray.stages.train.presets import PRESETS
 
 PAIR = (1, 2)
 
