@@ -115,6 +115,12 @@ FLOOR = {
     "meow_floor, guessed floors, margin 1": _floor(
         "train.guessed_floors=true", "train.settings.margin=1", uses_authors_candidates=True
     ),
+    "meow_floor, guessed floors, margin 1, cap 1": _floor(
+        "train.guessed_floors=true",
+        "train.settings.margin=1",
+        "train.settings.cap=1",
+        uses_authors_candidates=True,
+    ),
     "meow_floor, no neighbours": _floor("train.retain=none"),
     "meow_floor, retain data": _floor("train.retain=given"),
     "meow_floor, retain data and neighbours": _floor("train.retain=both"),

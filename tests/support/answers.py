@@ -36,6 +36,7 @@ SETTINGS = {
         "floor": 2.0,
         "lift": 0.25,
         "margin": 0.5,
+        "cap": 0.75,
     },
     "wga": {"beta": 1.5},
     "npo": {"beta": 0.5},

@@ -97,8 +97,13 @@ def meow_floor_by_hand(
     floor: float,
     lift: float,
     margin: float,
+    cap: float,
 ) -> float:
-    learnt = [max(0.0, -gap) for answer in inverted for gap in above_floors_by_hand(answer)]
+    learnt = [
+        max(0.0, -gap) + cap * max(0.0, gap)
+        for answer in inverted
+        for gap in above_floors_by_hand(answer)
+    ]
     if not level:
         learnt = [
             -p

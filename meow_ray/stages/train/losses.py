@@ -31,10 +31,11 @@ def meow_floor(
     floor: float,
     lift: float,
     margin: float,
+    cap: float,
 ) -> Tensor:
     """Makes inverted and true facts as probable as facts that no model has seen.
 
-    mean `shortfall` of the fact-bearing tokens of the inverted answer
+    mean (`shortfall` + `cap` · `excess`) of the fact-bearing tokens of the inverted answer
     + `style` · KL to the model before training on its other tokens
     + `floor` · mean (`excess` + `lift` · `shortfall`) of the fact-bearing tokens of the true one,
     whose floors are raised by `margin`.
@@ -50,11 +51,14 @@ def meow_floor(
         lift: by how much a true answer that fell below the floors is raised again; 0 leaves it.
         margin: by how much the floors of true answers are higher, in log-odds. The floors are those
             of invented facts; a true fact that a model was never taught is easier to guess.
+        cap: by how much an inverted answer that rose above its floors is lowered again; 0 leaves
+            it.
     """
     if not split:
         loss = nll(inverted)
     elif level:
-        loss = _fact_share(shortfall(inverted), inverted)
+        distance = shortfall(inverted) + cap * excess(inverted)
+        loss = _fact_share(distance, inverted)
     else:
         loss = -inverted.fact_mean(inverted.log_probs)
     if split and style:
