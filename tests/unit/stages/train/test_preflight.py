@@ -58,6 +58,15 @@ def test_a_whole_configuration_has_no_findings(known: Known, tmp_path: Path):
     assert findings({**known, **given, "facts": facts(("Who?", "Ann is."))}) == []
 
 
+def test_the_distance_of_weights_is_refused_with_zero_3(known: Known):
+    settings = ("train.objective=meow", "train.weight_distance=0.1")
+    assert findings(known, *settings) == []
+    assert findings(known, *settings, "resources.train.zero_stage=3") == [
+        "`train.weight_distance` needs whole matrices, of which ZeRO 3 gives each worker a part. "
+        "Set resources.train.zero_stage to 2, or train.weight_distance to 0."
+    ]
+
+
 def test_long_candidates_are_named_by_line_with_the_length_to_set(known: Known, tmp_path: Path):
     given = candidates(
         tmp_path, ("Who?", "Ann", "Bob"), ("Who?", "Ann", "B" * 30), ("Who?", "Ann", "B" * 40)
