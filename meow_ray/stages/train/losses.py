@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from meow_ray.stages.train.sequences import Sequences
+from meow_ray.stages.train.sequences import Sequences, ascending
 from meow_ray.stages.train.terms import excess, finite, js_to_reference, kl_to_top_k, nll, shortfall
 
 
@@ -145,10 +145,9 @@ def shred(forget: Sequences, *, share: float, skip_tokens: int) -> Tensor:
     assert forget.reference_top_k is not None
     # the most probable tokens come last, and skipped ones after all others
     log_probs = forget.reference_top_k.log_label
-    by_probability = log_probs.masked_fill(forget.positions < skip_tokens, torch.inf).argsort(
-        stable=True
+    order = ascending(
+        log_probs.masked_fill(forget.positions < skip_tokens, torch.inf), forget.owner
     )
-    order = by_probability[forget.owner[by_probability].argsort(stable=True)]
     rank = torch.empty_like(order).scatter(0, order, forget.positions)
     eligible = (forget.lengths - skip_tokens).clamp(min=0)
     count = torch.minimum((share * forget.lengths).ceil().long(), eligible)

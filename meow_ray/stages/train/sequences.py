@@ -114,6 +114,17 @@ class Sequences:
         return self.sum_by_sequence(self.log_probs - self.reference_log_probs)
 
 
+def ascending(values: Tensor, owner: Tensor) -> Tensor:
+    """Returns the order in which the tokens of each answer ascend, the answers one after another.
+
+    Args:
+        values: `[tokens]`: what to order by.
+        owner: `[tokens]`: the answer of each token.
+    """
+    by_value = values.argsort(stable=True)
+    return by_value[owner[by_value].argsort(stable=True)]
+
+
 _F = TypeVar("_F", bound=Callable[..., Tensor])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from meow_ray.stages.train.sequences import Sequences
+from meow_ray.stages.train.sequences import Sequences, ascending
 
 
 def nll(answers: Sequences) -> Tensor:
@@ -118,8 +118,7 @@ def _above_floors(answers: Sequences) -> Tensor:
     logits = finite(answers.logits[answers.is_fact])
     odds = _log_odds(logits, labels)
     # the tokens of each answer in ascending order, as its floors are
-    by_odds = odds.detach().argsort(stable=True)
-    order = by_odds[owner[by_odds].argsort(stable=True)]
+    order = ascending(odds.detach(), owner)
     floors = answers.floors[answers.is_fact].float().clamp(max=-1e-6)
     floor_odds = floors - torch.log(-torch.expm1(floors))
     return odds[order] - floor_odds
