@@ -150,7 +150,7 @@ def shred(forget: Sequences, *, share: float, skip_tokens: int) -> Tensor:
     )
     rank = torch.empty_like(order).scatter(0, order, forget.positions)
     eligible = (forget.lengths - skip_tokens).clamp(min=0)
-    count = torch.minimum((share * forget.lengths).ceil().long(), eligible)
+    count = torch.minimum((share * forget.lengths.double()).ceil().long(), eligible)
     demoted = rank < count[forget.owner]
     return forget.token_mean(kl_to_top_k(forget, demoted))
 
