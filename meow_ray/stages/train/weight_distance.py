@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,12 @@ class WeightDistance:
     The rows of a matrix W are points. Projected on a unit vector u and sorted, they are the
     quantiles of a distribution; the distance is the mean over directions u of
     ‖sort(W₀ u) − sort(W u)‖². It is the regulariser of Opt-Out (Choi et al., arXiv 2406.12329).
-    There the directions are drawn anew in each step; here they stay the same, so that no copy of
-    the weights before training has to be in memory.
+    There each step draws other directions; here they stay the same, so that no copy of the weights
+    before training has to be in memory.
     """
+
+    directions: Mapping[str, Any]
+    """By parameter: `[columns, directions]`, unit vectors; matrices of one width share them."""
 
     before: Mapping[str, Any]
     """By parameter: `[rows, directions]`, the sorted projections before training, in float32."""
@@ -30,14 +32,18 @@ class WeightDistance:
         """Projects the matrices of a network that has not been trained yet."""
         import torch
 
+        matrices = _matrices(network)
+        by_width = {(m.shape[1], m.device): _directions(m.shape[1], m.device) for _, m in matrices}
+        directions = {name: by_width[m.shape[1], m.device] for name, m in matrices}
         with torch.no_grad():
-            return cls({name: _projected(name, matrix) for name, matrix in _matrices(network)})
+            before = {name: _projected(m, directions[name]) for name, m in matrices}
+        return cls(directions, before)
 
     def to(self, network: Any) -> Any:
         """Returns the sum of the distances of all matrices, a scalar with a gradient."""
         distance: Any = 0.0
         for name, matrix in _matrices(network):
-            change = _projected(name, matrix) - self.before[name]
+            change = _projected(matrix, self.directions[name]) - self.before[name]
             distance = distance + change.square().sum() / DIRECTIONS
         return distance
 
@@ -51,15 +57,15 @@ def _matrices(network: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _projected(name: str, matrix: Any) -> Any:
-    """Returns the sorted projections of a matrix `[rows, columns]`, `[rows, directions]`.
-
-    The directions depend on the name of the parameter alone, so that all workers have the same.
-    """
+def _directions(columns: int, device: Any) -> Any:
+    """Returns unit vectors `[columns, directions]`, the same for all workers and after a resume."""
     import torch
 
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(matrix.shape[1], DIRECTIONS, generator=generator)
-    directions = (directions / directions.norm(dim=0)).to(matrix.device)
+    generator = torch.Generator().manual_seed(columns)
+    directions = torch.randn(columns, DIRECTIONS, generator=generator)
+    return (directions / directions.norm(dim=0)).to(device)
+
+
+def _projected(matrix: Any, directions: Any) -> Any:
+    """Returns the sorted projections of a matrix `[rows, columns]`, `[rows, directions]`."""
     return (matrix.float() @ directions).sort(dim=0).values
