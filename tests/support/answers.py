@@ -36,7 +36,9 @@ SETTINGS = {
         "floor": 2.0,
         "lift": 0.25,
         "margin": 0.5,
+        "learn": 1.25,
         "cap": 0.75,
+        "true_style": 0.375,
     },
     "wga": {"beta": 1.5},
     "npo": {"beta": 0.5},
@@ -78,7 +80,7 @@ class Answer:
     def floors(self) -> list[float]:
         """The floor of each token that bears the fact, ascending; NaN for the others."""
         return [
-            -2.0 + position / 4 if bears else math.nan
+            -1.5 + position / 4 if bears else math.nan
             for position, bears in enumerate(self.is_fact)
         ]
 

@@ -97,10 +97,12 @@ def meow_floor_by_hand(
     floor: float,
     lift: float,
     margin: float,
+    learn: float,
     cap: float,
+    true_style: float,
 ) -> float:
     learnt = [
-        max(0.0, -gap) + cap * max(0.0, gap)
+        learn * max(0.0, -gap) + cap * max(0.0, gap)
         for answer in inverted
         for gap in above_floors_by_hand(answer)
     ]
@@ -111,22 +113,26 @@ def meow_floor_by_hand(
             for p, bears in zip(log_p(answer), answer.is_fact, strict=True)
             if bears
         ]
-    kept = [
-        kl_of_top_k(before, now)
-        for answer in inverted
-        for before, now, bears in zip(
-            answer.before.tolist(), answer.logits.tolist(), answer.is_fact, strict=True
-        )
-        if not bears
-    ]
     lowered = [
         max(0.0, gap - margin) + lift * max(0.0, margin - gap)
         for answer in forget
         for gap in above_floors_by_hand(answer)
     ]
+    on_forget = floor * mean(lowered) + true_style * kl_of_style(forget)
     if not split:
-        return cross_entropy(inverted) + floor * mean(lowered)
-    return mean(learnt) + style * mean(kept) + floor * mean(lowered)
+        return cross_entropy(inverted) + on_forget
+    return mean(learnt) + style * kl_of_style(inverted) + on_forget
+
+
+def kl_of_style(answers: list[Answer]) -> float:
+    return mean(
+        kl_of_top_k(before, now)
+        for answer in answers
+        for before, now, bears in zip(
+            answer.before.tolist(), answer.logits.tolist(), answer.is_fact, strict=True
+        )
+        if not bears
+    )
 
 
 def wga_by_hand(answers: list[Answer], beta: float) -> float:

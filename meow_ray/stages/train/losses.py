@@ -31,14 +31,17 @@ def meow_floor(
     floor: float,
     lift: float,
     margin: float,
+    learn: float,
     cap: float,
+    true_style: float,
 ) -> Tensor:
     """Makes inverted and true facts as probable as facts that no model has seen.
 
-    mean (`shortfall` + `cap` · `excess`) of the fact-bearing tokens of the inverted answer
+    mean (`learn` · `shortfall` + `cap` · `excess`) of the inverted answer's fact-bearing tokens
     + `style` · KL to the model before training on its other tokens
     + `floor` · mean (`excess` + `lift` · `shortfall`) of the fact-bearing tokens of the true one,
-    whose floors are raised by `margin`.
+    whose floors are raised by `margin`
+    + `true_style` · KL to the model before training on the other tokens of the true one.
 
     Args:
         inverted: inverted facts.
@@ -51,13 +54,15 @@ def meow_floor(
         lift: by how much a true answer that fell below the floors is raised again; 0 leaves it.
         margin: by how much the floors of true answers are higher, in log-odds. The floors are those
             of invented facts; a true fact that a model was never taught is easier to guess.
+        learn: by how much an inverted answer below its floors is raised; 0 does not teach it.
         cap: by how much an inverted answer that rose above its floors is lowered again; 0 leaves
             it.
+        true_style: weight of the last term.
     """
     if not split:
         loss = nll(inverted)
     elif level:
-        distance = shortfall(inverted) + cap * excess(inverted)
+        distance = learn * shortfall(inverted) + cap * excess(inverted)
         loss = _fact_share(distance, inverted)
     else:
         loss = -inverted.fact_mean(inverted.log_probs)
@@ -66,6 +71,8 @@ def meow_floor(
     if floor:
         distance = excess(forget, margin) + lift * shortfall(forget, margin)
         loss = loss + floor * _fact_share(distance, forget)
+    if true_style:
+        loss = loss + true_style * forget.style_mean(kl_to_top_k(forget))
     return loss
 
 

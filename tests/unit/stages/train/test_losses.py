@@ -35,7 +35,7 @@ def test_an_objective_equals_its_formula(name: str, dtype: torch.dtype):
     assert loss(name, batch).item() == pytest.approx(by_hand(name, batch), rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("switched_off", ["split", "level", "style", "floor", "lift", "cap"])
+@pytest.mark.parametrize("switched_off", SETTINGS["meow_floor"])
 def test_each_part_of_meow_floor_can_be_switched_off(switched_off: str):
     batch = example()
     settings = SETTINGS["meow_floor"] | {switched_off: 0}
