@@ -74,6 +74,7 @@ PEERS = {
     "IDK": _method("train.objective=idk"),
     "DPO": _method("train.objective=dpo"),
     "AltPO": _method("train.objective=altpo", epochs=EPOCHS_OF_THREE_ANSWERS),
+    "LoKU": _method("train.objective=ihl", "train.lora.init=fila"),
     "SatImp": _method("train.objective=satimp"),
     "PDU": _method("train.objective=pdu"),
     "JensUn": _method("train.objective=jensun"),

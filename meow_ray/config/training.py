@@ -18,6 +18,12 @@ class Lora(Section):
     layers: tuple[str, ...] = field(
         (), "names of the linear layers with adapters; [] is all linear layers"
     )
+    init: Literal["zero", "fila"] = field(
+        "zero",
+        "what the adapters start from: zero adds nothing to the weights; fila takes the part of "
+        "the weights that matters for the forget facts and not for the retain set (FILA of LoKU, "
+        "arXiv 2408.06621)",
+    )
     output: Literal["merged", "adapter"] = field(
         "merged", "export the merged model, or the adapter with the name of its base model"
     )
@@ -26,6 +32,16 @@ class Lora(Section):
         "nf4 loads the base model in 4 bits (QLoRA, arXiv 2305.14314); it needs a GPU and "
         "bitsandbytes",
     )
+
+    def spec(self) -> dict[str, Any]:
+        """Returns the fields that enter fingerprints; `init` only if it is not at its default.
+
+        Adapters of an earlier version, which had no such field, keep their fingerprint.
+        """
+        values = super().spec()
+        if values["init"] == "zero":
+            del values["init"]
+        return values
 
 
 LEARNING_RATE = 2e-5

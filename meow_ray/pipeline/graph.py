@@ -15,6 +15,7 @@ from meow_ray.stages.paraphrases.stage import paraphrases_stage
 from meow_ray.stages.report.stage import REPORT, REPORT_ALONE
 from meow_ray.stages.select.stage import SELECT
 from meow_ray.stages.train import objectives
+from meow_ray.stages.train.fila_stage import FILA
 from meow_ray.stages.train.guesses import GUESSES
 from meow_ray.stages.train.stage import MEMORIZE, REFERENCE, TRAIN
 from meow_ray.stages.twins.stage import TWINS
@@ -48,6 +49,7 @@ STAGES: tuple[Stage, ...] = (
     SELECT,
     GUESSES,
     REFERENCE,
+    FILA,
     TRAIN,
     REMAIN,
     EVALUATE,

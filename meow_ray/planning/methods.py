@@ -52,6 +52,8 @@ def training_methods(
         itemsize=itemsize,
         frozen=weights if objective.needs_frozen else 0,
     )
+    # PEFT's own adapters are switched off to get the model before training
+    needs_copy = objective.needs_frozen and lora.init == "fila"
     base_weights = weights
     if lora.quantize == "nf4":
         # 4 bits per weight, and a float32 scale per 64 weights (arXiv 2305.14314, sec. 2)
@@ -65,6 +67,7 @@ def training_methods(
         largest_layer=architecture.largest_layer,
         weights=base_weights + itemsize * adapters,
         itemsize=itemsize,
+        frozen=weights if needs_copy else 0,
     )
     return full, with_adapters
 

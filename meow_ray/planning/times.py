@@ -24,6 +24,7 @@ _SECTIONS = {
     "neighbours": "memo",
     "paraphrases": "invert",
     "guesses": "invert",
+    "fila": "train",
 }
 """The section of `resources` of stages that have none of their own name."""
 
@@ -43,7 +44,8 @@ def stage_units(config: Config, stages: Sequence[str], gpus: int) -> dict[str, t
     for stage in stages:
         resources: EngineResources | TrainResources = getattr(config.resources, _section(stage))
         if isinstance(resources, TrainResources):
-            units[stage] = (resources.workers(gpus or 1), int(gpus > 0))
+            workers = 1 if stage == "fila" else resources.workers(gpus or 1)
+            units[stage] = (workers, int(gpus > 0))
         elif gpus:
             gpus_per_engine = resources.tensor_parallel_size
             units[stage] = (max(1, gpus // gpus_per_engine), gpus_per_engine)

@@ -35,7 +35,7 @@ from meow_ray.stages.invert.stage import generator_spec
 from meow_ray.stages.invert.steps import InvertSteps
 from meow_ray.stages.memo.steps import MemoSteps
 from meow_ray.stages.paraphrases.steps import SPARE, ParaphraseSteps
-from meow_ray.stages.train import objectives
+from meow_ray.stages.train import fila, objectives
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.twins.making import wanted_per_half
 
@@ -111,6 +111,16 @@ def count_work(
                 by="target",
                 read=num_wordings * num_items * sizes.forget_pair,
                 storage=num_wordings * num_items * sizes.row_bytes,
+            )
+        )
+    if fila.is_configured(config.train):
+        num_pairs = num_forget + _num_retained(config, objective, sample)
+        works.append(
+            StageWork(
+                stage="fila",
+                by="training",
+                trained=num_pairs * sizes.forget_pair,
+                storage=4.0 * sample.trainable,
             )
         )
     num_sequences = max(1, len(objective.roles))
@@ -211,6 +221,16 @@ def _paraphrases_work(config: Config, number: int, sample: FactSample, sizes: _S
     )
     work.add(tally, sample.scale("forget"))
     return work
+
+
+def _num_retained(config: Config, objective: ObjectiveSpec, sample: FactSample) -> int:
+    """Returns the number of pairs of the retain set."""
+    made = 0
+    if objective.retains_neighbours:
+        num_forget = sample.counts["forget"]
+        made = neighbours.num_neighbours(config, num_forget) + config.neighbours.generic
+    given = sample.counts["retain"] if objective.retain in ("given", "both") else 0
+    return made + given
 
 
 def _neighbours_work(config: Config, sample: FactSample, sizes: _Sizes) -> StageWork:

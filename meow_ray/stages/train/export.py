@@ -13,6 +13,8 @@ from meow_ray.models import folders, refs
 from meow_ray.models.ends import declare_end
 from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.models.refs import ModelRef
+from meow_ray.stages.train import fila
+from meow_ray.stages.train.adapters import ADAPTER
 from meow_ray.stages.train.job import Job
 
 
@@ -91,6 +93,9 @@ def _save_lora(module: Any, state: dict[str, Any], job: Job, folder: Path) -> No
     adapter = folder
     if job.spec.lora.output == "merged":
         adapter = folder / "adapter"
+    first = job.load_first_adapters()
+    if first is not None:
+        fila.relative_to_base(state, first, module.peft_config[ADAPTER])
     module.save_pretrained(adapter, state_dict=state)
     refs.write_base(job.model, adapter)
     if adapter == folder:

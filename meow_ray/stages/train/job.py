@@ -27,6 +27,8 @@ class Job:
     """The token that ends an answer; generation by the exported model stops there."""
     watched: str | None = None
     """URI of the pairs that training watches; see `watched`. None if it watches none."""
+    first_adapters: str | None = None
+    """URI of the tensors that adapters start from; see `fila`. None starts from zero."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """A user's own settings of DeepSpeed."""
 
@@ -43,6 +45,14 @@ class Job:
                 "`meow status` shows the rows of each stage."
             )
         return data
+
+    def load_first_adapters(self) -> dict[str, Any] | None:
+        """Reads the tensors that adapters start from; None if they start from zero."""
+        if self.first_adapters is None:
+            return None
+        from safetensors.torch import load
+
+        return load(storage.read_bytes(self.first_adapters))
 
     def num_steps(self, data: Dataset) -> int:
         """Returns the largest number of optimiser steps."""

@@ -76,6 +76,7 @@ def run(job: Job, hooks: Hooks) -> None:
         frozen=job.objective.needs_frozen,
         trainable=job.objective.trainable,
         layer=job.objective.layer,
+        first_adapters=job.load_first_adapters(),
     )
     if job.resources.packing:
         check_packing(model, data)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray.config import Config, FineTuning, TrainResources
+from meow_ray.config import Config, FineTuning, Train, TrainResources
 from meow_ray.core import storage
 from meow_ray.core.schema import TRUE_ANSWER
 from meow_ray.core.stage import FORESEEN, Known
@@ -30,7 +30,7 @@ from meow_ray.stages.model_checks import (
     target_ahead,
     training_limit,
 )
-from meow_ray.stages.train import forward, objectives, structure, zero
+from meow_ray.stages.train import fila, forward, objectives, structure, zero
 from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import NO_RETAIN_SET
@@ -86,6 +86,7 @@ def _training_faults(
         yield f"resources.{section}.packing: {forward.LEAKS}"
     if spec.lora is not None:
         yield from _lora_faults(ref, section, spec.lora.layers)
+        yield from _fila_faults(section, spec)
 
 
 @cache
@@ -119,6 +120,26 @@ def _lora_faults(ref: ModelRef, section: str, layers: Sequence[str]) -> Iterator
         yield (
             f"`{section}.lora.layers`: the model has no linear layer {', '.join(missing)}. "
             f"Choose from {', '.join(names)}, or [] for all."
+        )
+
+
+def _fila_faults(section: str, spec: FineTuning) -> Iterator[str]:
+    """Yields why adapters cannot start from a part of the weights."""
+    if not fila.is_configured(spec):
+        return
+    assert spec.lora is not None
+    if not isinstance(spec, Train):
+        yield "`memorize.lora.init`: fila needs facts to forget. Set it to zero."
+    elif "retain" not in objectives.configured(spec).roles:
+        yield (
+            "`train.lora.init`: fila compares the facts to forget with a retain set, and this "
+            "objective has none. Set `train.kl_weight` or `train.retain_weight`, or choose an "
+            "objective with a retain term, such as ihl."
+        )
+    if spec.lora.quantize != "none":
+        yield (
+            f"`{section}.lora.init`: fila changes the frozen weights, which `lora.quantize` "
+            f"{spec.lora.quantize} keeps in 4 bits. Set `{section}.lora.quantize` to none."
         )
 
 

@@ -35,7 +35,7 @@ from meow_ray.stages.inputs import (
     target_prompt,
 )
 from meow_ray.stages.model_checks import check_target, check_target_engine
-from meow_ray.stages.train import batches, objectives, presets, steps, zero
+from meow_ray.stages.train import batches, fila, objectives, presets, steps, zero
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import RETAIN_SETS, pairs_of
@@ -74,7 +74,7 @@ def reference(context: Context) -> dict[str, Any]:
 
     config = context.config
     objective: ObjectiveSpec = context.inputs["roles"].value
-    rows = _distinct_answers(_pairs(context, objective.reads, objective))
+    rows = _distinct_answers(pairs_from_inputs(context, objective.reads, objective))
     score = partial(
         steps.log_probs_batch,
         template=config.target.template,
@@ -105,13 +105,22 @@ def train(context: Context) -> dict[str, Any]:
     objective: ObjectiveSpec = context.inputs["objective"].value
     target = context.inputs["target"]
     compared = objective.reads if "reference" in context.inputs else ()
-    pairs = _pairs(context, objective.roles, objective, compared=compared)
+    pairs = pairs_from_inputs(context, objective.roles, objective, compared=compared)
     model = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
     check_layer(objective, model)
     objective_name = PurePosixPath(config.train.objective).name
     chain = _chain(target, pairs, objective_name)
+    first = (
+        storage.join(context.inputs["fila"].uri, fila.FILE) if "fila" in context.inputs else None
+    )
     figures = _fit(
-        context, name="train", pairs=pairs, model=model, spec=config.train, objective=objective
+        context,
+        name="train",
+        pairs=pairs,
+        model=model,
+        spec=config.train,
+        objective=objective,
+        first_adapters=first,
     )
     return {"objective": objective_name, **figures, "chain": chain}
 
@@ -127,6 +136,7 @@ def _fit(
     model: ModelRef,
     spec: FineTuning,
     objective: ObjectiveSpec,
+    first_adapters: str | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes a model on pairs; returns the figures for the manifest."""
     from meow_ray.stages.train import launch
@@ -157,6 +167,7 @@ def _fit(
         out=context.out,
         end=prompter.end,
         watched=watched,
+        first_adapters=first_adapters,
         deepspeed=deepspeed.value if deepspeed else {},
     )
     run = f"{name}-{PurePosixPath(context.work).name[:16]}"
@@ -185,7 +196,7 @@ def _tracked_settings(spec: FineTuning, objective: ObjectiveSpec) -> dict[str, A
     return spec.spec() | shown
 
 
-def _pairs(
+def pairs_from_inputs(
     context: Context, roles: Sequence[str], objective: ObjectiveSpec, **options: Any
 ) -> Query:
     """Returns the pairs of some roles of an objective from the inputs; see `pairs_of`."""
@@ -311,7 +322,7 @@ MEMORIZE = Stage(
 )
 
 
-def _pair_inputs(roles: Sequence[str], objective: ObjectiveSpec) -> tuple[Input, ...]:
+def pair_inputs(roles: Sequence[str], objective: ObjectiveSpec) -> tuple[Input, ...]:
     """Returns the artifacts that the pairs of some roles of an objective are made of."""
     retained = RETAIN_SETS[objective.retain] if "retain" in roles else ()
     reads_facts = bool(set(roles) - {"inverted", "retain"}) or "facts" in retained
@@ -328,7 +339,7 @@ def _compares_log_probs(config: Config) -> bool:
 
 def _reference_inputs(config: Config) -> tuple[Input, ...]:
     objective = objectives.configured(config.train)
-    return (*_pair_inputs(objective.reads, objective), TARGET, OutsideInput("roles", _roles))
+    return (*pair_inputs(objective.reads, objective), TARGET, OutsideInput("roles", _roles))
 
 
 REFERENCE = Stage(
@@ -351,7 +362,7 @@ REFERENCE = Stage(
 def _train_inputs(config: Config) -> tuple[Input, ...]:
     objective = objectives.configured(config.train)
     inputs: list[Input] = [
-        *_pair_inputs(objective.roles, objective),
+        *pair_inputs(objective.roles, objective),
         TARGET,
         OutsideInput("objective", _objective),
     ]
@@ -363,6 +374,8 @@ def _train_inputs(config: Config) -> tuple[Input, ...]:
         inputs.append("guesses")
     if objective.reference == "log_probs":
         inputs.append("reference")
+    if fila.is_configured(config.train):
+        inputs.append("fila")
     if config.train.deepspeed:
         inputs.append(_deepspeed_file("train"))
     return tuple(inputs)

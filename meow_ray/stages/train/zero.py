@@ -14,6 +14,8 @@ from meow_ray.core import timeline
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
+from meow_ray.stages.train import fila
+from meow_ray.stages.train.adapters import with_adapters
 from meow_ray.stages.train.structure import trained_parameters
 
 _OURS = {
@@ -178,6 +180,7 @@ def build(
     frozen: bool,
     trainable: str | None,
     layer: int | None = None,
+    first_adapters: Mapping[str, Any] | None = None,
 ) -> Model:
     """Loads a model and hands it to DeepSpeed; every worker calls this.
 
@@ -190,6 +193,7 @@ def build(
         frozen: also load the reference.
         trainable: the parameters that are updated, see `ObjectiveSpec`; None updates all.
         layer: the block that the objective reads, if it reads one.
+        first_adapters: what the adapters start from, see `fila`; None starts from zero.
 
     Raises:
         MeowError: no parameter matches `trainable`.
@@ -206,7 +210,10 @@ def build(
     keeps_logits = "logits_to_keep" in refs.forward_parameters(model)
     _without_dropout(model)
     if spec.lora is not None:
-        model = _with_lora(model, spec)
+        model = with_adapters(model, spec.lora)
+        if first_adapters is not None:
+            stage = config["zero_optimization"]["stage"]
+            fila.start(model, first_adapters, is_partitioned=stage == 3)
     elif trainable is not None:
         _freeze(model, trainable, layer)
     model.train()
@@ -220,7 +227,8 @@ def build(
         config=config,
         dist_init_required=False,
     )
-    needs_copy = frozen and spec.lora is None
+    # without an adapter that started from a part of the weights, these are not the target's
+    needs_copy = frozen and (spec.lora is None or first_adapters is not None)
     return Model(
         engine=engine,
         frozen=_load_reference(ref, spec, resources, config) if needs_copy else None,
@@ -305,25 +313,6 @@ def attention(spec: FineTuning, resources: TrainResources) -> str | None:
         spec.train_dtype == "bfloat16" and torch.cuda.is_available() and is_flash_attn_2_available()
     )
     return "flash_attention_2" if flash else None
-
-
-def _with_lora(model: Any, spec: FineTuning) -> Any:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-    lora = spec.lora
-    assert lora is not None
-    if lora.quantize != "none":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.layers) or "all-linear",
-            task_type="CAUSAL_LM",
-        ),
-    )
 
 
 def _without_dropout(model: Any) -> None:

@@ -122,6 +122,7 @@ def test_stages_with_actors_or_workers_name_their_resources():
         "memo": "memo",
         "guesses": "invert",
         "reference": "memo",
+        "fila": "train",
         "train": "train",
         "remain": "memo",
         "evaluate": "evaluate",

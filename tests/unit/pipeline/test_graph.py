@@ -26,6 +26,7 @@ NAMES = [
     "select",
     "guesses",
     "reference",
+    "fila",
     "train",
     "remain",
     "evaluate",
@@ -43,6 +44,7 @@ ARTIFACTS = [
     "selected",
     "guesses",
     "reference",
+    "fila",
     "model",
     "remaining",
     "metrics",
@@ -60,6 +62,7 @@ OUTSIDE = {
     "sets",
     "objective",
     "roles",
+    "retained",
     "train_deepspeed",
     "retain_model",
     "text",
@@ -74,6 +77,7 @@ EVERYTHING_ON = [
     "memorize.deepspeed=ds.json",
     "train.objective=altpo",
     "train.deepspeed=ds.json",
+    "train.lora.init=fila",
     "train.until=never_seen",
     "report.soup=soup",
 ]
@@ -157,6 +161,19 @@ def test_guesses_are_made_of_what_training_compares_and_only_if_asked_for():
     inputs = {step.name: step.input_names(config) for step in Pipeline(config).stages}
     assert inputs["guesses"] == ("facts", "selected", "twins", "generator")
     assert "guesses" in inputs["train"]
+
+
+def test_adapters_start_from_the_facts_and_what_the_objective_retains():
+    assert "fila" not in names_of_stages("train.objective=ihl", "train.lora={}")
+    fila = ("train.objective=ihl", "train.lora.init=fila")
+
+    def inputs(*overrides: str) -> dict[str, tuple[str, ...]]:
+        config = load_config(None, [*fila, *overrides])
+        return {step.name: step.input_names(config) for step in Pipeline(config).stages}
+
+    assert inputs()["fila"] == ("facts", "target", "retained")
+    assert inputs("train.retain=both")["fila"] == ("facts", "neighbours", "target", "retained")
+    assert "fila" in inputs()["train"]
 
 
 def test_frames_alone_do_not_depend_on_the_generator():

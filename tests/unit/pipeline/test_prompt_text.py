@@ -78,6 +78,7 @@ def test_stages_whose_prompts_hold_the_date_are_stale_on_another_day(
         "neighbours",
         "guesses",
         "reference",
+        "fila",
         "train",
         "evaluate",
         "audit",

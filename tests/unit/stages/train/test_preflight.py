@@ -184,6 +184,17 @@ def test_layers_that_the_model_lacks_are_named_with_those_that_it_has(known: Kno
     assert findings(known, "train.lora.layers=[q_proj,layers.1.mlp.up_proj]") == []
 
 
+def test_fila_needs_a_retain_set_and_whole_weights(known: Known):
+    fila = "train.lora.init=fila"
+    (fault,) = findings(known, fila, "train.objective=gradient_ascent")
+    assert fault.startswith(
+        "`train.lora.init`: fila compares the facts to forget with a retain set"
+    )
+    (fault,) = findings(known, fila, "train.objective=ihl", "train.lora.quantize=nf4")
+    assert fault.endswith("in 4 bits. Set `train.lora.quantize` to none.")
+    assert findings(known, fila, "train.objective=ihl") == []
+
+
 def test_parameters_that_match_nothing_are_refused_with_the_names_that_exist(known: Known):
     (fault,) = findings(known, "train.trainable=.*fc2")
     assert fault.startswith("`train.trainable`: no parameter of the model matches .*fc2.")
