@@ -1,4 +1,4 @@
-"""Commands that run no stage: show, plan, tofu, compare, config."""
+"""Commands that run no stage: show, plan, tofu, compare, trajectory, config."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from meow_ray.pipeline.api import aggregate_tofu
 from meow_ray.pipeline.pipeline import Pipeline, load_config
 from meow_ray.pipeline.rounds import parts_of_run
 from meow_ray.planning import memory, workload
-from meow_ray.stages.report import compare
+from meow_ray.stages.report import compare, trajectory
 
 SHOWN = {
     "candidates": show.show_candidates,
@@ -209,9 +209,42 @@ def compare_metrics(
     ):
         if value not in choices:
             raise MeowError(f"{option} {value}: unknown. Choose from {', '.join(choices)}.")
-    named = [run.split("=", 1) if "=" in run.partition("/")[0] else (run, run) for run in runs]
-    metrics = [(name, compare.metrics_of(root, model)) for name, root in named]
+    metrics = [(name, compare.metrics_of(root, model)) for name, root in _named(runs)]
     print(compare.format_table(compare.metrics_by_run(metrics, model), cast(compare.Format, kind)))
+
+
+@app.command("trajectory")
+def show_trajectory(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Evaluated runs in the order of their requests, as ROOT or NAME=ROOT."),
+    ],
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=FIGURE,FIGURE: figures whose mean change is shown, as SUITE or "
+            "SUITE/METRIC. Repeat it for several groups."
+        ),
+    ] = None,
+) -> None:
+    """Show how abilities change over a chain of requests, from the first model on."""
+    groups = {}
+    for option in group or []:
+        name, _, figures = option.partition("=")
+        if not name or not figures:
+            raise MeowError(f"--group {option}: write NAME=FIGURE,FIGURE.")
+        groups[name] = figures.split(",")
+    print(trajectory.format_table(trajectory.trajectory(_named(runs), groups)))
+
+
+def _named(runs: list[str]) -> list[tuple[str, str]]:
+    """Returns name and storage root of runs given as ROOT or NAME=ROOT."""
+    pairs = []
+    for run in runs:
+        name, separator, root = run.partition("=")
+        has_name = bool(separator) and "/" not in name
+        pairs.append((name, root) if has_name else (run, run))
+    return pairs
 
 
 @app.command("config")
