@@ -35,6 +35,7 @@ def test_the_commands_are_these():
         "stage",
         "status",
         "tofu",
+        "trajectory",
         "verify",
     ]
 

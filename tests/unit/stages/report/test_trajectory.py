@@ -19,7 +19,7 @@ BEFORE: Figures = {
     ("forget", "leak"): 0.9,
     ("world_facts", "rougeL_recall"): 0.6,
     ("retain", "rougeL_recall"): 0.8,
-    ("lm_eval", "arc.acc"): 0.5,
+    ("lm_eval", "arc/acc"): 0.5,
 }
 
 
@@ -67,7 +67,7 @@ def runs(tmp_path: Path) -> list[str]:
         ("forget", "leak"): 0.2,
         ("world_facts", "rougeL_recall"): 0.4,
         ("retain", "rougeL_recall"): 0.7,
-        ("lm_eval", "arc.acc"): 0.6,
+        ("lm_eval", "arc/acc"): 0.6,
     }
     first = run(tmp_path / "1", [FIRST], BEFORE, after_first)
     second = run(tmp_path / "2", [FIRST, SECOND], after_first, after_second)
@@ -102,7 +102,7 @@ def test_the_mean_change_is_that_from_the_first_model(runs: list[str]):
 
 
 def test_groups_are_suites_or_single_figures(runs: list[str]):
-    groups = ("--group", "tasks=lm_eval/arc.acc", "--group", "facts=retain,world_facts")
+    groups = ("--group", "tasks=lm_eval/arc/acc", "--group", "facts=retain,world_facts")
     tasks, facts = printed(*runs, *groups)[-2:]
     assert tasks == ["tasks", "1", "+0.000", "+0.100"]
     assert facts == ["facts", "2", "-0.050", "-0.150"]
