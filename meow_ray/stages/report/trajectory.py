@@ -1,6 +1,6 @@
 """The trajectory of a chain of requests: how abilities change from the first model on.
 
-Each request unlearns the model that the request before it left. TRACE (arXiv 2310.06762, sec. 3.3)
+Each request unlearns the model that the request before it left. TRACE (arXiv 2310.06762)
 judges such a chain by the mean change of a group of figures, such as those of general ability, from
 the first model R_0 to the model after request t: mean(R_t - R_0).
 """
