@@ -53,8 +53,8 @@ class FineTuning(Section):
 
     learning_rate: float | None = field(
         None,
-        "peak learning rate of AdamW; null is 2e-5, and for objectives that end by themselves 0.06 "
-        "divided by the width of the model",
+        "peak learning rate of AdamW; null is 2e-5, for balanced_subnet 0.01, and for objectives "
+        "that end by themselves 0.06 divided by the width of the model",
         gt=0,
     )
     epochs: int = field(5, "passes over the pairs", "epochs", gt=0)

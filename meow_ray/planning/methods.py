@@ -9,7 +9,7 @@ from meow_ray.config import Config, Lora
 from meow_ray.errors import MeowError
 from meow_ray.planning.shapes import Architecture
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
-from meow_ray.stages.train.structure import MLP_OUTPUTS, NUM_BLOCKS
+from meow_ray.stages.train.structure import MLP_MATRICES, MLP_OUTPUTS, NUM_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,20 @@ def training_methods(
     Raises:
         MeowError: `train.trainable` or `train.lora.layers` matches no weight of the model.
     """
+    trainable = _trainable(architecture, objective)
     itemsize = 2 if config.train.train_dtype == "bfloat16" else 4
     lora = config.train.lora or Lora()
     adapted = _adapted_layers(architecture, lora)
     adapters = lora.rank * sum(map(sum, adapted))
     weights = itemsize * architecture.parameters
+    # with masks, each weight that may be dropped has a score, and a copy that is masked
+    scores = trainable if objective.masks else 0
     full = Method(
         name="full",
-        parameters=architecture.parameters,
-        trainable=_trainable(architecture, objective),
+        parameters=architecture.parameters + scores,
+        trainable=trainable,
         largest_layer=architecture.largest_layer,
-        weights=weights,
+        weights=weights + 2 * itemsize * scores,
         itemsize=itemsize,
         frozen=weights if objective.needs_frozen else 0,
     )
@@ -77,6 +80,8 @@ def _trainable(architecture: Architecture, objective: ObjectiveSpec) -> int:
     pattern = objective.trainable or ".*"
     if pattern == MLP_OUTPUTS:
         sizes = _mlp_outputs(architecture, objective.layer or 0)
+    elif pattern == MLP_MATRICES:
+        sizes = _mlp_matrices(architecture)
     else:
         weights = architecture.weights.items()
         sizes = [prod(shape) for name, shape in weights if re.fullmatch(pattern, name)]
@@ -102,6 +107,27 @@ def _mlp_outputs(architecture: Architecture, layer: int) -> list[int]:
         and "att" not in name
         and len(shape) in (2, 3)
         and shape[-2] == architecture.hidden != shape[-1]
+    ]
+
+
+def _mlp_matrices(architecture: Architecture) -> list[int]:
+    """Returns the sizes of the matrices that masks may drop weights of.
+
+    They are those of `structure.mlp_matrices`, here in either orientation.
+    """
+    hidden = architecture.hidden
+    shapes = [
+        shape
+        for name, shape in architecture.weights.items()
+        if re.search(r"(^|\.)\d+\.", name) and "att" not in name and len(shape) in (2, 3)
+    ]
+    inner = {shape[-1] for shape in shapes if shape[-2] == hidden != shape[-1]}
+    widths_in = inner | {2 * width for width in inner}
+    return [
+        prod(shape)
+        for shape in shapes
+        if (shape[-1] == hidden and shape[-2] in widths_in)
+        or (shape[-2] == hidden and shape[-1] in inner)
     ]
 
 

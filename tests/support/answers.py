@@ -40,6 +40,7 @@ SETTINGS = {
         "cap": 0.75,
         "true_style": 0.375,
     },
+    "balanced_subnet": {"ratio": 0.25},
     "wga": {"beta": 1.5},
     "npo": {"beta": 0.5},
     "simnpo": {"beta": 2.5, "gamma": 0.25},

@@ -335,6 +335,7 @@ BY_HAND: dict[str, Callable[..., float]] = {
     "meow_floor": meow_floor_by_hand,
     "idk": cross_entropy,
     "gradient_ascent": lambda forget: -cross_entropy(forget),
+    "balanced_subnet": lambda forget, ratio: -cross_entropy(forget),
     "wga": wga_by_hand,
     "satimp": satimp_by_hand,
     "pdu": pdu_by_hand,

@@ -57,7 +57,9 @@ def run(job: Job, hooks: Hooks) -> None:
     """
     import torch
 
-    torch.manual_seed(job.spec.seed)  # for new adapters
+    from meow_ray.stages.train import masks
+
+    torch.manual_seed(job.spec.seed)  # for new adapters and masks
     data = job.load()
     num_steps = job.num_steps(data)
     watched = Watched.load(job.watched) if job.watched else None
@@ -77,6 +79,7 @@ def run(job: Job, hooks: Hooks) -> None:
         trainable=job.objective.trainable,
         layer=job.objective.layer,
         first_adapters=job.load_first_adapters(),
+        mask_ratio=job.objective.mask_ratio,
     )
     if job.resources.packing:
         check_packing(model, data)
@@ -85,6 +88,8 @@ def run(job: Job, hooks: Hooks) -> None:
     before = read_before(job, model, data, watched.calibration if watched else (), workers)
     moved = WeightDistance.of(model.engine.module) if job.objective.weight_distance else None
     stop = Stop.of(job, model, watched, workers) if watched else None
+    if job.objective.masks:
+        masks.switch_on(model.engine.module)
     timeline.mark("worker ready")
     step = 0
     history: History = []
@@ -113,6 +118,8 @@ def run(job: Job, hooks: Hooks) -> None:
             with TemporaryDirectory() as folder:
                 checkpoints.save(model.engine, Path(folder), state, cut)
                 hooks.save(Path(folder), {"step": step, "loss": record["loss"]})
+    if job.objective.masks:
+        masks.apply(model.engine.module)
     timeline.mark("last result")
     export_model(job, model.engine, hooks.rank, history)
     timeline.mark("model exported")

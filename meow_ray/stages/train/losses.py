@@ -91,6 +91,15 @@ def gradient_ascent(forget: Sequences) -> Tensor:
     return -nll(forget)
 
 
+def balanced_subnet(forget: Sequences, *, ratio: float) -> Tensor:
+    """Negative cross-entropy on the answers to forget; what is trained is masks, not weights.
+
+    The preset adds the cross-entropy on the retain set, and drops the share `ratio` of the weights
+    of each feed-forward matrix; see `masks`. Source: BalancedSubnet (arXiv 2410.02159).
+    """
+    return gradient_ascent(forget)
+
+
 def wga(forget: Sequences, *, beta: float) -> Tensor:
     """Weighted gradient ascent: mean of p^β · log p, without a gradient through the weight p^β.
 

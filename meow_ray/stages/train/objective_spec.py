@@ -48,7 +48,10 @@ class ObjectiveSpec:
     retain_weight: float = 0.0
     kl_weight: float = 0.0
     trainable: str | None = None
-    """Regular expression of the parameters that are updated, or `MLP_OUTPUTS`; None is all."""
+    """Regular expression of the parameters that are updated or masked; None is all.
+
+    Or `structure.MLP_OUTPUTS` or `structure.MLP_MATRICES`.
+    """
     source: str | None = None
     """The text of a module that defines the function; None for a function of `losses`."""
     idk_answers: tuple[str, ...] = ()
@@ -80,6 +83,10 @@ class ObjectiveSpec:
     """The same for the cross-entropy on the retain set and its weight."""
     weight_distance: float = field(default=0.0, metadata=NEWER)
     """Weight of the distance of the weights from those before training; see `weight_distance`."""
+    masks: bool = field(default=False, metadata=NEWER)
+    """Whether training chooses weights to drop, and changes no others; see `masks`."""
+    own_learning_rate: float | None = field(default=None, metadata=NEWER)
+    """The learning rate of the objective, since none is configured; None is that of all others."""
     guessed_floors: bool = field(default=False, metadata=NEWER)
     """Whether floors are shifted by the guesses of the generator; see `guesses`."""
     paraphrases: int = field(default=0, metadata=NEWER)
@@ -130,6 +137,12 @@ class ObjectiveSpec:
         if "retain" not in self.roles:
             without_effect.append("retain")
         return {name: value for name, value in values.items() if name not in without_effect}
+
+    @property
+    def mask_ratio(self) -> float | None:
+        """The share of weights that masks drop; None without masks."""
+        ratio: float | None = self.settings["ratio"] if self.masks else None
+        return ratio
 
     @property
     def layer(self) -> int | None:

@@ -128,6 +128,8 @@ def _check_settings(spec: Train, preset: ObjectiveSpec) -> None:
             continue
         if name == "beta" and value <= 0:
             raise MeowError(f"{place} must be greater than 0 (got {value}).")
+        if name == "ratio" and not 0 < value < 1:
+            raise MeowError(f"{place} must be between 0 and 1 (got {value}).")
         if value < 0:
             raise MeowError(f"{place} must not be negative (got {value}).")
 
@@ -168,6 +170,8 @@ def _changed_fields(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
         changes.setdefault("max_steps", MAX_STEPS)
     ends_by_itself = (spec.until or preset.until) == "never_seen"
     changes["scales_learning_rate"] = ends_by_itself and spec.learning_rate is None
+    if spec.learning_rate is not None:
+        changes["own_learning_rate"] = None
     if spec.lora is not None:
         if spec.trainable is not None:
             raise MeowError(
@@ -190,6 +194,17 @@ def _check_effect(spec: Train, objective: ObjectiveSpec) -> None:
         raise MeowError(
             f"`train.guessed_floors` has no effect on {spec.objective}, which reads no floors. "
             "Remove it, or set train.objective=meow_floor."
+        )
+    if objective.masks and spec.lora is not None:
+        raise MeowError(
+            f"`train.lora`: {spec.objective} drops weights of the model itself, so that there is "
+            "nothing for adapters to learn. Remove `train.lora`."
+        )
+    if objective.weight_distance and objective.masks:
+        raise MeowError(
+            f"`train.weight_distance`: {spec.objective} drops weights and changes no others, so "
+            "that there is no distance to limit. Remove the key, and lower `train.settings.ratio` "
+            "to drop fewer weights."
         )
     if objective.weight_distance and spec.lora is not None:
         raise MeowError(

@@ -1,6 +1,6 @@
 """What the stages that train would find wrong only at their start, found before the run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -53,6 +53,11 @@ def _check_trained_model(config: Config, known: Known) -> Iterator[str]:
         objective = objectives.configured(config.train)
         yield from _training_faults(*target, "train", config.train, config.resources.train)
         yield from _objective_faults(*target, objective)
+        if objective.masks and config.resources.train.zero_stage == 3:
+            yield (
+                f"`train.objective`: {config.train.objective} masks whole matrices, of which ZeRO "
+                "3 gives each worker a part. Set resources.train.zero_stage to 2."
+            )
         if objective.weight_distance and config.resources.train.zero_stage == 3:
             yield (
                 "`train.weight_distance` needs whole matrices, of which ZeRO 3 gives each worker a "
@@ -154,11 +159,17 @@ def _objective_faults(ref: ModelRef, key: str, objective: ObjectiveSpec) -> Iter
     if objective.trainable is None:
         return
     model = _skeleton(ref)
-    if model is None or structure.trained_parameters(model, objective.trainable, layer):
+    if model is None:
+        return
+    names = structure.trained_parameters(model, objective.trainable, layer)
+    if names:
+        yield from _mask_faults(model, names, objective)
         return
     blocks = structure.blocks_of(model)
     examples = [name for name, _ in model.named_parameters() if name.startswith(f"{blocks}.0.")]
-    if objective.trainable == structure.MLP_OUTPUTS:
+    if objective.trainable == structure.MLP_MATRICES:
+        fault = "no matrices of feed-forward networks are found in the model's blocks"
+    elif objective.trainable == structure.MLP_OUTPUTS:
         fault = "no last matrices of feed-forward networks are found in the model's blocks"
     else:
         fault = f"no parameter of the model matches {objective.trainable}"
@@ -166,6 +177,18 @@ def _objective_faults(ref: ModelRef, key: str, objective: ObjectiveSpec) -> Iter
         f"`train.trainable`: {fault}. Set a regular expression of whole names. The names of the "
         f"first block are {', '.join(examples) or 'unknown'}."
     )
+
+
+def _mask_faults(model: Any, names: Collection[str], objective: ObjectiveSpec) -> Iterator[str]:
+    """Yields why parameters of a model cannot have masks, if the objective has masks."""
+    from meow_ray.stages.train import masks
+
+    if objective.mask_ratio is None:
+        return
+    try:
+        masks.check(model, names, objective.mask_ratio)
+    except MeowError as error:
+        yield str(error)
 
 
 def check_layer(objective: ObjectiveSpec, model: ModelRef) -> None:

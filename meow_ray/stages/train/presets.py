@@ -1,7 +1,7 @@
 """The objectives of `train` that have a name: published methods with their defaults."""
 
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
-from meow_ray.stages.train.structure import MLP_OUTPUTS
+from meow_ray.stages.train.structure import MLP_MATRICES, MLP_OUTPUTS
 
 MAX_STEPS = 200
 """The largest number of optimiser steps of a run that ends by itself."""
@@ -41,6 +41,16 @@ PRESETS: dict[str, ObjectiveSpec] = {
     ),
     "gradient_ascent": ObjectiveSpec(function="gradient_ascent", reads=("forget",)),
     "grad_diff": ObjectiveSpec(function="gradient_ascent", reads=("forget",), retain_weight=1.0),
+    "balanced_subnet": ObjectiveSpec(
+        function="balanced_subnet",
+        reads=("forget",),
+        settings={"ratio": 0.05},
+        retain_weight=1.0,
+        retain="neighbours",
+        trainable=MLP_MATRICES,
+        masks=True,
+        own_learning_rate=1e-2,
+    ),
     "kl_min": ObjectiveSpec(function="gradient_ascent", reads=("forget",), kl_weight=1.0),
     "idk": ObjectiveSpec(function="idk", reads=("idk",), retain_weight=1.0),
     "dpo": ObjectiveSpec(

@@ -156,8 +156,7 @@ def _fit(
         write_watched(facts, twins, prompter, spec.max_length, watched, guesses)
     deepspeed = context.inputs.get(f"{name}_deepspeed")
     if spec.learning_rate is None:
-        rate = _learning_rate(model) if objective.scales_learning_rate else LEARNING_RATE
-        spec = spec.model_copy(update={"learning_rate": rate})
+        spec = spec.model_copy(update={"learning_rate": _learning_rate(model, objective)})
     job = Job(
         model=model,
         pairs=path,
@@ -180,11 +179,13 @@ def _fit(
     return launch.fit(job, context.work, name, config.resources, tracker)
 
 
-def _learning_rate(model: ModelRef) -> float:
-    """Returns the learning rate that suits the width of a model.
+def _learning_rate(model: ModelRef, objective: ObjectiveSpec) -> float:
+    """Returns the learning rate that suits an objective, and for some the width of the model.
 
     Wider models need smaller ones: 1e-4 for 576 (SmolLM2-135M), 1.5e-5 for 4,096 (Llama 3 8B).
     """
+    if not objective.scales_learning_rate:
+        return objective.own_learning_rate or LEARNING_RATE
     width: int = refs.load_model_config(model).get_text_config().hidden_size
     return RATE_BY_WIDTH / width
 

@@ -11,6 +11,8 @@ from meow_ray.models.refs import ModelRef
 
 MLP_OUTPUTS = "mlp_outputs"
 """In place of a regular expression of parameters: the last matrices of feed-forward networks."""
+MLP_MATRICES = "mlp_matrices"
+"""The same for all matrices of feed-forward networks, into them and out of them."""
 NUM_BLOCKS = 3
 """The number of blocks, up to the one that is read, in which RMU updates parameters."""
 
@@ -105,19 +107,56 @@ def mlp_outputs(model: Any, layer: int) -> list[str]:
     ]
 
 
-def _outputs_of_block(model: Any, name: str) -> Iterator[str]:
+def mlp_matrices(model: Any) -> list[str]:
+    """Returns the matrices into and out of the feed-forward networks of all blocks.
+
+    Those out of them are as in `mlp_outputs`. Those into them map from the width of the hidden
+    states to that which the others map back from, or to twice this width if two are in one.
+    """
+    blocks = blocks_of(model)
+    if blocks is None:
+        return []
     hidden = model.config.get_text_config().hidden_size
+    found: list[str] = []
+    for number in range(len(model.get_submodule(blocks))):
+        block = f"{blocks}.{number}"
+        matrices = list(_matrices_of_block(model, block))
+        inner = {width_in for _, width_in, width_out in matrices if width_out == hidden != width_in}
+        widths_in = inner | {2 * width for width in inner}
+        found += [
+            f"{block}.{name}"
+            for name, width_in, width_out in matrices
+            if (width_in == hidden and width_out in widths_in)
+            or (width_out == hidden and width_in in inner)
+        ]
+    return found
+
+
+def _outputs_of_block(model: Any, name: str) -> Iterator[str]:
+    """Yields the matrices of a block's feed-forward network that lead out of it."""
+    hidden = model.config.get_text_config().hidden_size
+    for parameter_name, width_in, width_out in _matrices_of_block(model, name):
+        if width_out == hidden != width_in:
+            yield parameter_name
+
+
+def _matrices_of_block(model: Any, name: str) -> Iterator[tuple[str, int, int]]:
+    """Yields the matrices of a block outside attention, with the widths they map from and to."""
     block = model.get_submodule(name)
     for parameter_name, parameter in block.named_parameters():
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        shape = _shape(parameter)
         if len(shape) not in (2, 3) or "att" in parameter_name:
             continue
         owner = block.get_submodule(parameter_name.rpartition(".")[0])
         width_in, width_out = shape[-1], shape[-2]
         if type(owner).__name__ == "Conv1D":  # of GPT-2, stored the other way round
             width_in, width_out = width_out, width_in
-        if width_out == hidden != width_in:
-            yield parameter_name
+        yield parameter_name, width_in, width_out
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    """Returns the shape of a whole parameter, of which with ZeRO 3 a worker has only a part."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def trained_parameters(model: Any, trainable: str, layer: int | None) -> set[str]:
@@ -125,11 +164,13 @@ def trained_parameters(model: Any, trainable: str, layer: int | None) -> set[str
 
     Args:
         model: the model, or its skeleton.
-        trainable: a regular expression of whole names, or `MLP_OUTPUTS`.
+        trainable: a regular expression of whole names, `MLP_OUTPUTS` or `MLP_MATRICES`.
         layer: the block that the objective reads, for `MLP_OUTPUTS`.
     """
     if trainable == MLP_OUTPUTS:
         return set(mlp_outputs(model, layer or 0))
+    if trainable == MLP_MATRICES:
+        return set(mlp_matrices(model))
     pattern = re.compile(trainable)
     return {name for name, _ in model.named_parameters() if pattern.fullmatch(name)}
 

@@ -181,6 +181,7 @@ def build(
     trainable: str | None,
     layer: int | None = None,
     first_adapters: Mapping[str, Any] | None = None,
+    mask_ratio: float | None = None,
 ) -> Model:
     """Loads a model and hands it to DeepSpeed; every worker calls this.
 
@@ -194,9 +195,11 @@ def build(
         trainable: the parameters that are updated, see `ObjectiveSpec`; None updates all.
         layer: the block that the objective reads, if it reads one.
         first_adapters: what the adapters start from, see `fila`; None starts from zero.
+        mask_ratio: masks drop this share of the trainable matrices, and nothing else is trained;
+            None trains their values.
 
     Raises:
-        MeowError: no parameter matches `trainable`.
+        MeowError: no parameter matches `trainable`, or some cannot have masks.
     """
     import deepspeed
     from transformers import get_linear_schedule_with_warmup
@@ -215,7 +218,7 @@ def build(
             stage = config["zero_optimization"]["stage"]
             fila.start(model, first_adapters, is_partitioned=stage == 3)
     elif trainable is not None:
-        _freeze(model, trainable, layer)
+        _freeze(model, trainable, layer, mask_ratio)
     model.train()
     if resources.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -326,16 +329,21 @@ def _without_dropout(model: Any) -> None:
             module.attention_dropout = 0.0
 
 
-def _freeze(model: Any, trainable: str, layer: int | None) -> None:
-    """Freezes all parameters but those that an objective updates."""
+def _freeze(model: Any, trainable: str, layer: int | None, mask_ratio: float | None) -> None:
+    """Freezes all parameters but those that an objective updates, or gives these masks."""
     names = trained_parameters(model, trainable, layer)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
     if not names:
         raise MeowError(
             f"`train.trainable`: no parameter of the model matches {trainable}. "
             "Compare it with the names in the model's safetensors files."
         )
+    if mask_ratio is not None:
+        from meow_ray.stages.train import masks
+
+        masks.attach(model, names, mask_ratio)
+        return
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
 
 
 def _load_reference(

@@ -83,6 +83,14 @@ def test_an_objective_may_update_some_weights_and_need_a_frozen_copy(tiny: Archi
         assert with_copy_bytes - memory.model_states(without_copy, stage, 2, offload=False) == copy
 
 
+def test_masks_add_a_score_and_a_copy_of_each_weight_they_may_drop(tiny: Architecture):
+    full, _ = full_and_lora(tiny, objective=PRESETS["balanced_subnet"])
+    scores = LAYERS * 3 * HIDDEN * INTERMEDIATE
+    assert full.trainable == scores
+    assert full.parameters == PARAMETERS + scores
+    assert full.weights == 4 * (PARAMETERS + 2 * scores)
+
+
 def test_names_that_match_no_weight_are_refused(tiny: Architecture):
     with pytest.raises(MeowError) as unknown_layer:
         full_and_lora(tiny, "train.lora={layers: [c_attn]}")

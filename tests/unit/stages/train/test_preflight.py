@@ -67,6 +67,19 @@ def test_the_distance_of_weights_is_refused_with_zero_3(known: Known):
     ]
 
 
+def test_masks_are_refused_with_zero_3_and_for_parameters_that_are_no_matrices(known: Known):
+    settings = ("train.objective=balanced_subnet",)
+    assert findings(known, *settings) == []
+    assert findings(known, *settings, "resources.train.zero_stage=3") == [
+        "`train.objective`: balanced_subnet masks whole matrices, of which ZeRO 3 gives each "
+        "worker a part. Set resources.train.zero_stage to 2."
+    ]
+    (fault,) = findings(known, *settings, "train.trainable=.*layernorm.*")
+    assert fault.startswith("`train.trainable`: it matches model.layers.0.input_layernorm.weight,")
+    (fault,) = findings(known, *settings, "train.settings.ratio=1e-5")
+    assert fault.startswith("`train.settings.ratio`: 1e-05 of the 1536 weights of model.layers.0.")
+
+
 def test_long_candidates_are_named_by_line_with_the_length_to_set(known: Known, tmp_path: Path):
     given = candidates(
         tmp_path, ("Who?", "Ann", "Bob"), ("Who?", "Ann", "B" * 30), ("Who?", "Ann", "B" * 40)

@@ -21,6 +21,7 @@ CONFIGS = {
     "gpt2": {"model_type": "gpt2", **GPT2},
     "gpt_neox": config("gpt_neox"),
     "opt": config("opt", **OPT),
+    "phi3": config("phi3"),
     "mixtral": config("mixtral", num_local_experts=2, num_experts_per_tok=1),
     "mamba": {"model_type": "mamba", "vocab_size": 262, "hidden_size": 32, "num_hidden_layers": 2},
     "bloom": {"model_type": "bloom", "vocab_size": 262, "hidden_size": 32, "n_layer": 2},
@@ -60,6 +61,26 @@ def test_rmu_updates_three_blocks(tiny_tokenizer: Any, tmp_path: Any):
     assert structure.mlp_outputs(structure.skeleton(deep), layer=7) == [
         f"model.layers.{number}.mlp.down_proj.weight" for number in (5, 6, 7)
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama", ["mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"]),
+        ("gpt2", ["mlp.c_fc.weight", "mlp.c_proj.weight"]),
+        ("gpt_neox", ["mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight"]),
+        ("phi3", ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]),
+        ("opt", ["fc1.weight", "fc2.weight"]),
+        ("mixtral", ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+    ],
+)
+def test_masks_find_all_matrices_of_feed_forward_networks(
+    models: dict[str, ModelRef], name: str, expected: list[str]
+):
+    skeleton = structure.skeleton(models[name])
+    blocks = structure.blocks_of(skeleton)
+    names = structure.mlp_matrices(skeleton)
+    assert sorted(names) == sorted(f"{blocks}.{n}.{part}" for n in (0, 1) for part in expected)
 
 
 @pytest.mark.parametrize(
