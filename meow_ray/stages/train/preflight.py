@@ -30,7 +30,7 @@ from meow_ray.stages.model_checks import (
     target_ahead,
     training_limit,
 )
-from meow_ray.stages.train import forward, objectives, structure, zero
+from meow_ray.stages.train import assistant, forward, objectives, structure, zero
 from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import NO_RETAIN_SET
@@ -145,6 +145,27 @@ def _objective_faults(ref: ModelRef, key: str, objective: ObjectiveSpec) -> Iter
         f"`train.trainable`: {fault}. Set a regular expression of whole names. The names of the "
         f"first block are {', '.join(examples) or 'unknown'}."
     )
+
+
+def _check_assistant(config: Config, known: Known) -> Iterator[str]:
+    """Finds why no assistant can be made of the target, or why two models could not go on."""
+    objective = objectives.configured(config.train)
+    if not objective.assistant_blocks:
+        return
+    if config.pipeline.rounds > 1:
+        yield (
+            f"`pipeline.rounds` is {config.pipeline.rounds}, but a second round would train the "
+            f"two models that {config.train.objective} exports. Set pipeline.rounds=1."
+        )
+    target = target_ahead(config, known)
+    if target is None or checks.model_faults(*target):
+        return
+    fault = assistant.fault(target[0])
+    if fault:
+        yield (
+            f"`train.objective`: no assistant can be made of the blocks of {target[0].uri}: "
+            f"{fault}. Choose another objective than {config.train.objective}."
+        )
 
 
 def check_layer(objective: ObjectiveSpec, model: ModelRef) -> None:
@@ -334,6 +355,7 @@ def check_generator(config: Config, known: Known) -> Iterator[str]:
 TRAIN_CHECKS = (
     check_target,
     _check_trained_model,
+    _check_assistant,
     _check_retain_facts,
     _check_lengths,
     _check_windows,
