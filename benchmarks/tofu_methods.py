@@ -82,6 +82,7 @@ PEERS = {
     "TPO": _method("train.objective=tpo"),
     "SNAP": _method("train.objective=snap"),
     "Opt-Out": _method("train.objective=opt_out"),
+    "ULD": _method("train.objective=uld", epochs=EPOCHS_OF_THREE_ANSWERS),
     "NPO, neighbours": _method("train.objective=npo_gd", "train.retain=neighbours"),
     "GradDiff, neighbours": _method("train.objective=grad_diff", "train.retain=neighbours"),
     "SimNPO, neighbours": _method("train.objective=simnpo", "train.retain=neighbours"),

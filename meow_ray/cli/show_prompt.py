@@ -73,7 +73,7 @@ def _settings(config: Config, prompter: Prompter) -> dict[str, Any]:
 
 def _stops(prompter: Prompter, ref: refs.ModelRef) -> list[str]:
     """Returns the tokens at which the target's replies end."""
-    stops = {*ends.declared_ends(ref.folder), *ends.ends_of(prompter.tokenizer)}
+    stops = {*ends.declared_ends(ref.settings_folder), *ends.ends_of(prompter.tokenizer)}
     return list(prompter.tokenizer.convert_ids_to_tokens(sorted(stops)))
 
 

@@ -186,6 +186,25 @@ class Train(FineTuning):
         "regular expression of the parameters to update; null is the default of the objective, or "
         "all parameters",
     )
+    assistant_blocks: int | None = content(
+        None,
+        "blocks of the target of which uld makes its assistant; a target with fewer gives half of "
+        "its own; null is the default of the objective",
+        gt=0,
+    )
+    assistant_weight: float | None = content(
+        None,
+        "what the logits of the assistant are multiplied by before they are added to those of the "
+        "target (uld), a negative number; null is the default of the objective",
+        lt=0,
+    )
+    assistant_filter: float | None = content(
+        None,
+        "share of the target's largest probability below which the assistant has no say about a "
+        "token (uld); 0 gives it a say about all; null is the default of the objective",
+        ge=0,
+        lt=1,
+    )
     num_batch: int | None = field(
         None,
         "number of times that each fact comes in a row, with its candidates in turn (paper); null "

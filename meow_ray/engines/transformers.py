@@ -1,17 +1,20 @@
 """The engine that runs on Hugging Face transformers.
 
-It runs models that vLLM does not support, and the tiny models of the tests.
+It runs models that vLLM does not support, the two models of ULD, and the tiny models of the tests.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, groupby
+from pathlib import Path
 from typing import Any
 
 from meow_ray.core import timeline
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
-from meow_ray.models import ends, refs
+from meow_ray.engines.uld import Assistant
+from meow_ray.models import ends, refs, uld
+from meow_ray.models.folders import ULD, ULD_ASSISTANT, ULD_BASE
 
 BATCH = 32
 """Number of sequences in one forward pass."""
@@ -22,7 +25,6 @@ class TransformersEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
 
         timeline.mark("libraries imported")
         self.torch = torch
@@ -31,15 +33,29 @@ class TransformersEngine:
         self.max_model_len = refs.context_length(spec.model, spec.max_model_len)
         dtype = refs.stored_dtype(spec.model) if spec.dtype == "auto" else spec.dtype
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForCausalLM.from_pretrained(
-            spec.model.folder,
-            dtype=getattr(torch, dtype),
+        folder = spec.model.folder
+        is_uld = (folder / ULD).exists()
+        answering = folder / ULD_BASE if is_uld else folder
+        self.model = self._load(answering, spec, dtype)
+        self.assistant = None
+        """The assistant of a ULD model, which corrects each forward pass of the model."""
+        if is_uld:
+            assistant = self._load(folder / ULD_ASSISTANT, spec, dtype)
+            self.assistant = Assistant(self.model, assistant, uld.read_settings(folder))
+        self.keeps_logits = "logits_to_keep" in refs.forward_parameters(self.model)
+        self.ends = {*ends.declared_ends(answering), *ends.ends_of(self.tokenizer)}
+
+    def _load(self, folder: Path, spec: EngineSpec, dtype: str) -> Any:
+        """Loads the weights of one model."""
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(self.torch, dtype),
             use_safetensors=True,
             trust_remote_code=spec.model.trust_remote_code,
         )
-        self.model.to(self.device).eval()
-        self.keeps_logits = "logits_to_keep" in refs.forward_parameters(self.model)
-        self.ends = {*ends.declared_ends(spec.model.folder), *ends.ends_of(self.tokenizer)}
+        return model.to(self.device).eval()
 
     def generate(
         self, prompts: Sequence[Tokens], sampling: Sequence[Sampling]
@@ -103,6 +119,8 @@ class TransformersEngine:
                 "top_p": sampling.top_p,
                 "top_k": 0,
             }
+        if self.assistant is not None:
+            options["logits_processor"] = [self.assistant]
         if sampling.bad_words:
             # a word has other tokens after a space
             variants = [text for word in sampling.bad_words for text in (word, f" {word}")]

@@ -11,7 +11,7 @@ from typing import Any
 from meow_ray.core import sockets, storage, timeline
 from meow_ray.engines.base import Completion, EngineSpec, Sampling, TeacherForced, Tokens
 from meow_ray.errors import MeowError
-from meow_ray.models import ends, refs
+from meow_ray.models import ends, refs, uld
 
 SOCKET_NAME = 1 + 36
 """Bytes of the name that vLLM gives to a socket between the processes of one engine."""
@@ -25,6 +25,9 @@ class VllmEngine:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(spec.kv_cache_gib))))
         import torch
 
+        uld.check_one_model(
+            spec.model, "vLLM loads one model", "Set the engine of this model to transformers."
+        )
         self.generated = 0
         self.on_gpu = torch.cuda.is_available()
         self.tokenizer = refs.load_tokenizer(spec.model)

@@ -5,7 +5,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from meow_ray.models import refs
+from meow_ray.models import refs, uld
+from meow_ray.models.folders import ULD_BASE
 from meow_ray.models.refs import ModelRef
 
 
@@ -111,6 +112,11 @@ def quantization(ref: ModelRef) -> str | None:
 
 def training_fault(ref: ModelRef, key: str) -> str | None:
     """Returns why a model cannot be trained, or None."""
+    if uld.is_uld(ref):
+        what = "training changes one model"
+        return f"`{key}`: " + uld.two_models(
+            ref, what, f"Name the model that it was made of, or its folder {ULD_BASE}/."
+        )
     method = quantization(ref)
     if method is None:
         return None

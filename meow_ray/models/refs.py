@@ -12,7 +12,7 @@ from meow_ray.core import hub_cache, local_cache, uris
 from meow_ray.errors import MeowError
 from meow_ray.models import folders
 from meow_ray.models.ends import declared_ends
-from meow_ray.models.folders import ADAPTER, BASE
+from meow_ray.models.folders import ADAPTER, BASE, ULD, ULD_BASE
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weights that can run code when they are loaded."""
@@ -76,7 +76,8 @@ class ModelRef:
     def settings_folder(self) -> Path:
         """A local folder with the configuration and the tokenizer of the model.
 
-        The weights of a hub model are not downloaded, and a LoRA adapter is not merged.
+        The weights of a hub model are not downloaded, and a LoRA adapter is not merged. Of a ULD
+        model it is the folder of the target.
         """
         if self.commit:
             from huggingface_hub import snapshot_download
@@ -86,6 +87,8 @@ class ModelRef:
         if self.uri.endswith(".gguf"):
             return self.folder
         folder = _local_copy(self.uri, self.digest)
+        if (folder / ULD).exists():
+            return folder / ULD_BASE
         return _base_of(folder, self).settings_folder if (folder / ADAPTER).exists() else folder
 
 
@@ -167,7 +170,8 @@ def _file_of(ref: ModelRef, name: str) -> bytes:
         base = uris.join(ref.uri, BASE)
         if storage.exists(base):
             return _file_of(ModelRef(**storage.read_json(base)), name)
-        uri = uris.join(ref.uri, name)
+        is_uld = storage.exists(uris.join(ref.uri, ULD))
+        uri = uris.join(ref.uri, ULD_BASE, name) if is_uld else uris.join(ref.uri, name)
         return storage.read_bytes(uri) if storage.exists(uri) else b""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

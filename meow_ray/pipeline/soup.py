@@ -8,6 +8,7 @@ from meow_ray.core import storage
 from meow_ray.core.manifest import Artifact
 from meow_ray.distributed import cluster, map_rows, placement, progress, shared_root
 from meow_ray.errors import MeowError
+from meow_ray.models import uld
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.stages import inputs
 from meow_ray.stages.train import curve, curve_file, objectives
@@ -162,6 +163,12 @@ def _existing(pipeline: Pipeline, name: str) -> Artifact:
 def _step(pipeline: Pipeline, found: dict[str, Artifact]) -> Step:
     config = pipeline.config
     target = inputs.model_ref(found["target"])
+    for name in ("target", "model"):
+        uld.check_one_model(
+            inputs.model_ref(found[name]),
+            "meow soup interpolates the weights of one model before and after training",
+            "Use another objective, or weaken `weight` in its uld.json.",
+        )
     engine = inputs.engine_spec(target, config.target, config.resources.evaluate)
     neighbours = found.get("neighbours")
     return Step(

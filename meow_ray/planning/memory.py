@@ -15,7 +15,7 @@ from meow_ray.config import Config, TrainResources
 from meow_ray.errors import MeowError
 from meow_ray.planning.engines import GIB, EngineRow, engine_rows
 from meow_ray.planning.methods import Method, training_methods
-from meow_ray.planning.shapes import Architecture, target_shapes
+from meow_ray.planning.shapes import Architecture, target_shapes, trained_shapes
 from meow_ray.stages.train import objectives
 
 NAMES = {"full": "full fine-tuning", "lora": "LoRA"}
@@ -256,11 +256,12 @@ def plan_memory(
     name, architecture = target_shapes(config)
     train, resources = config.train, config.resources.train
     objective = objectives.configured(train)
-    full, lora = training_methods(architecture, config, objective)
+    trained = trained_shapes(architecture, objective)
+    full, lora = training_methods(trained, config, objective)
     tokens = resources.micro_batch_size * len(objective.roles) * train.max_length
     setting = _Setting(
         activations=activations(
-            architecture,
+            trained,
             tokens,
             full.itemsize,
             attended=_attended(resources, tokens, train.max_length),

@@ -12,9 +12,11 @@ from typing import Any
 from meow_ray.config import Config, Memorize, ModelSection
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
-from meow_ray.models import refs
-from meow_ray.models.folders import BASE
+from meow_ray.models import refs, uld
+from meow_ray.models.folders import BASE, ULD_ASSISTANT, ULD_BASE
 from meow_ray.models.refs import ModelRef
+from meow_ray.stages.train.assistant import num_blocks
+from meow_ray.stages.train.objective_spec import ObjectiveSpec
 
 Shapes = dict[str, tuple[int, ...]]
 """Shapes of tensors by name."""
@@ -69,6 +71,20 @@ class Architecture:
         return {name: shape for name, shape in matrices.items() if re.search(r"(^|\.)\d+\.", name)}
 
 
+def trained_shapes(architecture: Architecture, objective: ObjectiveSpec) -> Architecture:
+    """Returns the shapes of what an objective trains: the target, or an assistant of its blocks."""
+    if not objective.assistant_blocks:
+        return architecture
+    blocks = num_blocks(objective.assistant_blocks, architecture.layers)
+
+    def is_kept(name: str) -> bool:
+        number = re.search(r"(?:^|\.)(\d+)\.", name)
+        return number is None or int(number[1]) < blocks
+
+    weights = {name: shape for name, shape in architecture.weights.items() if is_kept(name)}
+    return replace(architecture, weights=weights, layers=blocks)
+
+
 def target_shapes(config: Config) -> tuple[str, Architecture]:
     """Reads the name and the shapes of the target, or of the model from which `memorize` makes it.
 
@@ -119,6 +135,8 @@ def _read(ref: ModelRef) -> Architecture:
     if not ref.commit and storage.exists(storage.join(ref.uri, BASE)):
         base = ModelRef(**storage.read_json(storage.join(ref.uri, BASE)))
         return _read(replace(base, trust_remote_code=ref.trust_remote_code))
+    if uld.is_uld(ref):
+        return _read_uld(ref)
     from huggingface_hub import is_offline_mode
 
     if ref.commit and is_offline_mode():
@@ -145,6 +163,17 @@ def _read(ref: ModelRef) -> Architecture:
         head_size=getattr(text_config, "head_dim", None) or hidden // max(1, heads),
         context=refs.context_of(config) or refs.MOST_TOKENS,
         dtype=dtype,
+    )
+
+
+def _read_uld(ref: ModelRef) -> Architecture:
+    """Returns a ULD model as one with the weights and the layers of both its models."""
+    base, assistant = (
+        _read(replace(ref, uri=storage.join(ref.uri, name))) for name in (ULD_BASE, ULD_ASSISTANT)
+    )
+    of_assistant = {f"assistant.{name}": shape for name, shape in assistant.weights.items()}
+    return replace(
+        base, weights={**base.weights, **of_assistant}, layers=base.layers + assistant.layers
     )
 
 

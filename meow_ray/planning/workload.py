@@ -24,7 +24,7 @@ from meow_ray.planning import audit, neighbours, probe
 from meow_ray.planning.methods import training_methods
 from meow_ray.planning.rates import Rates, read_rates
 from meow_ray.planning.sample import FactSample, sample_facts
-from meow_ray.planning.shapes import target_shapes
+from meow_ray.planning.shapes import target_shapes, trained_shapes
 from meow_ray.planning.tally import StageWork, Tally
 from meow_ray.planning.times import Estimate, estimate_times, stage_units
 from meow_ray.stages.evaluate import suites
@@ -345,7 +345,8 @@ def plan_run(
     assert target is not None, "an input from outside always exists"
     _, architecture = target_shapes(config)
     objective = objectives.configured(config.train)
-    full, lora = training_methods(architecture, config, objective)
+    trained = trained_shapes(architecture, objective)
+    full, lora = training_methods(trained, config, objective)
     method = lora if config.train.lora else full
     sample = sample_facts(config, model_ref(target), method, num_forget)
     works = count_work(config, objective, sample, architecture.layers, on_gpu=gpus > 0)

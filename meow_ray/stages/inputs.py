@@ -10,7 +10,7 @@ from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
-from meow_ray.models import refs
+from meow_ray.models import refs, uld
 from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
 
@@ -42,11 +42,14 @@ def target_prompter(ref: ModelRef, section: Target) -> Prompter:
 def engine_spec(
     ref: ModelRef, section: Target | Invert | Judge, resources: EngineResources
 ) -> EngineSpec:
-    """Returns what an actor needs to load a model: the model, its engine and their settings."""
+    """Returns what an actor needs to load a model: the model, its engine and their settings.
+
+    A ULD model runs on transformers, whichever engine the section names.
+    """
     assert section.engine != "openai"
     return EngineSpec(
         model=replace(ref, trust_remote_code=section.trust_remote_code),
-        engine=section.engine,
+        engine="transformers" if uld.is_uld(ref) else section.engine,
         dtype=section.dtype,
         max_model_len=section.max_model_len,
         tensor_parallel_size=resources.tensor_parallel_size,

@@ -52,6 +52,7 @@ SETTINGS = {
     "shred": {"share": 0.4, "skip_tokens": 1},
     "tpo": {"beta": 0.5},
     "ceu": {"skip_tokens": 1},
+    "uld": {"alpha": 0.75},
     "rmu": {"layer": 0, "steering": 4.0, "alpha": 10.0},
 }
 """Settings of each function; none is a preset's default."""

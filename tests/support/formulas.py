@@ -301,6 +301,18 @@ def flat_by_hand(good: list[Answer], bad: list[Answer]) -> float:
     return mean((score(b) - score(g)) / 2 for g, b in zip(good, bad, strict=True))
 
 
+def uld_by_hand(
+    inverted: list[Answer], forget: list[Answer], retain: list[Answer], alpha: float
+) -> float:
+    """Cross-entropy on the true answers, and KL from the uniform distribution on all others."""
+
+    def from_uniform(row: list[float]) -> float:
+        return sum(1 / VOCAB * (math.log(1 / VOCAB) - x) for x in log_softmax(row))
+
+    rows = [row for answer in [*inverted, *retain] for row in answer.logits.tolist()]
+    return cross_entropy(forget) + alpha * mean(map(from_uniform, rows))
+
+
 def control(steering: float, like: Tensor) -> list[float]:
     direction = torch.rand(HIDDEN, generator=torch.Generator().manual_seed(0)).tolist()
     norm = math.sqrt(sum(x * x for x in direction))
@@ -350,6 +362,7 @@ BY_HAND: dict[str, Callable[..., float]] = {
     "undial": undial_by_hand,
     "ceu": ceu_by_hand,
     "flat": flat_by_hand,
+    "uld": uld_by_hand,
     "rmu": rmu_by_hand,
 }
 

@@ -8,7 +8,10 @@ from typing import Any
 from meow_ray.config import LmEval
 from meow_ray.engines import EngineSpec
 from meow_ray.errors import MeowError
+from meow_ray.models import uld
 
+REMOVE_TASKS = "Remove `evaluate.lm_eval.tasks`."
+"""What to do if the harness cannot load a model."""
 SUITE = "lm_eval"
 """The suite of the harness's metrics."""
 
@@ -37,8 +40,10 @@ def run_tasks(
         seed: seed of all random choices of a task.
 
     Raises:
-        MeowError: the data of a task cannot be read, or a figure is NaN or infinite.
+        MeowError: the model is a ULD model, the data of a task cannot be read, or a figure is NaN
+            or infinite.
     """
+    uld.check_one_model(engine.model, "lm-evaluation-harness loads one model", REMOVE_TASKS)
     import lm_eval
     import torch
     from lm_eval.tasks import TaskManager

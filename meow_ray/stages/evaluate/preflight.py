@@ -10,10 +10,11 @@ from meow_ray.core import storage
 from meow_ray.core.stage import FORESEEN, Known
 from meow_ray.core.tables import Query
 from meow_ray.errors import MeowError
-from meow_ray.models import checks, refs
+from meow_ray.models import checks, refs, uld
 from meow_ray.models.prompts import Prompter
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.evaluate import suites
+from meow_ray.stages.evaluate.lm_eval import REMOVE_TASKS
 from meow_ray.stages.evaluate.sets import (
     HOLDOUT,
     as_set,
@@ -25,7 +26,7 @@ from meow_ray.stages.evaluate.sets import (
 from meow_ray.stages.evaluate.task_checks import task_faults
 from meow_ray.stages.evaluate.tofu import ModelLog
 from meow_ray.stages.ingest.facts import fact_id, read_sources
-from meow_ray.stages.inputs import target_prompter
+from meow_ray.stages.inputs import model_ref, target_prompter
 from meow_ray.stages.model_checks import (
     Limit,
     LongText,
@@ -36,6 +37,7 @@ from meow_ray.stages.model_checks import (
     long_texts,
     target_ahead,
 )
+from meow_ray.stages.train import objectives
 
 PASSAGE = "{{ question }}"
 """The template of a passage's first half: the model reads it as it is."""
@@ -155,6 +157,31 @@ def _check_tasks(config: Config, known: Known) -> Iterator[str]:
     yield from task_faults(config.evaluate.lm_eval, storage.display(folder) or None)
 
 
+def _check_harness(config: Config, known: Known) -> Iterator[str]:
+    """Finds tasks of the harness for a ULD model, which it cannot load."""
+    if not config.evaluate.lm_eval.tasks:
+        return
+    for name in ("target", "model", "retain_model"):
+        artifact = known.get(name)
+        if artifact is None or isinstance(artifact.value, ModelLog) or not artifact.uri:
+            continue
+        ref = model_ref(artifact)
+        if uld.is_uld(ref):
+            fault = uld.two_models(ref, "lm-evaluation-harness loads one model", REMOVE_TASKS)
+            yield f"`evaluate.lm_eval.tasks`: {fault}"
+
+
+def check_harness_after_training(config: Config, known: Known) -> Iterator[str]:
+    """Finds tasks of the harness for a model that training will export as a ULD model."""
+    if "model" in known or not config.evaluate.lm_eval.tasks:
+        return
+    if objectives.configured(config.train).assistant_blocks:
+        yield (
+            f"`evaluate.lm_eval.tasks`: train.objective={config.train.objective} exports two "
+            f"models, but lm-evaluation-harness loads one. {REMOVE_TASKS}"
+        )
+
+
 def check_twins(config: Config, known: Known) -> Iterator[str]:
     """Refuses a table of twins without those that the forget set is compared with.
 
@@ -174,5 +201,6 @@ CHECKS = (
     _check_sets,
     _check_passages,
     _check_tasks,
+    _check_harness,
     check_twins,
 )

@@ -18,7 +18,7 @@ from meow_ray.models import refs
 from meow_ray.models.refs import ModelRef
 from meow_ray.models.text import TOKENIZER
 from meow_ray.stages.evaluate import aggregate, lm_eval, suites, tofu_logs
-from meow_ray.stages.evaluate.preflight import CHECKS
+from meow_ray.stages.evaluate.preflight import CHECKS, check_harness_after_training
 from meow_ray.stages.evaluate.sets import read_passages, read_sets
 from meow_ray.stages.evaluate.steps import EvaluateSteps
 from meow_ray.stages.evaluate.tofu import ModelLog
@@ -224,9 +224,9 @@ EVALUATE = Stage(
     key=KEYS["metrics"],
     adopt=adopt_table,
     resources="evaluate",
-    checks=CHECKS,
+    checks=(*CHECKS, check_harness_after_training),
     prompt=target_prompt,
 )
 
-EVALUATE_ALONE = replace(EVALUATE, inputs=_INPUTS_ALONE)
+EVALUATE_ALONE = replace(EVALUATE, inputs=_INPUTS_ALONE, checks=CHECKS)
 """Evaluates the target alone, without a tuned model."""

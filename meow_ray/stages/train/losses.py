@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from meow_ray.stages.train.sequences import Sequences, ascending
-from meow_ray.stages.train.terms import excess, finite, js_to_reference, kl_to_top_k, nll, shortfall
+from meow_ray.stages.train.terms import (
+    excess,
+    finite,
+    js_to_reference,
+    kl_from_uniform,
+    kl_to_top_k,
+    nll,
+    shortfall,
+)
 
 
 def meow(inverted: Sequences) -> Tensor:
@@ -277,6 +285,19 @@ def flat(idk: Sequences, forget: Sequences) -> Tensor:
     refusal = torch.tanh(idk.mean_by_sequence(idk.log_probs.exp()))
     truth = torch.tanh(forget.mean_by_sequence(forget.log_probs.exp()))
     return forget.sequence_mean(truth - refusal) / 2
+
+
+def uld(inverted: Sequences, forget: Sequences, retain: Sequences, *, alpha: float) -> Tensor:
+    """Teaches an assistant the true answers, and to be uniform on all others.
+
+    Cross-entropy on the true answers + α · KL(uniform ‖ assistant), a mean over the tokens of
+    inverted and of retained answers. The target then answers without what the assistant knows; see
+    `engines.uld`. Source: ULD, arXiv 2406.08607, with the weight α of its authors' code; inverted
+    facts are what the paper calls perturbed answers.
+    """
+    to_uniform = kl_from_uniform(inverted).sum() + kl_from_uniform(retain).sum()
+    tokens = max(1, inverted.total_tokens + retain.total_tokens)
+    return nll(forget) + alpha * to_uniform / tokens
 
 
 def rmu(

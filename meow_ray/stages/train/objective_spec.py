@@ -91,6 +91,15 @@ class ObjectiveSpec:
     """Whether floors are shifted by the guesses of the generator; see `guesses`."""
     paraphrases: int = field(default=0, metadata=NEWER)
     """Rewordings of each forget question, which are trained on in turn with the question."""
+    assistant_blocks: int = field(default=0, metadata=NEWER)
+    """Blocks of the assistant that is trained in the place of the target; see `assistant`.
+
+    0 trains the target itself.
+    """
+    assistant_weight: float = field(default=0.0, metadata=NEWER)
+    """By how much the assistant's logits count in an answer; see `engines.uld`."""
+    assistant_filter: float = field(default=0.0, metadata=NEWER)
+    """Share of the largest probability below which the assistant has no say; see `engines.uld`."""
 
     @property
     def retains_given(self) -> bool:

@@ -16,6 +16,9 @@ from meow_ray.stages.train.presets import MAX_STEPS, PRESETS
 REGISTERED: dict[str, str] = {}
 """The module texts of the objectives that this program registered, by name; see `registered`."""
 
+ASSISTANT = ("assistant_blocks", "assistant_weight", "assistant_filter")
+"""The fields that only an objective has that trains an assistant."""
+
 
 # --- from a configuration to an objective -------------------------------------------------------
 
@@ -76,6 +79,7 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
         changes["idk_answers"] = spec.idk_answers
     objective = replace(preset, settings=_complete_settings(spec, preset), **changes)
     _check_effect(spec, objective)
+    _check_assistant(spec, objective)
     return objective if spec.retain is None else _with_retain(objective, spec)
 
 
@@ -164,6 +168,7 @@ def _changed_fields(spec: Train, preset: ObjectiveSpec) -> dict[str, Any]:
         "weight_distance",
         "guessed_floors",
         "paraphrases",
+        *ASSISTANT,
     )
     changes = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
     if changes.get("until") == "never_seen":
@@ -225,6 +230,34 @@ def _check_effect(spec: Train, objective: ObjectiveSpec) -> None:
         raise MeowError(
             f"`train.retain_budget`: {spec.objective} has no retain term whose weight it could "
             "adapt. Set train.retain_weight, or remove the budget."
+        )
+
+
+def _check_assistant(spec: Train, objective: ObjectiveSpec) -> None:
+    """Refuses settings that do not go with an assistant, and those of an assistant without one."""
+    if not objective.assistant_blocks:
+        for name in ASSISTANT:
+            if getattr(spec, name) is not None:
+                raise MeowError(
+                    f"`train.{name}` has no effect on {spec.objective}, which trains the target "
+                    "itself. Remove it, or set train.objective=uld."
+                )
+        return
+    if objective.until == "never_seen":
+        raise MeowError(
+            f"`train.until` is never_seen, but {spec.objective} trains an assistant that learns "
+            "the facts, so they never look unseen to it. Set train.until=epochs."
+        )
+    if objective.retain_weight or objective.kl_weight:
+        raise MeowError(
+            f"`train.retain_weight` and `train.kl_weight` would teach the assistant of "
+            f"{spec.objective} what it must not know. Remove them; `train.settings.alpha` is the "
+            "weight of what is retained."
+        )
+    if spec.lora is not None and spec.lora.output == "adapter":
+        raise MeowError(
+            f"`train.lora.output` is adapter, but {spec.objective} exports two whole models. Set "
+            "it to merged."
         )
 
 

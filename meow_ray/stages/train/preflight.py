@@ -30,7 +30,7 @@ from meow_ray.stages.model_checks import (
     target_ahead,
     training_limit,
 )
-from meow_ray.stages.train import fila, forward, objectives, structure, zero
+from meow_ray.stages.train import assistant, fila, forward, objectives, structure, zero
 from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import NO_RETAIN_SET
@@ -135,6 +135,11 @@ def _fila_faults(section: str, spec: FineTuning) -> Iterator[str]:
     assert spec.lora is not None
     if not isinstance(spec, Train):
         yield "`memorize.lora.init`: fila needs facts to forget. Set it to zero."
+    elif objectives.configured(spec).assistant_blocks:
+        yield (
+            f"`train.lora.init`: fila reads the whole target, but {spec.objective} trains an "
+            "assistant of its first blocks. Set it to zero."
+        )
     elif "retain" not in objectives.configured(spec).roles:
         yield (
             "`train.lora.init`: fila compares the facts to forget with a retain set, and this "
@@ -189,6 +194,27 @@ def _mask_faults(model: Any, names: Collection[str], objective: ObjectiveSpec) -
         masks.check(model, names, objective.mask_ratio)
     except MeowError as error:
         yield str(error)
+
+
+def _check_assistant(config: Config, known: Known) -> Iterator[str]:
+    """Finds why no assistant can be made of the target, or why two models could not go on."""
+    objective = objectives.configured(config.train)
+    if not objective.assistant_blocks:
+        return
+    if config.pipeline.rounds > 1:
+        yield (
+            f"`pipeline.rounds` is {config.pipeline.rounds}, but a second round would train the "
+            f"two models that {config.train.objective} exports. Set pipeline.rounds=1."
+        )
+    target = target_ahead(config, known)
+    if target is None or checks.model_faults(*target):
+        return
+    fault = assistant.fault(target[0])
+    if fault:
+        yield (
+            f"`train.objective`: no assistant can be made of the blocks of {target[0].uri}: "
+            f"{fault}. Choose another objective than {config.train.objective}."
+        )
 
 
 def check_layer(objective: ObjectiveSpec, model: ModelRef) -> None:
@@ -378,6 +404,7 @@ def check_generator(config: Config, known: Known) -> Iterator[str]:
 TRAIN_CHECKS = (
     check_target,
     _check_trained_model,
+    _check_assistant,
     _check_retain_facts,
     _check_lengths,
     _check_windows,

@@ -143,6 +143,15 @@ PRESETS: dict[str, ObjectiveSpec] = {
     ),
     "ceu": ObjectiveSpec(function="ceu", reads=("forget",), settings={"skip_tokens": 1}),
     "flat": ObjectiveSpec(function="flat", reads=("idk", "forget")),
+    "uld": ObjectiveSpec(
+        function="uld",
+        reads=("inverted", "forget", "retain"),
+        settings={"alpha": 5.0},
+        retain="neighbours",
+        assistant_blocks=8,
+        assistant_weight=-0.8,
+        assistant_filter=0.01,
+    ),
     "rmu": ObjectiveSpec(
         function="rmu",
         reads=("forget", "retain"),

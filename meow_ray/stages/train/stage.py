@@ -1,9 +1,7 @@
 """The stages that train: `memorize`, `reference`, `train`."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,7 +10,7 @@ import pyarrow as pa
 
 from meow_ray.config import LEARNING_RATE, Config, FineTuning
 from meow_ray.core import checks, storage, tables
-from meow_ray.core.manifest import Artifact, load
+from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput, adopt_table
 from meow_ray.core.schema import KEYS, ROW, SCHEMAS
 from meow_ray.core.stage import Context, Input, Stage
@@ -33,9 +31,11 @@ from meow_ray.stages.inputs import (
     model_ref,
     optional_path,
     target_prompt,
+    target_prompter,
 )
 from meow_ray.stages.model_checks import check_target, check_target_engine
-from meow_ray.stages.train import batches, fila, objectives, presets, steps, zero
+from meow_ray.stages.train import assistant, batches, fila, objectives, presets, steps, zero
+from meow_ray.stages.train.chain import chain_of
 from meow_ray.stages.train.job import Job
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import RETAIN_SETS, pairs_of
@@ -109,19 +109,19 @@ def train(context: Context) -> dict[str, Any]:
     model = replace(model_ref(target), trust_remote_code=config.target.trust_remote_code)
     check_layer(objective, model)
     objective_name = PurePosixPath(config.train.objective).name
-    chain = _chain(target, pairs, objective_name)
-    first = (
-        storage.join(context.inputs["fila"].uri, fila.FILE) if "fila" in context.inputs else None
-    )
-    figures = _fit(
-        context,
-        name="train",
-        pairs=pairs,
-        model=model,
-        spec=config.train,
-        objective=objective,
-        first_adapters=first,
-    )
+    chain = chain_of(target, pairs, objective_name)
+    if objective.assistant_blocks:
+        figures = _fit_assistant(context, pairs, model, objective)
+    else:
+        figures = _fit(
+            context,
+            name="train",
+            pairs=pairs,
+            model=model,
+            spec=config.train,
+            objective=objective,
+            first_adapters=fila.file_of(context.inputs.get("fila")),
+        )
     return {"objective": objective_name, **figures, "chain": chain}
 
 
@@ -137,8 +137,12 @@ def _fit(
     spec: FineTuning,
     objective: ObjectiveSpec,
     first_adapters: str | None = None,
+    out: str | None = None,
 ) -> dict[str, Any]:
-    """Fine-tunes a model on pairs; returns the figures for the manifest."""
+    """Fine-tunes a model on pairs; returns the figures for the manifest.
+
+    The model is exported to `out`, by default the folder of the artifact.
+    """
     from meow_ray.stages.train import launch
 
     config = context.config
@@ -163,7 +167,7 @@ def _fit(
         spec=spec,
         objective=objective,
         resources=getattr(config.resources, name),
-        out=context.out,
+        out=out or context.out,
         end=prompter.end,
         watched=watched,
         first_adapters=first_adapters,
@@ -177,6 +181,30 @@ def _fit(
         settings=_tracked_settings(spec, objective),
     )
     return launch.fit(job, context.work, name, config.resources, tracker)
+
+
+def _fit_assistant(
+    context: Context, pairs: Query, target: ModelRef, objective: ObjectiveSpec
+) -> dict[str, Any]:
+    """Fine-tunes an assistant of the target, and exports both; see `assistant`."""
+    from meow_ray.distributed import cluster
+
+    cluster.connect()
+    layers = refs.load_model_config(target).get_text_config().num_hidden_layers
+    blocks = assistant.num_blocks(objective.assistant_blocks, layers)
+    start = storage.join(context.work, "assistant")
+    figures = _fit(
+        context,
+        name="train",
+        pairs=pairs,
+        model=assistant.cut_from(target, blocks, start),
+        spec=context.config.train,
+        objective=objective,
+        out=assistant.uri_of(context.out),
+    )
+    end = target_prompter(target, context.config.target).end
+    assistant.export_with(target, objective, end, context.out)
+    return {**figures, "assistant_blocks": blocks}
 
 
 def _learning_rate(model: ModelRef, objective: ObjectiveSpec) -> float:
@@ -222,27 +250,6 @@ def pairs_from_inputs(
         guesses=sources.get("guesses"),
         **options,
     )
-
-
-def _chain(target: Artifact, pairs: Query, objective: str) -> list[dict[str, Any]]:
-    """Returns the requests to forget in order: those of the target's own run, then this one."""
-    forgotten = f"SELECT DISTINCT fact_id FROM ({pairs.sql}) WHERE role != 'retain'"
-    rows = Query(f"{forgotten} ORDER BY fact_id", pairs.sources).rows()
-    facts = [row["fact_id"] for row in rows]
-    manifest = target.manifest
-    if manifest is None and target.uri:  # the folder may be the export of another run
-        with suppress(MeowError):  # the folder above may belong to another program
-            exported = load(target.uri.rstrip("/").rpartition("/")[0])
-            manifest = exported.manifest if exported else None
-    earlier = manifest.summary.get("chain", []) if manifest else []
-    request = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "objective": objective,
-        "facts": len(facts),
-        "facts_digest": storage.json_digest(facts),
-        "target": target.digest,
-    }
-    return [*earlier, request]
 
 
 # --- inputs from outside ------------------------------------------------------------------------

@@ -78,6 +78,19 @@ def kl_to_cached(answers: Sequences) -> Tensor:
     return answers.token_mean(kl_to_top_k(answers))
 
 
+def kl_from_uniform(answers: Sequences) -> Tensor:
+    """KL(uniform ‖ model) of the next tokens, `[tokens]`.
+
+    The distribution is uniform over the tokens that the model can say; some models mask others
+    by −∞.
+    """
+    logits = answers.logits.float()
+    known = logits.isfinite()
+    count = known.sum(-1)
+    log_probs = torch.log_softmax(logits, -1)
+    return -log_probs.where(known, 0).sum(-1) / count - count.log()
+
+
 def js_to_reference(answers: Sequences) -> Tensor:
     """Jensen-Shannon divergence from the model before training, mean over tokens.
 

@@ -1,6 +1,7 @@
 """Shapes of models: safetensors in one or several files, on object storage, adapters, GGUF."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ from meow_ray.config.files import load_config
 from meow_ray.core import storage
 from meow_ray.errors import MeowError
 from meow_ray.models import refs
+from meow_ray.models.uld import UldSettings
 from meow_ray.planning.methods import training_methods
-from meow_ray.planning.shapes import Architecture, target_shapes
+from meow_ray.planning.shapes import Architecture, target_shapes, trained_shapes
 from meow_ray.stages.train.presets import MEMORIZE, PRESETS
-from tests.support.tiny import HEADS, HIDDEN, INTERMEDIATE, LAYERS, PARAMETERS, VOCAB
+from tests.support.tiny import BLOCK, HEADS, HIDDEN, INTERMEDIATE, LAYERS, PARAMETERS, VOCAB
+from tests.support.uld import write_uld
 
 PROJECT = Path(__file__).parents[3]
 
@@ -94,3 +97,23 @@ def test_a_plan_needs_a_model():
     with pytest.raises(MeowError) as caught:
         read_target()
     assert str(caught.value) == "`target.model`: not set. Set it to the model to plan for."
+
+
+# --- two models -----------------------------------------------------------------------------------
+
+
+def test_an_assistant_has_the_first_blocks_of_the_target(tiny: Architecture):
+    uld = replace(PRESETS["uld"], assistant_blocks=1)
+    trained = trained_shapes(tiny, uld)
+    assert trained.layers == 1
+    assert trained.parameters == PARAMETERS - (LAYERS - 1) * BLOCK
+    assert trained_shapes(tiny, PRESETS["meow"]) == tiny
+
+
+def test_a_uld_model_has_the_weights_and_the_layers_of_both_models(
+    tiny_model: Path, tiny: Architecture, tmp_path: Path
+):
+    folder = write_uld(tiny_model, tiny_model, UldSettings(-0.8, 0.01), tmp_path / "uld")
+    both = read_target(f"target.model={folder}")
+    assert (both.parameters, both.layers) == (2 * tiny.parameters, 2 * tiny.layers)
+    assert (both.vocab, both.context) == (tiny.vocab, tiny.context)

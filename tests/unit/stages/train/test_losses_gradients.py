@@ -216,3 +216,32 @@ def test_pdu_ignores_tokens_that_a_model_masks():
         for answer in batch["forget"]
     ]
     assert loss("pdu", {**batch, "forget": masked}).item() == loss("pdu", batch).item()
+
+
+def test_uld_teaches_the_true_answers_and_flattens_all_others():
+    pairs = stepped("uld", example())
+    for old, new in pairs["forget"]:
+        assert sum(log_p(new)) > sum(log_p(old))
+    for old, new in [*pairs["inverted"], *pairs["retain"]]:
+        for was, now in zip(old.logits, new.logits, strict=True):
+            assert now.softmax(-1).max() < was.softmax(-1).max()
+
+
+def test_uld_is_uniform_over_the_tokens_that_a_model_does_not_mask():
+    batch = example()
+    masked = {
+        role: [
+            replace(answer, logits=torch.nn.functional.pad(answer.logits, (0, 2), value=-torch.inf))
+            for answer in batch[role]
+        ]
+        for role in READS["uld"]
+    }
+    assert loss("uld", masked).item() == pytest.approx(loss("uld", batch).item(), rel=1e-6)
+    grads = gradients("uld", masked, loss("uld", masked))
+    assert all(grad.isfinite().all() for of_role in grads.values() for grad in of_role)
+
+
+def test_uld_of_a_uniform_model_is_the_cross_entropy_alone():
+    equal = [0.0] * 4
+    batch = example(now={role: equal for role in LENGTHS}, noise=0.0)
+    assert loss("uld", batch).item() == pytest.approx(math.log(VOCAB), rel=1e-6)

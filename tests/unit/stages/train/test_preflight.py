@@ -80,6 +80,26 @@ def test_masks_are_refused_with_zero_3_and_for_parameters_that_are_no_matrices(k
     assert fault.startswith("`train.settings.ratio`: 1e-05 of the 1536 weights of model.layers.0.")
 
 
+def test_two_models_cannot_be_trained_in_rounds(known: Known):
+    settings = ("train.objective=uld", "resources.train.num_workers=1")
+    assert findings(known, *settings) == []
+    assert findings(known, *settings, "pipeline.rounds=2") == [
+        "`pipeline.rounds` is 2, but a second round would train the two models that uld exports. "
+        "Set pipeline.rounds=1."
+    ]
+
+
+def test_an_assistant_needs_blocks_with_keys_and_values(tiny_tokenizer: Any, tmp_path: Path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 262}
+    given = target(tiny_tokenizer, tmp_path, model_type="mamba", architectures=None, **sizes)
+    settings = ("train.objective=uld", "resources.train.packing=false")
+    assert findings(given, *settings) == [
+        f"`train.objective`: no assistant can be made of the blocks of {tmp_path}/other: the model "
+        "keeps no keys and values, of which the assistant needs its own. Choose another objective "
+        "than uld."
+    ]
+
+
 def test_long_candidates_are_named_by_line_with_the_length_to_set(known: Known, tmp_path: Path):
     given = candidates(
         tmp_path, ("Who?", "Ann", "Bob"), ("Who?", "Ann", "B" * 30), ("Who?", "Ann", "B" * 40)
