@@ -9,7 +9,15 @@ from typing import Annotated, cast, get_args
 import typer
 
 from meow_ray.cli import program, show, show_plan, show_prompt
-from meow_ray.cli.options import AsJson, ConfigOption, Inputs, Overrides, app, named_inputs
+from meow_ray.cli.options import (
+    AsJson,
+    ConfigOption,
+    Inputs,
+    Overrides,
+    app,
+    named_inputs,
+    named_runs,
+)
 from meow_ray.config import Config
 from meow_ray.config.files import explain
 from meow_ray.core import schema
@@ -209,8 +217,7 @@ def compare_metrics(
     ):
         if value not in choices:
             raise MeowError(f"{option} {value}: unknown. Choose from {', '.join(choices)}.")
-    named = [run.split("=", 1) if "=" in run.partition("/")[0] else (run, run) for run in runs]
-    metrics = [(name, compare.metrics_of(root, model)) for name, root in named]
+    metrics = [(name, compare.metrics_of(root, model)) for name, root in named_runs(runs)]
     print(compare.format_table(compare.metrics_by_run(metrics, model), cast(compare.Format, kind)))
 
 

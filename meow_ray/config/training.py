@@ -26,6 +26,11 @@ class Lora(Section):
         "nf4 loads the base model in 4 bits (QLoRA, arXiv 2305.14314); it needs a GPU and "
         "bitsandbytes",
     )
+    gram: bool = field(
+        False,
+        "also write Gram matrices of the inputs of the adapted layers, which `meow merge` reads; "
+        "needs output adapter",
+    )
 
 
 LEARNING_RATE = 2e-5

@@ -1,6 +1,6 @@
 """What the stages that train would find wrong only at their start, found before the run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray.config import Config, FineTuning, TrainResources
+from meow_ray.config import Config, FineTuning, Lora, TrainResources
 from meow_ray.core import storage
 from meow_ray.core.schema import TRUE_ANSWER
 from meow_ray.core.stage import FORESEEN, Known
@@ -85,7 +85,7 @@ def _training_faults(
     if resources.packing and not is_flash and _leaks(ref):
         yield f"resources.{section}.packing: {forward.LEAKS}"
     if spec.lora is not None:
-        yield from _lora_faults(ref, section, spec.lora.layers)
+        yield from _lora_faults(ref, section, spec.lora)
 
 
 @cache
@@ -103,15 +103,20 @@ def _leaks(ref: ModelRef) -> bool:
     return leak > forward.LEAK["float32"]
 
 
-def _lora_faults(ref: ModelRef, section: str, layers: Sequence[str]) -> Iterator[str]:
-    """Yields the layers that adapters are asked for and that the model does not have."""
+def _lora_faults(ref: ModelRef, section: str, lora: Lora) -> Iterator[str]:
+    """Yields what contradicts itself, and layers for adapters that the model does not have."""
+    if lora.gram and lora.output != "adapter":
+        yield (
+            f"`{section}.lora.gram` needs the adapter by itself. Set {section}.lora.output to "
+            f"adapter, or {section}.lora.gram to false."
+        )
     model = _skeleton(ref)
     if model is None:
         return
     modules = structure.linear_layers(model)
     missing = [
         name
-        for name in layers
+        for name in lora.layers
         if not any(module == name or module.endswith(f".{name}") for module in modules)
     ]
     if missing:
