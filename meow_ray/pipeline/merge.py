@@ -267,15 +267,12 @@ def _made_from(run: _Run, name: str) -> Artifact | None:
     None if the storage root does not have it.
     """
     remaining = [run.model]
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     while remaining:
-        artifact = remaining.pop()
-        for part, digest in _inputs(artifact).items():
-            if digest in seen:
-                continue
-            seen.add(digest)
-            found = _stored(run.root, part, digest)
-            if found is not None and part == name:
+        for part in _inputs(remaining.pop()).items():
+            found = None if part in seen else _stored(run.root, *part)
+            seen.add(part)
+            if found is not None and found.name == name:
                 return found
             if found is not None:
                 remaining.append(found)
