@@ -13,6 +13,7 @@ from meow_ray.errors import MeowError
 from meow_ray.models.folders import ADAPTER, BASE
 from meow_ray.models.refs import ModelRef
 from meow_ray.pipeline import derived
+from meow_ray.pipeline.certificate import places
 from meow_ray.stages import inputs
 from meow_ray.stages.ingest.facts import read_sources, valid_facts
 from meow_ray.stages.train import merge, requests
@@ -26,7 +27,7 @@ PURGED = "text purged, not evaluated"
 NO_FACTS = "no facts found, not evaluated"
 """Why a request was not evaluated."""
 _VERSION = 1
-"""The version of the file's format."""
+"""Raised whenever the same adapters give another model, or the file has another form."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def merge_runs(
     adapters = [run.adapter for run in found]
     try:
         layers = derived.call(config.resources, merge.write, adapters, base, recipe, prompt, uri)
-        known = _ask(found, questions, base, uri, config)
+        whole = ModelRef(uri, _digest(found, recipe))
+        known = _ask(found, questions, base, whole, config)
         results = [_request(run, notes, known.get(run.name, {}), config) for run in found]
         merged = Merged(uri, layers, results)
         _write(merged, found, recipe, config)
@@ -150,8 +152,7 @@ def _run(name: str, place: str) -> _Run:
         MeowError: there is no model of a run, or it is no adapter.
     """
     uri = storage.absolute(place)
-    parent = uri.rstrip("/").rpartition("/")[0]
-    model = manifest.latest(uri, "model") or manifest.load(uri) or manifest.load(parent)
+    model = manifest.latest(uri, "model") or manifest.load(uri) or manifest.load(places.parent(uri))
     if model is None or model.name != "model":
         raise MeowError(
             f"{name}: there is no finished model of a run at {storage.display(uri)}. Give the "
@@ -163,9 +164,7 @@ def _run(name: str, place: str) -> _Run:
             "Set train.lora.output to adapter, and run `train` again."
         )
     base = ModelRef(**storage.read_json(storage.join(model.uri, BASE)))
-    folder = model.uri.rstrip("/").rpartition("/")[0]
-    root = folder.rpartition("/")[0].rpartition("/")[0]
-    return _Run(name, root, model, base)
+    return _Run(name, root=places.parent(model.uri, levels=3), model=model, base=base)
 
 
 def _check(runs: Sequence[_Run], recipe: Recipe) -> None:
@@ -189,7 +188,7 @@ def _check(runs: Sequence[_Run], recipe: Recipe) -> None:
         if run.base.digest != first.base.digest:
             raise MeowError(
                 f"{first.name} and {run.name}: the adapters do not start from the same target "
-                f"({first.base.digest[:16]} and {run.base.digest[:16]}). Merge runs that had the "
+                f"({first.base.digest} and {run.base.digest}). Merge runs that had the "
                 "same target.model and one round each."
             )
         if recipe.method == "gram" and GRAM_FILE not in run.model.files:
@@ -202,6 +201,11 @@ def _check(runs: Sequence[_Run], recipe: Recipe) -> None:
             f"{first.name}: its target is no longer at {storage.display(first.base.uri)}. Put the "
             "model back there."
         )
+
+
+def _digest(runs: Sequence[_Run], recipe: Recipe) -> str:
+    """Returns what identifies the merged model."""
+    return storage.json_digest([_VERSION, asdict(recipe), [run.model.digest for run in runs]])
 
 
 def _prompt(run: _Run, config: Config) -> Target:
@@ -313,7 +317,7 @@ def _ask(
     runs: Sequence[_Run],
     questions: Mapping[str, Questions],
     base: ModelRef,
-    merged: str,
+    merged: ModelRef,
     config: Config,
 ) -> dict[str, dict[str, Replies]]:
     """Returns what the models say, by the name of the run and that of the model."""
@@ -336,7 +340,7 @@ def _ask(
             _say(f"asking the model of {run.name}")
             ask(inputs.model_ref(run.model), "tuned", [facts_only[run.name]])
     _say("asking the merged model")
-    ask(ModelRef(merged, merged), "merged", list(facts_only.values()))
+    ask(merged, "merged", list(facts_only.values()))
     return known
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import Result
@@ -15,11 +16,12 @@ from typer.testing import CliRunner
 from meow_ray.cli.main import app
 from meow_ray.config import Lora, Train, TrainResources
 from meow_ray.core.manifest import MAIN, Artifact, latest
+from meow_ray.core.schema import SCHEMAS
 from meow_ray.distributed import cluster
 from meow_ray.stages.train.gram import GRAM_FILE
 from tests.support.audited import certified
 from tests.support.people import facts as known_facts
-from tests.support.tiny import chat, memorise
+from tests.support.tiny import chat
 from tests.support.training import Run, Workers, job
 
 pytestmark = pytest.mark.slow
@@ -29,6 +31,7 @@ REQUESTS = {
     "second": {"Max Turner": "Riga", "Sue Walker": "Doha", "Tom Fisher": "Oslo"},
 }
 OTHERS = ("Bonn", "Pisa", "Baku", "Nice", "Rome", "Bern")
+MEMORIZE = Train(objective="meow", epochs=100, batch_size=6, learning_rate=3e-3)
 RANKS = {"first": 4, "second": 6}
 LAYERS = ("q_proj", "down_proj")
 
@@ -62,11 +65,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def target(folder: Path, tiny_model: Path, tiny_tokenizer: Any) -> Path:
+def target(folder: Path, tiny_model: Path) -> Path:
     """A model that knows the facts of both requests."""
-    return memorise(
-        tiny_model, tiny_tokenizer, [*pairs("first"), *pairs("second")], folder / "target"
-    )
+    rows = [
+        {"fact_id": question, "candidate_id": 0, "rank": 0, "question": question, "answer": answer}
+        for request in REQUESTS
+        for question, answer in pairs(request)
+    ]
+    table = pa.Table.from_pylist(rows, schema=SCHEMAS["selected"])
+    learn = job(folder, tiny_model, None, table, MEMORIZE, TrainResources(micro_batch_size=6))
+    workers = Workers(1)
+    workers.train([Run(learn, folder / "learning")])
+    workers.close()
+    return Path(learn.out).rename(folder / "target")
 
 
 def options(request: str, folder: Path) -> list[str]:

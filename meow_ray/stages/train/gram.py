@@ -36,7 +36,8 @@ def root_of(inputs: Any) -> Any:
     """
     import torch
 
-    return torch.linalg.qr(inputs.double(), mode="r").R.float()
+    # contiguous, because safetensors writes no other tensors
+    return torch.linalg.qr(inputs.double(), mode="r").R.float().contiguous()
 
 
 class Root:

@@ -76,8 +76,18 @@ class Adapter:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """The shapes `[out, in]` of the changes, by the name of the layer."""
+        """The shapes `[out, in]` of the changes, by the name of the layer.
+
+        Raises:
+            MeowError: the adapter changes something else than linear layers.
+        """
         shapes = folders.shapes_in(self.folder / _WEIGHTS)
+        other = next((key for key in shapes if not key.endswith((_DOWN, _UP))), None)
+        if other is not None:
+            raise MeowError(
+                f"{self.name}: the adapter changes more than linear layers ({other}), which cannot "
+                "be merged. Train this request with other train.lora.layers."
+            )
         return {
             key.removeprefix(WRAPPER).removesuffix(_DOWN): (
                 shapes[key.removesuffix(_DOWN) + _UP][0],
@@ -135,7 +145,7 @@ def common_layers(adapters: Sequence[Adapter]) -> list[str]:
     The ranks may differ.
 
     Raises:
-        MeowError: a layer is missing in one of them; names it and the two runs.
+        MeowError: a layer is missing in one of them, or something else is changed.
     """
     first = adapters[0]
     for other in adapters[1:]:

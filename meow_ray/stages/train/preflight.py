@@ -1,6 +1,6 @@
 """What the stages that train would find wrong only at their start, found before the run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -114,17 +114,26 @@ def _lora_faults(ref: ModelRef, section: str, lora: Lora) -> Iterator[str]:
     if model is None:
         return
     modules = structure.linear_layers(model)
-    missing = [
-        name
-        for name in lora.layers
-        if not any(module == name or module.endswith(f".{name}") for module in modules)
-    ]
+    missing = [name for name in lora.layers if not _is_among(name, modules)]
     if missing:
         names = sorted({module.rpartition(".")[2] for module in modules})
         yield (
             f"`{section}.lora.layers`: the model has no linear layer {', '.join(missing)}. "
             f"Choose from {', '.join(names)}, or [] for all."
         )
+    vectors = structure.embeddings(model)
+    unmergeable = [name for name in lora.layers if _is_among(name, vectors)]
+    if lora.gram and unmergeable:
+        yield (
+            f"`{section}.lora.gram`: {', '.join(unmergeable)} is an embedding, and `meow merge` "
+            f"merges linear layers only. Remove it from {section}.lora.layers, or set "
+            f"{section}.lora.gram to false."
+        )
+
+
+def _is_among(name: str, modules: Sequence[str]) -> bool:
+    """Whether a name, or the end of one, is that of a module."""
+    return any(module == name or module.endswith(f".{name}") for module in modules)
 
 
 def _objective_faults(ref: ModelRef, key: str, objective: ObjectiveSpec) -> Iterator[str]:

@@ -117,6 +117,7 @@ def test_a_root_has_the_gram_matrix_of_the_inputs_and_not_more_rows(
     for root in (root_of(inputs), pieces.value()):
         assert root.shape == (min(count, width), width)
         assert root.dtype == torch.float32
+        assert root.is_contiguous()  # or safetensors would refuse it
         gram = root.double().T @ root.double()
         torch.testing.assert_close(gram, inputs.T @ inputs, rtol=1e-4, atol=1e-4)
 
