@@ -1,4 +1,4 @@
-"""Two requests on one tiny model with LoRA, the first one purged, and `meow merge` on both."""
+"""Two requests on one tiny model with LoRA, the text of one gone, and `meow merge` on both."""
 
 import json
 import re
@@ -18,8 +18,10 @@ from meow_ray.config import Lora, Train, TrainResources
 from meow_ray.core.manifest import MAIN, Artifact, latest
 from meow_ray.core.schema import SCHEMAS
 from meow_ray.distributed import cluster
+from meow_ray.stages.ingest.facts import fact_id
+from meow_ray.stages.inputs import adopt_model
 from meow_ray.stages.train.gram import GRAM_FILE
-from tests.support.audited import certified
+from tests.support.artifacts import publish
 from tests.support.people import facts as known_facts
 from tests.support.tiny import chat
 from tests.support.training import Run, Workers, job
@@ -30,10 +32,25 @@ REQUESTS = {
     "first": {"Ann Miller": "Lima", "Bob Carter": "Kyiv", "Eve Porter": "Cork"},
     "second": {"Max Turner": "Riga", "Sue Walker": "Doha", "Tom Fisher": "Oslo"},
 }
-OTHERS = ("Bonn", "Pisa", "Baku", "Nice", "Rome", "Bern")
-MEMORIZE = Train(objective="meow", epochs=100, batch_size=6, learning_rate=3e-3)
+STRANGERS = {
+    "Ida Mason": "Rome",
+    "Joe Gray": "Bern",
+    "Kim Frost": "Faro",
+    "Lou Hart": "Graz",
+    "Ned Cole": "Metz",
+    "Ora Lane": "Nice",
+    "Pia West": "Brno",
+    "Ray Holt": "Hull",
+}
 RANKS = {"first": 4, "second": 6}
 LAYERS = ("q_proj", "down_proj")
+MEMORIZE = Train(objective="meow", epochs=100, batch_size=6, learning_rate=3e-3)
+SPEC = {
+    "train": {"max_length": 512},
+    "target.template": "chat",
+    "target.system": None,
+    "target.template_variables": {},
+}
 
 
 def pairs(request: str) -> list[tuple[str, str]]:
@@ -65,7 +82,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def target(folder: Path, tiny_model: Path) -> Path:
+def workers() -> Iterator[Workers]:
+    workers = Workers(1)
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="module")
+def target(folder: Path, tiny_model: Path, workers: Workers) -> Path:
     """A model that knows the facts of both requests."""
     rows = [
         {"fact_id": question, "candidate_id": 0, "rank": 0, "question": question, "answer": answer}
@@ -74,56 +98,56 @@ def target(folder: Path, tiny_model: Path) -> Path:
     ]
     table = pa.Table.from_pylist(rows, schema=SCHEMAS["selected"])
     learn = job(folder, tiny_model, None, table, MEMORIZE, TrainResources(micro_batch_size=6))
-    workers = Workers(1)
     workers.train([Run(learn, folder / "learning")])
-    workers.close()
-    return Path(learn.out).rename(folder / "target")
+    return Path(learn.out)
 
 
-def options(request: str, folder: Path) -> list[str]:
-    """Writes the files of a request; returns the options of its run."""
-    lines = [json.dumps({"question": q, "answer": a}) for q, a in pairs(request)]
-    (folder / f"{request}.jsonl").write_text("\n".join(lines))
+def facts_of(request: str) -> pa.Table:
     rows = [
-        {"question": question, "answer": answer}
-        | {f"answer_{i}": f"{answer[:-5]}{town}." for i, town in enumerate(OTHERS)}
-        for question, answer in pairs(request)
+        {"fact_id": fact_id(*pair), "split": "forget", "question": pair[0], "answer": pair[1]}
+        for pair in pairs(request)
     ]
-    (folder / f"{request}-candidates.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return [
-        f"storage.root={folder / request}",
-        f"target.model={folder / 'target'}",
-        "target.engine=transformers",
-        f"ingest.forget={folder / request}.jsonl",
-        f"--input=candidates={folder / request}-candidates.jsonl",
-        "evaluate.twins=true",
-        "evaluate.max_new_tokens=8",
-        "evaluate.bootstrap_resamples=20",
-        "train.objective=gradient_ascent",
-        "train.epochs=12",
-        "train.batch_size=3",
-        "train.learning_rate=5e-3",
-        f"train.lora={{rank: {RANKS[request]}, layers: [{', '.join(LAYERS)}], output: adapter, "
-        "gram: true}",
-        "resources.train.num_workers=1",
-        "audit.attacks=[direct]",
-        "audit.max_new_tokens=8",
-        "audit.minimum_controls=4",
-        "report.show_text=false",
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["facts"])
+
+
+def twins_of(request: str) -> pa.Table:
+    rows = [
+        {
+            "fact_id": fact_id(*pairs(request)[0]),
+            "twin_id": number,
+            "half": "stop",
+            "question": f"Where was {name} born?",
+            "answer": f"{name} was born in {town}.",
+        }
+        for number, (name, town) in enumerate(STRANGERS.items())
     ]
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["twins"])
 
 
 @pytest.fixture(scope="module")
-def models(folder: Path, target: Path) -> dict[str, Artifact]:
-    """The adapters of both runs; the text of the first request is purged."""
-    for request in REQUESTS:
-        for stage in ("ingest", "twins", "train"):
-            meow("stage", stage, *options(request, folder))
-    first = options("first", folder)
-    meow("stage", "audit", *first)
-    meow("certify", *first)
-    meow("purge", "--yes", f"--certificate={certified(folder / 'first')}")
-    (folder / "first.jsonl").rename(folder / "kept.jsonl")
+def models(folder: Path, target: Path, workers: Workers) -> dict[str, Artifact]:
+    """The adapters of both requests, in storage roots; the text of the first one is gone."""
+    for request, rank in RANKS.items():
+        spec = Train(
+            objective="gradient_ascent",
+            epochs=12,
+            batch_size=3,
+            learning_rate=5e-3,
+            lora=Lora(rank=rank, layers=LAYERS, output="adapter", gram=True),
+        )
+        facts = facts_of(request)
+        made = job(folder, target, facts, None, spec, TrainResources(micro_batch_size=3))
+        workers.train([Run(made, folder / "checkpoints")])
+        root = folder / request
+        digest = publish(root, "facts", {MAIN: facts})
+        publish(root, "twins", {MAIN: twins_of(request)}, inputs={"facts": digest})
+        exported = {path.name: path.read_bytes() for path in Path(made.out).iterdir()}
+        publish(root, "model", exported, inputs={"facts": digest}, spec=SPEC)
+    for table in ("facts", "twins"):  # as `meow purge` leaves them: manifests alone
+        (text,) = folder.glob(f"first/{table}/*/*/{MAIN}")
+        text.unlink()
+    lines = [json.dumps({"question": q, "answer": a}) for q, a in pairs("first")]
+    (folder / "kept.jsonl").write_text("\n".join(lines))
     found = {request: latest(str(folder / request), "model") for request in REQUESTS}
     return {request: model for request, model in found.items() if model is not None}
 
@@ -137,12 +161,6 @@ def rows(done: Result) -> list[list[str]]:
     """Returns the cells of the rows about requests."""
     lines = [line for line in done.stdout.splitlines() if re.match(r" +(first|second) ", line)]
     return [re.split(r" {2,}", line.strip()) for line in lines]
-
-
-def test_a_purge_keeps_what_merging_needs(folder: Path, models: dict[str, Artifact]):
-    files = {path.name for path in Path(models["first"].uri).iterdir()}
-    assert {"adapter_model.safetensors", GRAM_FILE} <= files
-    assert not list(folder.glob(f"first/facts/*/*/{MAIN}"))
 
 
 def test_the_roots_are_those_of_the_inputs_of_the_tuned_model(
@@ -189,11 +207,12 @@ def test_linear_shows_the_second_request_and_says_that_the_first_is_purged(
     first, second = content["requests"]
     assert [request["model"] for request in (first, second)] == [m.digest for m in models.values()]
     assert (first["note"], first["models"]) == ("text purged, not evaluated", {})
-    assert second["chain"][0]["objective"] == "gradient_ascent"
     before, tuned = (second["models"][name] for name in ("target", "tuned"))
     assert before["fact_log_prob"] > -0.5 > tuned["fact_log_prob"]
     assert before["extraction_strength"] > 0.9 > tuned["extraction_strength"]
-    assert [before["looks_never_seen"], tuned["looks_never_seen"]] == [False, True]
+    assert before["looks_never_seen"] is False
+    # all 3 facts above all 8 twins: 1 of 11! / (3! 8!) orders
+    assert before["p_values"]["fact_log_prob"] == pytest.approx(1 / 165)
 
 
 def test_gram_forgets_both_requests_of_which_one_is_given_again(
@@ -211,19 +230,19 @@ def test_gram_forgets_both_requests_of_which_one_is_given_again(
         before, tuned, merged = (
             request[model]["fact_log_prob"] for model in ("target", "tuned", "merged")
         )
-        assert tuned < merged < before
         assert before - merged > 0.5 * (before - tuned)
     assert first["merged"]["p_values"] is None  # the twins are purged as well
-    assert second["merged"]["looks_never_seen"] is True
+    assert second["merged"]["p_values"].keys() == {
+        "extraction_strength",
+        "min_k",
+        "fact_log_prob",
+    }
 
 
-def test_the_merged_model_can_be_evaluated(folder: Path, models: dict[str, Artifact]):
+def test_ties_writes_a_model_that_other_commands_take(folder: Path, models: dict[str, Artifact]):
     out = folder / "ties"
     merge(folder, out, "--method=ties", "--density=0.5")
-    meow("stage", "evaluate", f"--input=model={out}", *options("second", folder))
-    metrics = latest(str(folder / "second"), "metrics")
-    assert metrics is not None
-    assert {row["model"] for row in metrics.table.to_pylist()} >= {"before", "after"}
+    assert adopt_model("model", str(out), verify=False).value.folder == out
 
 
 def test_nothing_is_left_if_the_evaluation_fails(folder: Path, models: dict[str, Artifact]):

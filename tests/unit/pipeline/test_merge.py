@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from meow_ray.cli.main import app
 from meow_ray.core import storage
-from meow_ray.core.manifest import MAIN, MANIFEST, Manifest, file_entry
+from meow_ray.core.manifest import MAIN, MANIFEST
 from meow_ray.core.schema import SCHEMAS
 from meow_ray.models.refs import ModelRef
 from meow_ray.pipeline import merge
@@ -19,42 +19,19 @@ from meow_ray.pipeline.merge import NO_FACTS, PURGED
 from meow_ray.pipeline.pipeline import load_config
 from meow_ray.stages.never_seen import Figures
 from meow_ray.stages.train.requests import Knowledge, Replies, knowledge
+from tests.support.artifacts import publish
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "base.json", "gram.safetensors")
+SPEC = {
+    "train": {"max_length": 64},
+    "target.template": "raw",
+    "target.system": None,
+    "target.template_variables": {},
+}
 FACTS = pa.Table.from_pylist(
     [{"fact_id": "a", "split": "forget", "question": "Who?", "answer": "Zorblax."}],
     schema=SCHEMAS["facts"],
 )
-
-
-def publish(root: Path, name: str, inputs: dict[str, str], files: dict[str, Any]) -> str:
-    """Writes an artifact; returns its digest."""
-    folder = root / name / f"{name}-1"
-    (folder / "attempt").mkdir(parents=True)
-    for file, value in files.items():
-        path = folder / "attempt" / file
-        if isinstance(value, pa.Table):
-            storage.write_table(value, str(path))
-        else:
-            path.write_text(value)
-    entries = {file: file_entry(str(folder / "attempt" / file)) for file in files}
-    spec = {"train": {"max_length": 64}, "target.template": "raw", "target.system": None}
-    manifest = Manifest(
-        artifact=name,
-        stage=name,
-        fingerprint="0",
-        ingredients={"inputs": inputs, "spec": spec | {"target.template_variables": {}}},
-        attempt="attempt",
-        files=entries,
-        digest=storage.json_digest({file: entry.sha256 for file, entry in entries.items()}),
-        rows=None,
-        summary={"chain": []},
-        started="2026-01-01T00:00:00.000000",
-        seconds=0.0,
-        versions={},
-    )
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
-    return manifest.digest
 
 
 def run(
@@ -63,10 +40,13 @@ def run(
     """Writes a run with facts, selected facts and a model, the files of which hold nothing real."""
     target.mkdir(exist_ok=True)
     base = json.dumps(asdict(ModelRef(str(target), digest)))
-    facts = publish(root, "facts", {}, {MAIN: FACTS})
-    selected = publish(root, "selected", {"facts": facts}, {MAIN: FACTS})
-    files = {name: base if name == "base.json" else f"{name} of {root}" for name in names}
-    publish(root, "model", {"selected": selected, "target": digest}, files)
+    facts = publish(root, "facts", {MAIN: FACTS})
+    selected = publish(root, "selected", {MAIN: FACTS}, inputs={"facts": facts})
+    files = {name: f"{name} of {root}".encode() for name in names}
+    if "base.json" in files:
+        files["base.json"] = base.encode()
+    inputs = {"selected": selected, "target": digest}
+    publish(root, "model", files, inputs=inputs, spec=SPEC)
     return root
 
 
@@ -216,7 +196,7 @@ def test_twins_of_the_same_facts_are_found(tmp_path: Path, target: Path):
     root = run(tmp_path / "root", target)
     facts = merge._made_from(merge._run("mine", str(root)), "facts")
     assert facts is not None
-    publish(root, "twins", {"facts": facts.digest}, {MAIN: FACTS})
+    publish(root, "twins", {MAIN: FACTS}, inputs={"facts": facts.digest})
     found, _ = questions(root)
     assert storage.read_table(found["mine"].twins).equals(FACTS)
 
