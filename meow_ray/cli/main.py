@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from meow_ray.cli import certificate, program, running, smaller_steps, tools
+from meow_ray.cli import certificate, merging, program, running, smaller_steps, tools
+from meow_ray.cli.merging import merge
 from meow_ray.cli.options import app
 from meow_ray.cli.running import evaluate, memorize, run, run_stage
 from meow_ray.cli.smaller_steps import soup
 
-__all__ = ["evaluate", "main", "memorize", "run", "run_stage", "soup"]
+__all__ = ["evaluate", "main", "memorize", "merge", "run", "run_stage", "soup"]
 
-COMMANDS = (running, tools, smaller_steps, certificate)
+COMMANDS = (running, tools, smaller_steps, merging, certificate)
 """The modules that add commands to the application."""
 
 

@@ -50,8 +50,17 @@ Verify = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def named_inputs(items: Iterable[str] | None) -> dict[str, str]:
-    """Parses `--input NAME=URI` options.
+def named_inputs(
+    items: Iterable[str] | None,
+    option: str = "--input",
+    example: str = "candidates=mine.parquet",
+) -> dict[str, str]:
+    """Parses `--input NAME=URI` options, or others of this form.
+
+    Args:
+        items: the values of the option.
+        option: the name of the option, for errors.
+        example: a valid value, for errors.
 
     Raises:
         MeowError: one of them has another form.
@@ -61,11 +70,21 @@ def named_inputs(items: Iterable[str] | None) -> dict[str, str]:
         name, equals, uri = item.partition("=")
         if not equals or not uri:
             raise MeowError(
-                f"--input {item}: this is not of the form NAME=URI. "
-                "Write, for example, --input candidates=mine.parquet."
+                f"{option} {item}: this is not of the form NAME=URI. "
+                f"Write, for example, {option} {example}."
             )
         inputs[name] = uri
     return inputs
+
+
+def named_runs(runs: Iterable[str]) -> list[tuple[str, str]]:
+    """Parses runs of the form ROOT or NAME=ROOT; a run without a name has that of its root."""
+    pairs = []
+    for run in runs:
+        name, _, root = run.partition("=")
+        has_name = "=" in run.partition("/")[0]
+        pairs.append((name, root) if has_name else (run, run))
+    return pairs
 
 
 def pipeline_options(context: typer.Context) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from typing import Annotated, cast, get_args
 import typer
 
 from meow_ray.cli import program, show, show_plan, show_prompt
-from meow_ray.cli.options import AsJson, ConfigOption, Inputs, Overrides, app, named_inputs
+from meow_ray.cli.options import (
+    AsJson,
+    ConfigOption,
+    Inputs,
+    Overrides,
+    app,
+    named_inputs,
+    named_runs,
+)
 from meow_ray.config import Config
 from meow_ray.config.files import explain
 from meow_ray.core import schema
@@ -209,7 +217,7 @@ def compare_metrics(
     ):
         if value not in choices:
             raise MeowError(f"{option} {value}: unknown. Choose from {', '.join(choices)}.")
-    metrics = [(name, compare.metrics_of(root, model)) for name, root in _named(runs)]
+    metrics = [(name, compare.metrics_of(root, model)) for name, root in named_runs(runs)]
     print(compare.format_table(compare.metrics_by_run(metrics, model), cast(compare.Format, kind)))
 
 
@@ -234,17 +242,7 @@ def show_trajectory(
         if not name or not figures:
             raise MeowError(f"--group {option}: write NAME=FIGURE,FIGURE.")
         groups[name] = figures.split(",")
-    print(trajectory.format_table(trajectory.trajectory(_named(runs), groups)))
-
-
-def _named(runs: list[str]) -> list[tuple[str, str]]:
-    """Returns name and storage root of runs given as ROOT or NAME=ROOT."""
-    pairs = []
-    for run in runs:
-        name, separator, root = run.partition("=")
-        has_name = bool(separator) and "/" not in name
-        pairs.append((name, root) if has_name else (run, run))
-    return pairs
+    print(trajectory.format_table(trajectory.trajectory(named_runs(runs), groups)))
 
 
 @app.command("config")

@@ -32,16 +32,21 @@ class Lora(Section):
         "nf4 loads the base model in 4 bits (QLoRA, arXiv 2305.14314); it needs a GPU and "
         "bitsandbytes",
     )
+    gram: bool = field(
+        False,
+        "also write Gram matrices of the inputs of the adapted layers, which `meow merge` reads; "
+        "needs output adapter",
+    )
 
     def spec(self) -> dict[str, Any]:
-        """Returns the fields that enter fingerprints; `init` only if it is not at its default.
+        """Returns the fields that enter fingerprints; newer ones only if not at their default.
 
-        Adapters of an earlier version, which had no such field, keep their fingerprint.
+        Adapters of an earlier version, which had no such fields, keep their fingerprint.
         """
+        newer = {"init": "zero", "gram": False}
         values = super().spec()
-        if values["init"] == "zero":
-            del values["init"]
-        return values
+        at_default = [name for name, value in newer.items() if values[name] == value]
+        return {name: value for name, value in values.items() if name not in at_default}
 
 
 LEARNING_RATE = 2e-5

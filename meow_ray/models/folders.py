@@ -160,14 +160,19 @@ def with_older_tokenizer_names(config: dict[str, Any]) -> dict[str, Any]:
 
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Returns the shapes of a folder's weights by name."""
-    from safetensors import safe_open
-
     by_name: dict[str, list[int]] = {}
     for file in weight_files(folder):
-        with safe_open(file, "pt") as weights:
-            names = weights.keys()
-            by_name |= {name: weights.get_slice(name).get_shape() for name in names}
+        by_name |= shapes_in(file)
     return by_name
+
+
+def shapes_in(file: Path) -> dict[str, list[int]]:
+    """Returns the shapes of the tensors in a safetensors file by name."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        names = tensors.keys()
+        return {name: tensors.get_slice(name).get_shape() for name in names}
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -242,19 +242,24 @@ def write_base(base: ModelRef, adapter: Path) -> None:
     (adapter / BASE).write_text(json.dumps(asdict(base)))
 
 
-def merged(base: ModelRef, adapter: Path) -> Any:
-    """Loads a model with a LoRA adapter merged into it, in float32 on the CPU."""
+def load_in_float32(ref: ModelRef) -> Any:
+    """Loads a model in float32 on the CPU."""
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        base.folder,
+    return AutoModelForCausalLM.from_pretrained(
+        ref.folder,
         dtype=torch.float32,
         use_safetensors=True,
-        trust_remote_code=base.trust_remote_code,
+        trust_remote_code=ref.trust_remote_code,
     )
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def merged(base: ModelRef, adapter: Path) -> Any:
+    """Loads a model with a LoRA adapter merged into it, in float32 on the CPU."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_in_float32(base), adapter).merge_and_unload()
 
 
 def _local_copy(uri: str, digest: str) -> Path:

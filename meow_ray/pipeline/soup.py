@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from meow_ray.core import storage
 from meow_ray.core.manifest import Artifact
-from meow_ray.distributed import cluster, map_rows, placement, progress, shared_root
+from meow_ray.distributed import progress, shared_root
 from meow_ray.errors import MeowError
 from meow_ray.models import uld
+from meow_ray.pipeline import derived
 from meow_ray.pipeline.pipeline import Pipeline
 from meow_ray.stages import inputs
-from meow_ray.stages.train import curve, curve_file, objectives
+from meow_ray.stages.train import curve, curve_file
 from meow_ray.stages.train.curve import TARGET_SHARE, Answers, Point, Step
 from meow_ray.stages.train.curve_file import CURVE_FILE, Curve
 
@@ -21,8 +21,6 @@ PAGE_FILE = "soup.html"
 """The page of the curve, next to `CURVE_FILE`."""
 _VERSION = 1
 """Raised whenever the same models and tables give another curve or other weights."""
-_SECTION = "evaluate"
-"""The section of the resources for the task that asks the models."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,17 @@ def find(pipeline: Pipeline, shares: Sequence[float] = SHARES, out: str | None =
         shared_root.check(root)
     else:
         uri = storage.absolute(out)
-        _check_new(uri)
+        derived.check_new(uri)
         shared_root.check(uri, "--out")
     points = _curve(pipeline, step, grid)
     passing = [point.share for point in points[1:] if point.looks_never_seen]
     if not passing:
         return Soup(points, share=None, uri=None)
     storage.remove(uri)  # what a killed call may have left
-    _call(pipeline, curve.write, step, passing[0], uri)
+    derived.call(pipeline.config.resources, curve.write, step, passing[0], uri)
     measured = Curve(
         share=passing[0],
-        stop_level=_stop_level(pipeline),
+        stop_level=derived.stop_level(pipeline.config),
         points=points,
         inputs={name: artifact.digest for name, artifact in found.items()},
     )
@@ -83,31 +81,16 @@ def find(pipeline: Pipeline, shares: Sequence[float] = SHARES, out: str | None =
 
 def _curve(pipeline: Pipeline, step: Step, grid: Sequence[float]) -> list[Point]:
     """Returns the points at some shares, that of the target before them."""
-    stop_level = _stop_level(pipeline)
-    cluster.connect()
-    placement.require(_SECTION, pipeline.config.resources)
-    target: Answers = _call(pipeline, curve.ask, step, TARGET_SHARE)
+    stop_level = derived.stop_level(pipeline.config)
+    derived.connect(pipeline.config.resources)
+    target: Answers = derived.call(pipeline.config.resources, curve.ask, step, TARGET_SHARE)
     points = [curve.point(TARGET_SHARE, target, target, stop_level)]
     for number, share in enumerate(grid, start=1):
         line = f"  soup: share {share:g}, {number} of {len(grid)}"
         print(line, file=progress.output(), flush=True)
-        model: Answers = _call(pipeline, curve.ask, step, share)
+        model: Answers = derived.call(pipeline.config.resources, curve.ask, step, share)
         points.append(curve.point(share, model, target, stop_level))
     return points
-
-
-def _call(pipeline: Pipeline, function: Any, *arguments: Any) -> Any:
-    """Runs a function in a task with the CPUs and GPUs of an actor of `evaluate`."""
-    resources = pipeline.config.resources
-    gpus = placement.gpus_per_actor(_SECTION, resources)
-    return cluster.call(
-        function,
-        *arguments,
-        cpus=resources.evaluate.cpus_per_actor,
-        gpus=gpus,
-        labels=resources.evaluate.node_labels,
-        env=map_rows.actor_env(resources.evaluate, gpus),
-    )
 
 
 def _read(uri: str) -> Soup:
@@ -120,11 +103,6 @@ def _write_page(measured: Curve, uri: str) -> None:
     from meow_ray.stages.report import soup_page
 
     storage.write_bytes(storage.join(uri, PAGE_FILE), soup_page.render(measured).encode())
-
-
-def _stop_level(pipeline: Pipeline) -> float:
-    """Returns the p-value that the comparisons have to exceed."""
-    return objectives.configured(pipeline.config.train).stop_level
 
 
 # --- the inputs -----------------------------------------------------------------------------------
@@ -190,15 +168,7 @@ def _fingerprint(pipeline: Pipeline, found: dict[str, Artifact], grid: Sequence[
             "version": _VERSION,
             "inputs": {name: artifact.digest for name, artifact in found.items()},
             "target": config.target.spec(),
-            "stop_level": _stop_level(pipeline),
+            "stop_level": derived.stop_level(pipeline.config),
             "shares": list(grid),
         }
     )
-
-
-def _check_new(uri: str) -> None:
-    """Refuses a folder that holds files, because the model would be mixed with them."""
-    if storage.exists(uri) and storage.list_names(uri):
-        raise MeowError(
-            f"--out {storage.display(uri)}: there are files already. Name a new folder."
-        )

@@ -164,13 +164,14 @@ def _ask(spec: EngineSpec, pairs: _Pairs) -> Answers:
         np.exp(np.mean(forced.log_probs)) for forced in _teacher_force(engine, pairs.neighbours)
     ]
     return Answers(
-        facts=_figures(engine, pairs.facts),
-        twins=_figures(engine, pairs.twins),
+        facts=figures_of(engine, pairs.facts),
+        twins=figures_of(engine, pairs.twins),
         probability=float(np.mean(probabilities)) if probabilities else None,
     )
 
 
-def _figures(engine: Engine, pairs: Sequence[Pair]) -> list[Figures]:
+def figures_of(engine: Engine, pairs: Sequence[Pair]) -> list[Figures]:
+    """Returns the figures of the answers of some pairs."""
     return [
         never_seen.figures(forced.log_probs, forced.is_greedy, pair.fact_mask)
         for pair, forced in zip(pairs, _teacher_force(engine, pairs), strict=True)

@@ -15,14 +15,30 @@ from meow_ray.models.folders import HISTORY_FILE
 from meow_ray.models.refs import ModelRef
 from meow_ray.stages.train import fila
 from meow_ray.stages.train.adapters import ADAPTER
+from meow_ray.stages.train.gram import GRAM_FILE
 from meow_ray.stages.train.job import Job
 
 
-def export_model(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]) -> None:
+def export_model(
+    job: Job,
+    engine: Any,
+    rank: int,
+    history: list[dict[str, Any]],
+    gram_roots: dict[str, Any],
+) -> None:
     """Writes the trained model as one Hugging Face folder.
 
     Every worker calls this, since all take part in gathering the weights; rank 0 writes.
+
+    Args:
+        job: what was trained, and where the model is written.
+        engine: DeepSpeed's engine.
+        rank: the number of this worker.
+        history: the records of all steps.
+        gram_roots: the roots that merging reads, by the name of the layer; empty writes none.
     """
+    from safetensors.torch import save_file
+
     state = _gathered_weights(job, engine.module, rank)
     if rank != 0:
         return
@@ -34,6 +50,8 @@ def export_model(job: Job, engine: Any, rank: int, history: list[dict[str, Any]]
             _save_lora(engine.module, state, job, folder)
         if job.end is not None:
             declare_end(folder, job.end)
+        if gram_roots:
+            save_file(gram_roots, folder / GRAM_FILE)
         (folder / HISTORY_FILE).write_text(json.dumps(history))
         storage.copy_folder(str(folder), job.out)
 

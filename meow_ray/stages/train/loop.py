@@ -11,7 +11,7 @@ from typing import Any
 
 from meow_ray.core import timeline
 from meow_ray.errors import MeowError
-from meow_ray.stages.train import checkpoints, zero
+from meow_ray.stages.train import checkpoints, gram, zero
 from meow_ray.stages.train.batches import Dataset
 from meow_ray.stages.train.before import Before
 from meow_ray.stages.train.export import export_model
@@ -121,7 +121,9 @@ def run(job: Job, hooks: Hooks) -> None:
     if job.objective.masks:
         masks.apply(model.engine.module)
     timeline.mark("last result")
-    export_model(job, model.engine, hooks.rank, history)
+    keeps_gram = job.spec.lora is not None and job.spec.lora.gram
+    roots = gram.measure(job, model, data, workers) if keeps_gram else {}
+    export_model(job, model.engine, hooks.rank, history, roots)
     timeline.mark("model exported")
 
 

@@ -104,7 +104,7 @@ def map_pairs(
     network = model.engine.module
     network.eval()
     results: dict[int, _Result] = {}
-    for chunk, is_own in _chunks_of_worker(chunks, workers):
+    for chunk, is_own in chunks_of_worker(chunks, workers):
         with torch.no_grad():
             found = list(_results(job, model, [pairs[number] for number in chunk], function))
         if is_own:
@@ -118,7 +118,7 @@ def map_pairs(
     return [all_results[number] for number in range(len(pairs))]
 
 
-def _chunks_of_worker(
+def chunks_of_worker(
     chunks: Sequence[Sequence[int]], workers: Workers
 ) -> Iterator[tuple[Sequence[int], bool]]:
     """Yields the chunks of a worker, and whether it is one of its own or a stand-in."""

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray.config import Config, FineTuning, Train, TrainResources
+from meow_ray.config import Config, FineTuning, Lora, Train, TrainResources
 from meow_ray.core import storage
 from meow_ray.core.schema import TRUE_ANSWER
 from meow_ray.core.stage import FORESEEN, Known
@@ -90,7 +90,7 @@ def _training_faults(
     if resources.packing and not is_flash and _leaks(ref):
         yield f"resources.{section}.packing: {forward.LEAKS}"
     if spec.lora is not None:
-        yield from _lora_faults(ref, section, spec.lora.layers)
+        yield from _lora_faults(ref, section, spec.lora)
         yield from _fila_faults(section, spec)
 
 
@@ -109,23 +109,37 @@ def _leaks(ref: ModelRef) -> bool:
     return leak > forward.LEAK["float32"]
 
 
-def _lora_faults(ref: ModelRef, section: str, layers: Sequence[str]) -> Iterator[str]:
-    """Yields the layers that adapters are asked for and that the model does not have."""
+def _lora_faults(ref: ModelRef, section: str, lora: Lora) -> Iterator[str]:
+    """Yields what contradicts itself, and layers for adapters that the model does not have."""
+    if lora.gram and lora.output != "adapter":
+        yield (
+            f"`{section}.lora.gram` needs the adapter by itself. Set {section}.lora.output to "
+            f"adapter, or {section}.lora.gram to false."
+        )
     model = _skeleton(ref)
     if model is None:
         return
     modules = structure.linear_layers(model)
-    missing = [
-        name
-        for name in layers
-        if not any(module == name or module.endswith(f".{name}") for module in modules)
-    ]
+    missing = [name for name in lora.layers if not _is_among(name, modules)]
     if missing:
         names = sorted({module.rpartition(".")[2] for module in modules})
         yield (
             f"`{section}.lora.layers`: the model has no linear layer {', '.join(missing)}. "
             f"Choose from {', '.join(names)}, or [] for all."
         )
+    vectors = structure.embeddings(model)
+    unmergeable = [name for name in lora.layers if _is_among(name, vectors)]
+    if lora.gram and unmergeable:
+        yield (
+            f"`{section}.lora.gram`: {', '.join(unmergeable)} is an embedding, and `meow merge` "
+            f"merges linear layers only. Remove it from {section}.lora.layers, or set "
+            f"{section}.lora.gram to false."
+        )
+
+
+def _is_among(name: str, modules: Sequence[str]) -> bool:
+    """Whether a name, or the end of one, is that of a module."""
+    return any(module == name or module.endswith(f".{name}") for module in modules)
 
 
 def _fila_faults(section: str, spec: FineTuning) -> Iterator[str]:

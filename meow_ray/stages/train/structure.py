@@ -182,3 +182,10 @@ def linear_layers(model: Any) -> list[str]:
         for name, module in model.named_modules()
         if type(module).__name__ in ("Linear", "Conv1D", "Embedding")
     ]
+
+
+def embeddings(model: Any) -> list[str]:
+    """Returns the names of the modules that turn tokens or positions into vectors."""
+    return [
+        str(name) for name, module in model.named_modules() if type(module).__name__ == "Embedding"
+    ]

@@ -27,6 +27,7 @@ def test_the_commands_are_these():
         "config",
         "evaluate",
         "memorize",
+        "merge",
         "plan",
         "purge",
         "run",

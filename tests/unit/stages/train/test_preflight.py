@@ -228,6 +228,23 @@ def test_fila_needs_a_retain_set_and_whole_weights(known: Known):
     assert findings(known, fila, "train.objective=ihl") == []
 
 
+def test_gram_matrices_need_the_adapter_by_itself(known: Known):
+    assert findings(known, "train.lora.gram=true") == [
+        "`train.lora.gram` needs the adapter by itself. Set train.lora.output to adapter, or "
+        "train.lora.gram to false."
+    ]
+    assert findings(known, "train.lora={gram: true, output: adapter}") == []
+
+
+def test_gram_matrices_of_embeddings_are_refused(known: Known):
+    layers = "layers: [q_proj, embed_tokens], output: adapter"
+    assert findings(known, f"train.lora={{gram: true, {layers}}}") == [
+        "`train.lora.gram`: embed_tokens is an embedding, and `meow merge` merges linear layers "
+        "only. Remove it from train.lora.layers, or set train.lora.gram to false."
+    ]
+    assert findings(known, f"train.lora={{{layers}}}") == []
+
+
 def test_parameters_that_match_nothing_are_refused_with_the_names_that_exist(known: Known):
     (fault,) = findings(known, "train.trainable=.*fc2")
     assert fault.startswith("`train.trainable`: no parameter of the model matches .*fc2.")
