@@ -170,8 +170,8 @@ def _file_of(ref: ModelRef, name: str) -> bytes:
         base = uris.join(ref.uri, BASE)
         if storage.exists(base):
             return _file_of(ModelRef(**storage.read_json(base)), name)
-        is_uld = storage.exists(uris.join(ref.uri, ULD))
-        uri = uris.join(ref.uri, ULD_BASE, name) if is_uld else uris.join(ref.uri, name)
+        folder = (ULD_BASE,) if storage.exists(uris.join(ref.uri, ULD)) else ()
+        uri = uris.join(ref.uri, *folder, name)
         return storage.read_bytes(uri) if storage.exists(uri) else b""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

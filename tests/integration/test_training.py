@@ -387,36 +387,6 @@ def test_the_terms_of_an_objective_do_not_depend_on_workers_and_packing(name: st
         assert packed[-1]["terms"]["kl"] > 0
 
 
-def test_masks_drop_weights_of_feed_forward_networks_and_change_no_others(
-    curves: Curves, tiny_model: Path
-):
-    spec = SPEC.model_copy(
-        update={"objective": "balanced_subnet", "settings": {"ratio": 0.1}, "learning_rate": 1e-2}
-    )
-    setup = Setup(2, 2, True, False)
-    checkpoints = curves.folder / "masks"
-    epoch = 2  # steps: five facts in batches of four
-    whole = Run(curves.job(setup, spec), checkpoints)
-    stopped = Run(curves.job(setup, spec), checkpoints, stop_at=epoch)
-    expected, _ = curves.train([whole, stopped], 2)
-    # a checkpoint holds the scores, for another number of workers, too
-    alone = curves.job(Setup(1, 2, True, False), spec)
-    resumed = Run(alone, curves.folder / "again", resume=checkpoints / str(epoch))
-    history = curves.train([resumed], 1)[0]
-    assert losses(history) == pytest.approx(losses(expected), rel=TOLERANCE)
-    before = load_file(tiny_model / "model.safetensors")
-    masks = []
-    for run in (whole, resumed):
-        after = load_file(Path(run.job.out, "model.safetensors"))
-        assert after.keys() == before.keys()
-        for name, weight in after.items():
-            changed = weight != before[name]
-            assert (weight[changed] == 0).all()
-            assert changed.sum() == (round(0.1 * weight.numel()) if ".mlp." in name else 0)
-        masks.append(torch.cat([(after[name] == 0).flatten() for name in sorted(after)]))
-    assert (masks[0] != masks[1]).sum() < 0.01 * masks[0].sum()
-
-
 @pytest.mark.parametrize(("term", "budget"), [("kl", 0.001), ("retain", 0.3)])
 def test_a_weight_rises_by_5_times_what_its_term_exceeds_the_budget(
     term: str, budget: float, variants: Any, methods: Any

@@ -1,6 +1,6 @@
 """What the stages that train would find wrong only at their start, found before the run."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meow_ray.config import Config, FineTuning, Lora, Train, TrainResources
+from meow_ray.config import Config, FineTuning, TrainResources
 from meow_ray.core import storage
 from meow_ray.core.schema import TRUE_ANSWER
 from meow_ray.core.stage import FORESEEN, Known
@@ -30,7 +30,8 @@ from meow_ray.stages.model_checks import (
     target_ahead,
     training_limit,
 )
-from meow_ray.stages.train import assistant, fila, forward, objectives, structure, zero
+from meow_ray.stages.train import assistant, forward, objectives, structure, zero
+from meow_ray.stages.train.adapter_checks import fila_faults, lora_faults, skeleton
 from meow_ray.stages.train.items import Pair
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import NO_RETAIN_SET
@@ -90,8 +91,8 @@ def _training_faults(
     if resources.packing and not is_flash and _leaks(ref):
         yield f"resources.{section}.packing: {forward.LEAKS}"
     if spec.lora is not None:
-        yield from _lora_faults(ref, section, spec.lora)
-        yield from _fila_faults(section, spec)
+        yield from lora_faults(ref, section, spec.lora)
+        yield from fila_faults(section, spec)
 
 
 @cache
@@ -109,64 +110,6 @@ def _leaks(ref: ModelRef) -> bool:
     return leak > forward.LEAK["float32"]
 
 
-def _lora_faults(ref: ModelRef, section: str, lora: Lora) -> Iterator[str]:
-    """Yields what contradicts itself, and layers for adapters that the model does not have."""
-    if lora.gram and lora.output != "adapter":
-        yield (
-            f"`{section}.lora.gram` needs the adapter by itself. Set {section}.lora.output to "
-            f"adapter, or {section}.lora.gram to false."
-        )
-    model = _skeleton(ref)
-    if model is None:
-        return
-    modules = structure.linear_layers(model)
-    missing = [name for name in lora.layers if not _is_among(name, modules)]
-    if missing:
-        names = sorted({module.rpartition(".")[2] for module in modules})
-        yield (
-            f"`{section}.lora.layers`: the model has no linear layer {', '.join(missing)}. "
-            f"Choose from {', '.join(names)}, or [] for all."
-        )
-    vectors = structure.embeddings(model)
-    unmergeable = [name for name in lora.layers if _is_among(name, vectors)]
-    if lora.gram and unmergeable:
-        yield (
-            f"`{section}.lora.gram`: {', '.join(unmergeable)} is an embedding, and `meow merge` "
-            f"merges linear layers only. Remove it from {section}.lora.layers, or set "
-            f"{section}.lora.gram to false."
-        )
-
-
-def _is_among(name: str, modules: Sequence[str]) -> bool:
-    """Whether a name, or the end of one, is that of a module."""
-    return any(module == name or module.endswith(f".{name}") for module in modules)
-
-
-def _fila_faults(section: str, spec: FineTuning) -> Iterator[str]:
-    """Yields why adapters cannot start from a part of the weights."""
-    if not fila.is_configured(spec):
-        return
-    assert spec.lora is not None
-    if not isinstance(spec, Train):
-        yield "`memorize.lora.init`: fila needs facts to forget. Set it to zero."
-    elif objectives.configured(spec).assistant_blocks:
-        yield (
-            f"`train.lora.init`: fila reads the whole target, but {spec.objective} trains an "
-            "assistant of its first blocks. Set it to zero."
-        )
-    elif "retain" not in objectives.configured(spec).roles:
-        yield (
-            "`train.lora.init`: fila compares the facts to forget with a retain set, and this "
-            "objective has none. Set `train.kl_weight` or `train.retain_weight`, or choose an "
-            "objective with a retain term, such as ihl."
-        )
-    if spec.lora.quantize != "none":
-        yield (
-            f"`{section}.lora.init`: fila changes the frozen weights, which `lora.quantize` "
-            f"{spec.lora.quantize} keeps in 4 bits. Set `{section}.lora.quantize` to none."
-        )
-
-
 def _objective_faults(ref: ModelRef, key: str, objective: ObjectiveSpec) -> Iterator[str]:
     """Yields why an objective cannot update or read the blocks that it names."""
     layer = objective.layer
@@ -177,7 +120,7 @@ def _objective_faults(ref: ModelRef, key: str, objective: ObjectiveSpec) -> Iter
         return
     if objective.trainable is None:
         return
-    model = _skeleton(ref)
+    model = skeleton(ref)
     if model is None:
         return
     names = structure.trained_parameters(model, objective.trainable, layer)
@@ -241,14 +184,6 @@ def check_layer(objective: ObjectiveSpec, model: ModelRef) -> None:
         f"`train.settings.layer` is {objective.layer}; it must be below the last block of the "
         f"target, {num_layers - 1}."
     )
-
-
-def _skeleton(ref: ModelRef) -> Any | None:
-    """Returns the model without values, or None if it cannot be made without its weights."""
-    try:
-        return structure.skeleton(ref)
-    except Exception:  # noqa: BLE001 - the code of a model's own may do anything
-        return None
 
 
 # --- the pairs ------------------------------------------------------------------------------------

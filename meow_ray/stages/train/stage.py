@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from meow_ray.config import LEARNING_RATE, Config, FineTuning
+from meow_ray.config import Config, FineTuning
 from meow_ray.core import checks, storage, tables
 from meow_ray.core.manifest import Artifact
 from meow_ray.core.outside import OutsideInput, adopt_table
@@ -37,14 +37,12 @@ from meow_ray.stages.model_checks import check_target, check_target_engine
 from meow_ray.stages.train import assistant, batches, fila, objectives, presets, steps, zero
 from meow_ray.stages.train.chain import chain_of
 from meow_ray.stages.train.job import Job
+from meow_ray.stages.train.learning_rate import default_learning_rate
 from meow_ray.stages.train.objective_spec import ObjectiveSpec
 from meow_ray.stages.train.pairs import RETAIN_SETS, pairs_of
 from meow_ray.stages.train.preflight import MEMORIZE_CHECKS, TRAIN_CHECKS, check_layer
 from meow_ray.stages.train.tracking import TrackerSpec
 from meow_ray.stages.train.watched import write as write_watched
-
-RATE_BY_WIDTH = 0.06
-"""Learning rate times the width of the model, for objectives that end by themselves."""
 
 
 def memorize(context: Context) -> dict[str, Any]:
@@ -160,7 +158,7 @@ def _fit(
         write_watched(facts, twins, prompter, spec.max_length, watched, guesses)
     deepspeed = context.inputs.get(f"{name}_deepspeed")
     if spec.learning_rate is None:
-        spec = spec.model_copy(update={"learning_rate": _learning_rate(model, objective)})
+        spec = spec.model_copy(update={"learning_rate": default_learning_rate(model, objective)})
     job = Job(
         model=model,
         pairs=path,
@@ -205,17 +203,6 @@ def _fit_assistant(
     end = target_prompter(target, context.config.target).end
     assistant.export_with(target, objective, end, context.out)
     return {**figures, "assistant_blocks": blocks}
-
-
-def _learning_rate(model: ModelRef, objective: ObjectiveSpec) -> float:
-    """Returns the learning rate that suits an objective, and for some the width of the model.
-
-    Wider models need smaller ones: 1e-4 for 576 (SmolLM2-135M), 1.5e-5 for 4,096 (Llama 3 8B).
-    """
-    if not objective.scales_learning_rate:
-        return objective.own_learning_rate or LEARNING_RATE
-    width: int = refs.load_model_config(model).get_text_config().hidden_size
-    return RATE_BY_WIDTH / width
 
 
 def _tracked_settings(spec: FineTuning, objective: ObjectiveSpec) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from meow_ray.stages.audit.reasons import MissingError, Reason
 from meow_ray.stages.audit.scoring import prompt_of
 from meow_ray.stages.audit.steps import AuditSteps
 from meow_ray.stages.evaluate.suites import prefix_length
-from meow_ray.stages.train.stage import RATE_BY_WIDTH
+from meow_ray.stages.train.learning_rate import RATE_BY_WIDTH
 
 HALF = 50
 """Per cent of the answer that the second question gives away."""
