@@ -79,7 +79,7 @@ def resolve(spec: Train, source: str | None) -> ObjectiveSpec:
         changes["idk_answers"] = spec.idk_answers
     objective = replace(preset, settings=_complete_settings(spec, preset), **changes)
     _check_effect(spec, objective)
-    _check_assistant(spec, objective)
+    _check_assistant(spec, objective, trains_assistant=bool(preset.assistant_blocks))
     return objective if spec.retain is None else _with_retain(objective, spec)
 
 
@@ -233,9 +233,9 @@ def _check_effect(spec: Train, objective: ObjectiveSpec) -> None:
         )
 
 
-def _check_assistant(spec: Train, objective: ObjectiveSpec) -> None:
+def _check_assistant(spec: Train, objective: ObjectiveSpec, *, trains_assistant: bool) -> None:
     """Refuses settings that do not go with an assistant, and those of an assistant without one."""
-    if not objective.assistant_blocks:
+    if not trains_assistant:
         for name in ASSISTANT:
             if getattr(spec, name) is not None:
                 raise MeowError(

@@ -169,10 +169,12 @@ def test_adapters_on_other_layers_are_refused(base: ModelRef, tmp_path: Path):
 def test_adapters_on_embeddings_are_refused(base: ModelRef, tmp_path: Path):
     modules = ["q_proj", "embed_tokens"]
     pair = [adapter(tmp_path / name, base, 2, modules, grams=False) for name in ("first", "second")]
-    assert refusal(pair, base, LINEAR, tmp_path / "out") == (
-        "first: the adapter changes more than linear layers "
-        "(base_model.model.model.embed_tokens.lora_embedding_A), which cannot be merged. Train "
-        "this request with other train.lora.layers."
+    message = refusal(pair, base, LINEAR, tmp_path / "out")
+    assert message.startswith(
+        "first: the adapter changes more than linear layers (base_model.model.model.embed_tokens."
+    )
+    assert message.endswith(
+        "), which cannot be merged. Train this request with other train.lora.layers."
     )
 
 
