@@ -18,6 +18,11 @@ from tests.support.world import World
 
 PROJECT = Path(__file__).parents[1]
 
+# processes of one run share the cores: threads that wait for a core that another process has,
+# as those of OpenMP do, slow all of them down
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _PROCESSES)))
+
 settings.register_profile("meow", deadline=None, max_examples=50)
 settings.load_profile("meow")
 

@@ -38,16 +38,6 @@ class Lora(Section):
         "needs output adapter",
     )
 
-    def spec(self) -> dict[str, Any]:
-        """Returns the fields that enter fingerprints; newer ones only if not at their default.
-
-        Adapters of an earlier version, which had no such fields, keep their fingerprint.
-        """
-        newer = {"init": "zero", "gram": False}
-        values = super().spec()
-        at_default = [name for name, value in newer.items() if values[name] == value]
-        return {name: value for name, value in values.items() if name not in at_default}
-
 
 LEARNING_RATE = 2e-5
 """The learning rate that is used if none is set."""

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from meow_ray.core import storage
+from meow_ray.core import uris
 from meow_ray.errors import MeowError
 from meow_ray.models.folders import ULD
 from meow_ray.models.refs import ModelRef
@@ -34,7 +34,9 @@ class UldSettings:
 
 def is_uld(ref: ModelRef) -> bool:
     """Tells whether a model is the folder of a ULD model. A model of the hub never is."""
-    return not ref.commit and storage.exists(storage.join(ref.uri, ULD))
+    from meow_ray.core import storage
+
+    return not ref.commit and storage.exists(uris.join(ref.uri, ULD))
 
 
 def check_one_model(ref: ModelRef, what: str, cure: str) -> None:
@@ -51,7 +53,7 @@ def two_models(ref: ModelRef, what: str, cure: str) -> str:
         what: what refuses it, and what it does with one model, such as `vLLM loads one model`.
         cure: a sentence that says what to do.
     """
-    name = storage.display(ref.uri)
+    name = uris.display(ref.uri)
     return f"{name} is a ULD model, two models whose logits are combined, but {what}. {cure}"
 
 

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meow_ray.config import FineTuning
-from meow_ray.core import storage
-from meow_ray.core.manifest import Artifact
 from meow_ray.models.prompts import IGNORE
 from meow_ray.stages.train.adapters import ADAPTER, adapted_layers, is_transposed
 from meow_ray.stages.train.items import Pair
@@ -33,11 +31,6 @@ ITERATIONS = 4
 def is_configured(spec: FineTuning) -> bool:
     """Tells whether adapters start from a part of the weights."""
     return spec.lora is not None and spec.lora.init == "fila"
-
-
-def file_of(artifact: Artifact | None) -> str | None:
-    """Returns the URI of the tensors of the artifact `fila`; None without the artifact."""
-    return storage.join(artifact.uri, FILE) if artifact else None
 
 
 def fisher(model: Any, pairs: Iterable[Pair], device: Any) -> dict[str, Any]:

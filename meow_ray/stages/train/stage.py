@@ -108,6 +108,9 @@ def train(context: Context) -> dict[str, Any]:
     check_layer(objective, model)
     objective_name = PurePosixPath(config.train.objective).name
     chain = chain_of(target, pairs, objective_name)
+    first = None
+    if "fila" in context.inputs:
+        first = storage.join(context.inputs["fila"].uri, fila.FILE)
     if objective.assistant_blocks:
         figures = _fit_assistant(context, pairs, model, objective)
     else:
@@ -118,7 +121,7 @@ def train(context: Context) -> dict[str, Any]:
             model=model,
             spec=config.train,
             objective=objective,
-            first_adapters=fila.file_of(context.inputs.get("fila")),
+            first_adapters=first,
         )
     return {"objective": objective_name, **figures, "chain": chain}
 

@@ -150,6 +150,7 @@ def test_these_keys_name_content():
         "train.retain_budget",
         "train.weight_distance",
         "train.guessed_floors",
+        *(f"train.assistant_{name}" for name in ("blocks", "weight", "filter")),
         "train.deepspeed",
         "memorize.deepspeed",
         "audit.attacker.model",
@@ -160,7 +161,8 @@ def test_these_keys_name_content():
 @pytest.mark.parametrize("key", [key for key in SPEC if key not in SINGLE_VALUED])
 def test_a_spec_key_changes_the_fingerprints_of_the_stages_that_declare_it(key: str):
     section = key.split(".")[0]
-    declaring = {stage.name for stage in STAGES if {key, section} & set(stage.sections)}
+    parents = {key, key.rpartition(".")[0], section}
+    declaring = {stage.name for stage in STAGES if parents & set(stage.sections)}
     before = fingerprints(PLAIN)
     after = fingerprints(with_change(key))
     assert {name for name in before if before[name] != after[name]} == declaring
