@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch.nn import functional
 
-from meow_ray.config import Lora, Train
+from meow_ray.config import Lora
 from meow_ray.models.prompts import IGNORE
 from meow_ray.stages.train import fila
 from meow_ray.stages.train.adapters import ADAPTER, adapted_layers, with_adapters
@@ -145,9 +145,3 @@ def test_a_trained_adapter_fits_the_model_before_the_start(
     loaded = PeftModel.from_pretrained(model_of(kind, tiny_model), tmp_path).eval()
     torch.testing.assert_close(logits(loaded), trained, atol=1e-4, rtol=1e-4)
     assert loaded.peft_config[ADAPTER].r == 2 * LORA.rank
-
-
-def test_the_start_enters_fingerprints_only_if_it_is_chosen():
-    old = Train(lora=Lora(rank=4)).spec()["lora"]
-    assert "init" not in old
-    assert Train(lora=Lora(rank=4, init="fila")).spec()["lora"] == old | {"init": "fila"}
