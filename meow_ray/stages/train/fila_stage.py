@@ -58,16 +58,9 @@ def write_tensors(ref: ModelRef, pairs: str, lora: Lora, uri: str) -> dict[str, 
     """Computes the tensors in a task of the cluster and writes them to a file."""
     import torch
     from safetensors.torch import save
-    from transformers import AutoModelForCausalLM
 
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    model = AutoModelForCausalLM.from_pretrained(
-        ref.folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=ref.trust_remote_code,
-    )
-    model = with_adapters(model.to(device).eval(), lora)
+    model = with_adapters(refs.load_in_float32(ref).to(device).eval(), lora)
     data = Dataset(storage.read_table([pairs]), FineTuning())  # takes no steps, so any settings do
     forget, retain = ([data.pair(row) for row in data.rows_of(role)] for role in ROLES)
     tensors = fila.first_adapters(model, forget, retain, device)
